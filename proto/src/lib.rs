@@ -1,0 +1,13 @@
+#![doc = include_str!("../DESIGN.md")]
+#![forbid(unsafe_code)]
+
+pub mod buffer;
+pub mod capability;
+pub mod checksum;
+pub mod codec;
+pub mod collections;
+pub mod disk;
+pub mod ids;
+pub mod limits;
+pub mod time;
+pub mod units;

@@ -1,0 +1,3 @@
+#![doc = include_str!("../DESIGN.md")]
+
+pub mod store;

@@ -1,0 +1,218 @@
+//! What a store can be asked, and what it answers.
+
+use bytes::Bytes;
+use cairn_proto::checksum::Checksum;
+use cairn_proto::disk::{DiskError, DiskOp};
+use cairn_proto::ids::{ChunkIndex, CommitSeq, Generation, GroupId, Layer, Version, VolumeId};
+use cairn_proto::units::BlockRange;
+
+/// Pairs an answer with its request. Chosen by the caller, unique among the requests in flight.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Ticket(pub u64);
+
+/// What a block of one layer is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// Never written in this layer, or discarded: a clone's reader goes to the parent. A version above zero is that of
+    /// the discard.
+    Absent,
+    /// Written as zeroes; takes no space.
+    Zero,
+    /// 4096 bytes with this checksum.
+    Data(Checksum),
+    /// Acknowledged once, and can't be read any more. Never replaced by an older content.
+    Damaged,
+}
+
+/// A block as the store holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockState {
+    /// What it is.
+    pub content: Content,
+    /// Of which write.
+    pub version: Version,
+}
+
+/// When a write applies to a block (rules 13 and 21 of the replication protocol).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Apply {
+    /// If its version is newer than what the block has in this layer.
+    IfNewer,
+    /// If the block's generation is below this one, even when its version is higher; else only if newer.
+    Resync(Generation),
+}
+
+/// One block of a [`StoreRequest::Copy`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CopiedBlock {
+    /// What it is to become; never `Damaged`. `Data` takes the next block of the request's content.
+    pub content: Content,
+    /// The version it had at its source.
+    pub version: Version,
+}
+
+/// What a write puts into its range.
+#[derive(Clone, Debug)]
+pub enum WriteContent {
+    /// Bytes, block-aligned, as long as the range, and the checksum of each block.
+    Data {
+        /// The bytes.
+        bytes: Bytes,
+        /// One per block. The caller has verified them.
+        checksums: Vec<Checksum>,
+    },
+    /// Zeroes, run-length.
+    Zero,
+    /// Absence, run-length; the version is kept as a tombstone.
+    Discard,
+}
+
+/// Something to do. All but reads are answered when they are durable.
+#[derive(Clone, Debug)]
+pub enum StoreRequest {
+    /// Make this the highest generation seen of the volume, unless a higher one is held already.
+    Seal {
+        /// Which volume; it need not have data here.
+        volume: VolumeId,
+        /// The generation.
+        generation: Generation,
+    },
+    /// Create the replica of a group, if it is not there yet. A write never does.
+    CreateReplica {
+        /// Which group.
+        group: GroupId,
+        /// What the store keeps of it, opaque here.
+        role: u8,
+    },
+    /// Forget a group's replica and give its space back. Seals stay.
+    DropReplica {
+        /// Which group.
+        group: GroupId,
+    },
+    /// Write a range under one version.
+    Write {
+        /// Which group; its replica must exist.
+        group: GroupId,
+        /// Into which layer.
+        layer: Layer,
+        /// Where; all of one chunk is allowed for zeroes and discards, 256 blocks for data.
+        range: BlockRange,
+        /// The version of every block of it.
+        version: Version,
+        /// What.
+        content: WriteContent,
+    },
+    /// Write blocks as another replica has them, each with a version of its own.
+    Copy {
+        /// Which group; its replica must exist.
+        group: GroupId,
+        /// Into which layer.
+        layer: Layer,
+        /// Where; at most 256 blocks.
+        range: BlockRange,
+        /// One per block of the range.
+        blocks: Vec<CopiedBlock>,
+        /// The content of the blocks that are `Data`, in order, block-aligned.
+        bytes: Bytes,
+        /// When it applies.
+        apply: Apply,
+    },
+    /// Read a range; at most 256 blocks.
+    Read {
+        /// Which group.
+        group: GroupId,
+        /// From which layer.
+        layer: Layer,
+        /// Where.
+        range: BlockRange,
+    },
+    /// List what the group's replica holds, in order of (chunk, layer, block), from a place on.
+    Collect {
+        /// Which group.
+        group: GroupId,
+        /// From where on.
+        from: Cursor,
+        /// Only versions above this one.
+        above: Version,
+        /// Runs at the most.
+        runs_max: usize,
+    },
+}
+
+/// A place in the order of a group's blocks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Cursor {
+    /// First by chunk.
+    pub chunk: ChunkIndex,
+    /// Then by layer.
+    pub layer: Layer,
+    /// Then by block in the chunk.
+    pub block: u32,
+}
+
+/// Blocks of one layer that follow each other and have the same version and kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// In which layer.
+    pub layer: Layer,
+    /// Where.
+    pub range: BlockRange,
+    /// What: `Data`'s checksum is that of the first block and means nothing for the others.
+    pub state: BlockState,
+}
+
+/// The end of a request.
+#[derive(Clone, Debug)]
+pub enum StoreReply {
+    /// A seal, replica record, write or copy is durable, or what superseded it is.
+    Durable {
+        /// The commit that made it so.
+        commit: CommitSeq,
+        /// Microseconds it waited before its batch was written.
+        queue_us: u32,
+        /// Microseconds the device took to write the batch.
+        write_us: u32,
+        /// Microseconds the flush took; zero without volatile cache.
+        flush_us: u32,
+    },
+    /// What was read.
+    Read {
+        /// One per block of the range. A block whose checksum did not match is `Damaged` here.
+        blocks: Vec<BlockState>,
+        /// The content of the blocks that are `Data`, in order; every buffer is whole blocks.
+        bytes: Vec<Bytes>,
+    },
+    /// What was listed.
+    Collected {
+        /// In order.
+        runs: Vec<Run>,
+        /// Where to go on; `None` at the end of the group.
+        next: Option<Cursor>,
+    },
+    /// It was not done. Nothing of it will show, now or after a restart.
+    Failed(StoreError),
+}
+
+/// Why a request was not done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StoreError {
+    /// The group has no replica here.
+    NoReplica,
+    /// The device is full.
+    NoSpace,
+    /// The store has stopped acknowledging after a failed write or flush, until it is reopened.
+    Poisoned(DiskError),
+    /// A read failed at the device. Other blocks may be readable.
+    Unreadable(DiskError),
+    /// The request is outside what the store allows (the caller's bug or a peer's).
+    Invalid(&'static str),
+}
+
+/// What the store wants done.
+#[derive(Clone, Debug)]
+pub enum StoreAction {
+    /// Give this to the device.
+    Disk(DiskOp),
+    /// Give this to whoever asked.
+    Reply(Ticket, StoreReply),
+}

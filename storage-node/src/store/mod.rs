@@ -1,0 +1,3 @@
+//! The store of one device.
+
+pub mod api;

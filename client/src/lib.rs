@@ -1,1 +1,3 @@
-//! Cairn.
+//! The Cairn client.
+
+pub mod volume;

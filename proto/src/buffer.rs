@@ -19,7 +19,9 @@ pub struct BlockBuf {
 impl BlockBuf {
     /// A buffer of `blocks` blocks of zeroes.
     pub fn zeroed(blocks: usize) -> BlockBuf {
-        BlockBuf { pages: vec![Page([0; BLOCK_BYTES]); blocks] }
+        BlockBuf {
+            pages: vec![Page([0; BLOCK_BYTES]); blocks],
+        }
     }
 
     /// A buffer with a copy of `content`, the rest of its last block zero.
@@ -62,7 +64,11 @@ pub fn is_aligned(bytes: &[u8]) -> bool {
 
 /// The same content, block-aligned: itself where it is already, a copy where it is not.
 pub fn align(bytes: Bytes) -> Bytes {
-    if is_aligned(&bytes) { bytes } else { BlockBuf::copied_from(&bytes).freeze() }
+    if is_aligned(&bytes) {
+        bytes
+    } else {
+        BlockBuf::copied_from(&bytes).freeze()
+    }
 }
 
 #[cfg(test)]

@@ -54,13 +54,23 @@ impl Capability {
         generation: Generation,
         rights: Rights,
     ) -> Capability {
-        let mac = mac(key, cluster, volume, generation, rights).finalize().into_bytes().into();
-        Capability { volume, generation, rights, mac }
+        let mac = mac(key, cluster, volume, generation, rights)
+            .finalize()
+            .into_bytes()
+            .into();
+        Capability {
+            volume,
+            generation,
+            rights,
+            mac,
+        }
     }
 
     /// Whether this cluster's meta granted it. Takes the same time for every wrong code.
     pub fn is_valid(&self, key: &ClusterKey, cluster: ClusterId) -> bool {
-        mac(key, cluster, self.volume, self.generation, self.rights).verify_slice(&self.mac).is_ok()
+        mac(key, cluster, self.volume, self.generation, self.rights)
+            .verify_slice(&self.mac)
+            .is_ok()
     }
 
     /// Appends its wire form.
@@ -79,7 +89,12 @@ impl Capability {
             _ => return Err(DecodeError::Invalid("rights")),
         };
         reader.zeroes(3)?;
-        Ok(Capability { volume, generation, rights, mac: reader.array()? })
+        Ok(Capability {
+            volume,
+            generation,
+            rights,
+            mac: reader.array()?,
+        })
     }
 }
 
@@ -117,7 +132,19 @@ mod tests {
         assert!(read.is_valid(&key, cluster));
         assert!(!read.is_valid(&ClusterKey([9; 32]), cluster));
         assert!(!read.is_valid(&key, ClusterId([9; 16])));
-        assert!(!Capability { generation: Generation::new(8).unwrap(), ..read }.is_valid(&key, cluster));
-        assert!(!Capability { volume: VolumeId(4), ..read }.is_valid(&key, cluster));
+        assert!(
+            !Capability {
+                generation: Generation::new(8).unwrap(),
+                ..read
+            }
+            .is_valid(&key, cluster)
+        );
+        assert!(
+            !Capability {
+                volume: VolumeId(4),
+                ..read
+            }
+            .is_valid(&key, cluster)
+        );
     }
 }

@@ -40,7 +40,9 @@ pub fn block_checksum(volume: VolumeId, volume_block: u64, content: &[u8]) -> Ch
 pub fn range_checksums(volume: VolumeId, range: BlockRange, content: &[u8]) -> Vec<Checksum> {
     assert_eq!(content.len(), range.bytes(), "content of {range}");
     let blocks = content.chunks_exact(BLOCK_BYTES).zip(0..);
-    blocks.map(|(block, i)| block_checksum(volume, range.volume_block(i), block)).collect()
+    blocks
+        .map(|(block, i)| block_checksum(volume, range.volume_block(i), block))
+        .collect()
 }
 
 #[cfg(test)]

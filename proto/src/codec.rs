@@ -126,14 +126,22 @@ impl<'a> Reader<'a> {
     /// Bytes that must be zero: reserved places, so that a later format can use them.
     pub fn zeroes(&mut self, count: usize) -> Result<(), DecodeError> {
         let zero = self.bytes(count)?.iter().all(|b| *b == 0);
-        if zero { Ok(()) } else { Err(DecodeError::Invalid("reserved")) }
+        if zero {
+            Ok(())
+        } else {
+            Err(DecodeError::Invalid("reserved"))
+        }
     }
 
     /// A count that must not be above its bound: checked before anything is allocated for it.
     pub fn count(&mut self, field: &'static str, limit: usize) -> Result<usize, DecodeError> {
         let value = self.u32()?;
         if value as usize > limit {
-            return Err(DecodeError::TooLarge { field, value: value.into(), limit: limit as u64 });
+            return Err(DecodeError::TooLarge {
+                field,
+                value: value.into(),
+                limit: limit as u64,
+            });
         }
         Ok(value as usize)
     }
@@ -145,6 +153,10 @@ impl<'a> Reader<'a> {
 
     /// Nothing may be left.
     pub fn finish(self) -> Result<(), DecodeError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::TrailingBytes(self.rest.len())) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(DecodeError::TrailingBytes(self.rest.len()))
+        }
     }
 }

@@ -249,7 +249,9 @@ pub struct GroupCount(u8);
 impl GroupCount {
     /// `None` unless within `1 ..= 32`.
     pub fn new(count: u8) -> Option<GroupCount> {
-        (1..=GROUPS_PER_VOLUME_MAX).contains(&count).then_some(GroupCount(count))
+        (1..=GROUPS_PER_VOLUME_MAX)
+            .contains(&count)
+            .then_some(GroupCount(count))
     }
 
     /// The number.

@@ -1,6 +1,7 @@
 #![doc = include_str!("../DESIGN.md")]
 #![forbid(unsafe_code)]
 
+pub mod block;
 pub mod buffer;
 pub mod capability;
 pub mod checksum;

@@ -22,7 +22,11 @@ impl BlockRange {
 
     /// All of a chunk.
     pub fn whole(chunk: ChunkIndex) -> BlockRange {
-        BlockRange { chunk, start: 0, count: BLOCKS_PER_CHUNK }
+        BlockRange {
+            chunk,
+            start: 0,
+            count: BLOCKS_PER_CHUNK,
+        }
     }
 
     /// The chunk, counted from the start of the volume.
@@ -111,7 +115,11 @@ pub struct ParseByteSizeError(String);
 
 impl fmt::Display for ParseByteSizeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` is not a size: write a whole number and a unit of 1024, as 512M, 10GiB or 1T", self.0)
+        write!(
+            f,
+            "`{}` is not a size: write a whole number and a unit of 1024, as 512M, 10GiB or 1T",
+            self.0
+        )
     }
 }
 
@@ -148,7 +156,10 @@ mod tests {
         assert!(BlockRange::new(chunk, 0, 0).is_none());
         assert!(BlockRange::new(chunk, BLOCKS_PER_CHUNK, 1).is_none());
         assert!(BlockRange::new(chunk, u32::MAX, 2).is_none());
-        assert_eq!(BlockRange::new(chunk, 0, BLOCKS_PER_CHUNK), Some(BlockRange::whole(chunk)));
+        assert_eq!(
+            BlockRange::new(chunk, 0, BLOCKS_PER_CHUNK),
+            Some(BlockRange::whole(chunk))
+        );
         let range = BlockRange::new(chunk, 5, 2).unwrap();
         assert_eq!(range.volume_block(1), 3 * 16384 + 6);
     }
@@ -163,7 +174,13 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [("4096", 4096), ("512M", 512 << 20), ("10GiB", 10 << 30), ("1 TiB", 1 << 40), ("0", 0)] {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("512M", 512 << 20),
+            ("10GiB", 10 << 30),
+            ("1 TiB", 1 << 40),
+            ("0", 0),
+        ] {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
         for text in ["", "G", "-1", "1.5G", "1X", "99999999999P", "18446744073709551616"] {

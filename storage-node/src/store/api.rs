@@ -1,46 +1,15 @@
 //! What a store can be asked, and what it answers.
 
 use bytes::Bytes;
+pub use cairn_proto::block::{Apply, BlockState, Content, Cursor, Run};
 use cairn_proto::checksum::Checksum;
 use cairn_proto::disk::{DiskError, DiskOp};
-use cairn_proto::ids::{ChunkIndex, CommitSeq, Generation, GroupId, Layer, Version, VolumeId};
+use cairn_proto::ids::{CommitSeq, Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
 /// Pairs an answer with its request. Chosen by the caller, unique among the requests in flight.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Ticket(pub u64);
-
-/// What a block of one layer is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Content {
-    /// Never written in this layer, or discarded: a clone's reader goes to the parent. A version above zero is that of
-    /// the discard.
-    Absent,
-    /// Written as zeroes; takes no space.
-    Zero,
-    /// 4096 bytes with this checksum.
-    Data(Checksum),
-    /// Acknowledged once, and can't be read any more. Never replaced by an older content.
-    Damaged,
-}
-
-/// A block as the store holds it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BlockState {
-    /// What it is.
-    pub content: Content,
-    /// Of which write.
-    pub version: Version,
-}
-
-/// When a write applies to a block (rules 13 and 21 of the replication protocol).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Apply {
-    /// If its version is newer than what the block has in this layer.
-    IfNewer,
-    /// If the block's generation is below this one, even when its version is higher; else only if newer.
-    Resync(Generation),
-}
 
 /// One block of a [`StoreRequest::Copy`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,28 +106,6 @@ pub enum StoreRequest {
         /// Runs at the most.
         runs_max: usize,
     },
-}
-
-/// A place in the order of a group's blocks.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Cursor {
-    /// First by chunk.
-    pub chunk: ChunkIndex,
-    /// Then by layer.
-    pub layer: Layer,
-    /// Then by block in the chunk.
-    pub block: u32,
-}
-
-/// Blocks of one layer that follow each other and have the same version and kind.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Run {
-    /// In which layer.
-    pub layer: Layer,
-    /// Where.
-    pub range: BlockRange,
-    /// What: `Data`'s checksum is that of the first block and means nothing for the others.
-    pub state: BlockState,
 }
 
 /// The end of a request.

@@ -75,6 +75,9 @@ impl Collected {
         let more = reader.bool("more")?;
         reader.zeroes(3)?;
         let next = Cursor::decode(reader)?;
+        if !more && next != Cursor::default() {
+            return Err(DecodeError::Invalid("cursor"));
+        }
         reader.zeroes(4)?;
         let runs = (0..count).map(|_| Run::decode(reader)).collect::<Result<Vec<_>, _>>()?;
         Ok(Collected {

@@ -1,0 +1,11 @@
+//! End to end: real processes of `cairn dev`, attached by real programs.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "these tests watch real processes in real time, and a panic is how a test fails"
+)]
+
+mod guest;
+mod stand_in;
+mod support;

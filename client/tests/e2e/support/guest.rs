@@ -1,0 +1,208 @@
+//! An unmodified guest in QEMU: a distribution's kernel, an archive with busybox and e2fsprogs as its only file system,
+//! and a disk over NBD. A scenario is a shell script; what it says comes back over the serial line.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cairn_chaos::live::process::Guarded;
+use cairn_chaos::live::tools;
+
+use super::cpio::Cpio;
+
+/// Where `.ci/fetch-guest` was told to put the kernel and busybox.
+const GUEST_DIR: &str = "CAIRN_GUEST_DIR";
+/// In load order.
+const MODULES: [&str; 6] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_pci",
+    "virtio_blk",
+];
+/// Each with the libraries it needs, from the package e2fsprogs.
+const HOST_PROGRAMS: [&str; 2] = ["mke2fs", "e2fsck"];
+/// A line of this start and the scenario's status ends its output.
+const END_MARK: &str = "GUEST-END status=";
+/// Before each line that a scenario says.
+const SAY_MARK: &str = "GUEST ";
+
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /mnt /etc /tmp
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev
+for module in $(cat /modules/order); do insmod /modules/$module.ko || echo "GUEST no module $module"; done
+say() { echo "GUEST $*"; }
+# Ends the scenario unless the command works.
+must() { "$@" > /tmp/out 2>&1 || { say "failed: $*"; while read -r line; do say "$line"; done < /tmp/out; end 1; }; }
+end() { echo; echo "GUEST-END status=$1"; poweroff -f; sleep 60; }
+# What a kernel says when a disk has failed it.
+kernel_complaints() {
+  dmesg | grep -iE 'I/O error|EXT4-fs (error|warning)|Remounting filesystem read-only|Aborting journal|blocked for more than|JBD2.*(error|abort)'
+}
+n=0; while [ ! -b /dev/vda ]; do n=$((n+1)); [ $n -gt 100 ] && { say "no disk /dev/vda"; end 1; }; sleep 0.1; done
+. /scenario
+end 0
+"#;
+
+/// What a scenario gave.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// What it said, line by line.
+    pub(crate) said: Vec<String>,
+    /// All of the serial line.
+    pub(crate) console: String,
+    /// The status it ended with; `None` when the guest died or did not end within the bound.
+    pub(crate) status: Option<i32>,
+}
+
+impl Outcome {
+    /// The lines it said that start like this, without that start.
+    pub(crate) fn said_after(&self, start: &str) -> Vec<&str> {
+        self.said.iter().filter_map(|line| line.strip_prefix(start)).collect()
+    }
+
+    /// Panics unless it ended with success.
+    #[track_caller]
+    pub(crate) fn expect_success(self) -> Outcome {
+        assert_eq!(
+            self.status,
+            Some(0),
+            "the guest's scenario failed; its console:\n{}",
+            self.console
+        );
+        self
+    }
+}
+
+/// What guests are made of.
+pub(crate) struct Guest {
+    files: PathBuf,
+    scratch: tempfile::TempDir,
+}
+
+impl Guest {
+    /// `None` when something is not there that a guest needs; the test is then said to be skipped (or fails, see
+    /// [`tools::skip`]).
+    pub(crate) fn new() -> Option<Guest> {
+        let needed = [
+            ("qemu-system-x86_64", "qemu-system-x86"),
+            ("mke2fs", "e2fsprogs"),
+            ("e2fsck", "e2fsprogs"),
+            ("ldd", "libc-bin"),
+        ];
+        if !tools::available(&needed) {
+            return None;
+        }
+        let files = std::env::var_os(GUEST_DIR).map_or_else(default_files, PathBuf::from);
+        if !files.join("vmlinuz").is_file() || !files.join("busybox").is_file() {
+            tools::skip(&format!(
+                "needs the packages linux-image-cloud-amd64 and busybox-static unpacked in {}: run .ci/fetch-guest",
+                files.display()
+            ));
+            return None;
+        }
+        let scratch = tempfile::tempdir().expect("a temporary directory can be made");
+        Some(Guest { files, scratch })
+    }
+
+    /// Boots with the disk at `uri`, runs the scenario (a shell script with `say`, `must` and `kernel_complaints` at
+    /// hand), and waits for its end, `bound` at the most. `files` are put into the guest: path and content.
+    pub(crate) fn run(&self, uri: &str, scenario: &str, files: &[(&str, &str)], bound: Duration) -> Outcome {
+        let archive = self.scratch.path().join("initramfs");
+        fs::write(&archive, self.archive(scenario, files)).expect("the archive can be written");
+        let console = self.scratch.path().join("console");
+        fs::write(&console, "").expect("the console's file can be written");
+        let program = tools::find("qemu-system-x86_64").expect("found before");
+        let mut command = Command::new(program);
+        command.args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "384"]);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command
+            .arg("-kernel")
+            .arg(self.files.join("vmlinuz"))
+            .arg("-initrd")
+            .arg(&archive);
+        command.args([
+            "-append",
+            "console=ttyS0 quiet panic=-1 sysctl.kernel.hung_task_timeout_secs=30",
+        ]);
+        command.arg("-serial").arg(format!("file:{}", console.display()));
+        command.arg("-drive");
+        command.arg(format!(
+            "file={uri},format=raw,if=none,id=disk,cache=none,discard=unmap"
+        ));
+        command.args(["-device", "virtio-blk-pci,drive=disk"]);
+        let errors = self.scratch.path().join("qemu");
+        let log = fs::File::create(&errors).expect("the log of QEMU can be created");
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file can be shared"))
+            .stderr(log);
+        let mut qemu = Guarded::new(command.spawn().expect("QEMU can be started"));
+        let ended = qemu.wait(bound);
+        drop(qemu);
+        let text = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+        let mut console = text(&console).replace('\r', "");
+        let status = console
+            .lines()
+            .find_map(|line| line.strip_prefix(END_MARK)?.parse().ok());
+        let said = console
+            .lines()
+            .filter_map(|line| line.strip_prefix(SAY_MARK))
+            .map(str::to_string)
+            .collect();
+        if status.is_none() {
+            let end = ended.map_or(format!("did not end within {bound:?}"), |status| {
+                format!("ended, {status}")
+            });
+            console.push_str(&format!("\n[QEMU {end}] {}", text(&errors)));
+        }
+        Outcome { said, console, status }
+    }
+
+    fn archive(&self, scenario: &str, files: &[(&str, &str)]) -> Vec<u8> {
+        let read = |path: &Path| fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut archive = Cpio::new();
+        archive.file("/init", true, INIT.as_bytes());
+        archive.file("/scenario", false, scenario.as_bytes());
+        archive.file("/bin/busybox", true, &read(&self.files.join("busybox")));
+        archive.file("/modules/order", false, MODULES.join("\n").as_bytes());
+        for module in MODULES {
+            let name = format!("{module}.ko");
+            archive.file(
+                &format!("/modules/{name}"),
+                false,
+                &read(&self.files.join("modules").join(&name)),
+            );
+        }
+        let mut libraries = std::collections::BTreeSet::new();
+        for name in HOST_PROGRAMS {
+            let program = tools::find(name).expect("found before");
+            archive.file(&format!("/sbin/{name}"), true, &read(&program));
+            libraries.extend(libraries_of(&program));
+        }
+        for library in libraries {
+            archive.file(&library, true, &read(Path::new(&library)));
+        }
+        for (path, content) in files {
+            archive.file(path, false, content.as_bytes());
+        }
+        archive.finish()
+    }
+}
+
+/// The shared libraries of a program, the loader too, as absolute paths.
+fn libraries_of(program: &Path) -> Vec<String> {
+    let output = Command::new("ldd").arg(program).output().expect("ldd can be run");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(str::to_string)
+        .collect()
+}
+
+fn default_files() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest")
+}

@@ -1,1 +1,6 @@
-//! Cairn.
+//! The Cairn metadata service.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod config;
+pub mod metrics;

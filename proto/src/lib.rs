@@ -7,6 +7,8 @@ pub mod capability;
 pub mod checksum;
 pub mod codec;
 pub mod collections;
+#[cfg(feature = "control")]
+pub mod control;
 pub mod disk;
 pub mod frame;
 pub mod ids;

@@ -1,3 +1,5 @@
 //! The Cairn client.
 
+pub mod nbd;
+pub mod outbox;
 pub mod volume;

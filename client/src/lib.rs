@@ -1,5 +1,6 @@
 //! The Cairn client.
 
+pub mod core;
 pub mod nbd;
 pub mod outbox;
 pub mod volume;

@@ -14,5 +14,6 @@ pub mod frame;
 pub mod ids;
 pub mod limits;
 pub mod message;
+pub mod replication;
 pub mod time;
 pub mod units;

@@ -1,0 +1,38 @@
+//! Bounds of the client's core.
+
+use std::time::Duration;
+
+/// Bounds of the client's core. They can be set tiny for tests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CoreLimits {
+    /// How long a connection attempt with its hello may take.
+    pub connect_timeout: Duration,
+    /// How long a device may leave everything unanswered before its connection is closed.
+    pub silence_timeout: Duration,
+    /// How often a connection with something outstanding is pinged when nothing comes in.
+    pub ping_interval: Duration,
+    /// The first pause between two attempts to reach a device or meta; it doubles.
+    pub retry_min: Duration,
+    /// The longest pause.
+    pub retry_max: Duration,
+    /// How often the addresses of a volume's devices are asked for at the most.
+    pub refresh_interval: Duration,
+}
+
+impl CoreLimits {
+    /// What production uses.
+    pub const DEFAULT: CoreLimits = CoreLimits {
+        connect_timeout: Duration::from_secs(3),
+        silence_timeout: Duration::from_secs(4),
+        ping_interval: Duration::from_secs(1),
+        retry_min: Duration::from_millis(50),
+        retry_max: Duration::from_secs(2),
+        refresh_interval: Duration::from_secs(2),
+    };
+}
+
+impl Default for CoreLimits {
+    fn default() -> CoreLimits {
+        CoreLimits::DEFAULT
+    }
+}

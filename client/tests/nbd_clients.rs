@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use bytes::Bytes;
+use cairn_chaos::live::tools;
 use cairn_client::nbd::{
     ExportInfo, Handshake, HandshakeAction, Input, Negotiated, Refusal, Transmission, TransmissionLimits,
 };
@@ -194,24 +195,6 @@ fn shake_hands(socket: &mut UnixStream) -> std::io::Result<Option<(Negotiated, V
     }
 }
 
-/// Whether the programs are there; a word about the package if not.
-fn have(programs: &[(&str, &str)]) -> bool {
-    for (program, package) in programs {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        if !std::env::split_paths(&path).any(|dir| dir.join(program).is_file()) {
-            skipped(program, package);
-            return false;
-        }
-    }
-    true
-}
-
-fn skipped(program: &str, package: &str) {
-    let required = std::env::var("CAIRN_REQUIRE_TOOLS").is_ok_and(|value| value == "1");
-    assert!(!required, "{program} is required: install package {package}");
-    println!("SKIPPED: {program} is absent, needs package {package}");
-}
-
 /// The Python that has libnbd's module: the system's own, whatever else stands first in the path.
 fn python_with_libnbd() -> Option<&'static str> {
     let has = |python: &&str| {
@@ -255,7 +238,7 @@ fn image(path: &Path) {
 
 #[test]
 fn nbdinfo_sees_the_export_as_it_is() {
-    if !have(&[("nbdinfo", "libnbd-bin")]) {
+    if !tools::available(&[("nbdinfo", "libnbd-bin")]) {
         return;
     }
     let server = Server::start();
@@ -294,7 +277,7 @@ fn nbdinfo_sees_the_export_as_it_is() {
 
 #[test]
 fn images_copied_in_and_out_are_the_same_and_holes_stay_holes() {
-    if !have(&[
+    if !tools::available(&[
         ("nbdcopy", "libnbd-bin"),
         ("nbdinfo", "libnbd-bin"),
         ("qemu-img", "qemu-utils"),
@@ -337,7 +320,7 @@ fn images_copied_in_and_out_are_the_same_and_holes_stay_holes() {
 
 #[test]
 fn qemu_io_patterns_are_read_back() {
-    if !have(&[("qemu-io", "qemu-utils")]) {
+    if !tools::available(&[("qemu-io", "qemu-utils")]) {
         return;
     }
     let server = Server::start();
@@ -368,7 +351,8 @@ fn qemu_io_patterns_are_read_back() {
 #[test]
 fn libnbd_sees_errors_flags_and_extents() {
     let Some(python) = python_with_libnbd() else {
-        return skipped("libnbd for Python", "python3-libnbd");
+        tools::skip("needs libnbd for Python (package python3-libnbd)");
+        return;
     };
     let server = Server::start();
     let script = r#"
@@ -417,7 +401,7 @@ h.shutdown()
 
 #[test]
 fn fio_verifies_what_it_wrote() {
-    if !have(&[("fio", "fio")]) {
+    if !tools::available(&[("fio", "fio")]) {
         return;
     }
     let server = Server::start();
@@ -437,11 +421,13 @@ fn fio_verifies_what_it_wrote() {
     for shape in shapes {
         let mut args = common.to_vec();
         args.extend(shape);
-        args.push(&uri);
+        // Where fio puts its verify state.
+        let aux = format!("--aux-path={}", server.dir.path().display());
+        args.extend([uri.as_str(), &aux]);
         let output = run("fio", &args);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         if !output.status.success() && text.contains("nbd") && text.contains("not loadable") {
-            println!("SKIPPED: fio has no engine nbd, needs package fio built with libnbd");
+            tools::skip("needs fio with the engine nbd (package fio)");
             return;
         }
         assert!(output.status.success(), "{shape:?}: {text}");

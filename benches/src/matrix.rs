@@ -1,0 +1,213 @@
+//! The fio matrix: the same cases on every target, in turn within each round, so that what drifts on the machine drifts
+//! for all of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cairn_chaos::live::fio::{self, Figures};
+use cairn_chaos::live::tools;
+use cairn_proto::units::ByteSize;
+
+use crate::report;
+use crate::targets::{Kind, Up, bring_up, build_cairn};
+
+/// How much longer than its runtime a case may take.
+const CASE_GRACE: Duration = Duration::from_secs(60);
+/// How long writing the whole span may take.
+const FILL_BOUND: Duration = Duration::from_secs(1800);
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct MatrixOptions {
+    /// How often every case runs on every target.
+    pub rounds: u32,
+    /// Seconds per case.
+    pub runtime_s: u32,
+    /// What to measure; the first is compared with the others.
+    pub targets: Vec<Kind>,
+    /// Only cases whose name contains one of these; all when empty.
+    pub cases: Vec<String>,
+    /// Bytes that the I/O is spread over.
+    pub size: String,
+    /// Where the files lie; `target/bench` when not given.
+    pub dir: Option<PathBuf>,
+    /// The `cairn` program; built when not given.
+    pub cairn: Option<PathBuf>,
+    /// Where all figures are written as JSON.
+    pub json: Option<PathBuf>,
+}
+
+/// One case of the matrix.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    rw: &'static str,
+    bs: &'static str,
+    depth: u32,
+}
+
+const fn case(name: &'static str, rw: &'static str, bs: &'static str, depth: u32) -> Case {
+    Case { name, rw, bs, depth }
+}
+
+/// The cases, in the order in which they run.
+pub const CASES: [Case; 7] = [
+    case("seqwrite-1m-qd8", "write", "1M", 8),
+    case("randwrite-4k-qd1", "randwrite", "4k", 1),
+    case("randwrite-4k-qd16", "randwrite", "4k", 16),
+    case("randwrite-4k-qd64", "randwrite", "4k", 64),
+    case("randread-4k-qd1", "randread", "4k", 1),
+    case("randread-4k-qd64", "randread", "4k", 64),
+    case("seqread-1m-qd8", "read", "1M", 8),
+];
+
+impl Case {
+    fn reads(&self) -> bool {
+        matches!(self.rw, "read" | "randread")
+    }
+}
+
+/// What one case gave on one target in one round.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Sample {
+    /// Which case.
+    pub case: &'static str,
+    /// On what.
+    pub target: Kind,
+    /// In which round, from 1.
+    pub round: u32,
+    /// What fio reports.
+    pub figures: Figures,
+    /// Busy time of the whole machine per I/O, in microseconds, fio's own included.
+    pub cpu_us_per_io: f64,
+}
+
+/// Runs the matrix, and prints the table.
+pub fn run(options: &MatrixOptions) -> Result<(), String> {
+    if tools::find("fio").is_none() {
+        return Err("fio is not installed (package fio)".to_string());
+    }
+    let size: ByteSize = options.size.parse().map_err(|error| format!("--size: {error}"))?;
+    let cases: Vec<Case> = CASES
+        .into_iter()
+        .filter(|case| wanted(&options.cases, case.name))
+        .collect();
+    if cases.is_empty() {
+        let names: Vec<_> = CASES.iter().map(|case| case.name).collect();
+        return Err(format!("no case is called like this; there are {}", names.join(", ")));
+    }
+    let cairn = match &options.cairn {
+        Some(program) => program.clone(),
+        None if options.targets.contains(&Kind::Cairn) => build_cairn()?,
+        None => PathBuf::new(),
+    };
+    let default_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    let dir = options.dir.clone().unwrap_or(default_dir);
+    let dir = fs::create_dir_all(&dir).and_then(|()| dir.canonicalize());
+    let dir = dir.map_err(|error| format!("the directory for the files can't be made: {error}"))?;
+
+    let mut up = Vec::new();
+    for kind in &options.targets {
+        eprintln!("{}: up and written in full with {size}", kind.name());
+        let target = bring_up(*kind, &dir, size, &cairn)?;
+        fill(&target, size)?;
+        up.push(target);
+    }
+    let mut samples = Vec::new();
+    for round in 1..=options.rounds {
+        for case in &cases {
+            for target in in_turn(&up, round) {
+                let sample = measure(case, target, round, size, options.runtime_s)?;
+                eprintln!("round {round}: {}", report::line(&sample));
+                samples.push(sample);
+            }
+        }
+    }
+    print!("{}", report::table(&samples, &options.targets, &cases));
+    if let Some(path) = &options.json {
+        let text = format!("{:#}\n", report::json(&samples));
+        fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn wanted(parts: &[String], name: &str) -> bool {
+    parts.is_empty() || parts.iter().any(|part| name.contains(part))
+}
+
+/// Each round starts with another target.
+fn in_turn(up: &[Up], round: u32) -> impl Iterator<Item = &Up> {
+    let first = round as usize % up.len();
+    up[first..].iter().chain(&up[..first])
+}
+
+/// Writes the whole span, untimed, so that reads never meet holes and overwrites never allocate for the first time.
+fn fill(up: &Up, size: ByteSize) -> Result<(), String> {
+    let size = format!("--size={}", size.0);
+    let args = ["--rw=write", "--bs=1M", "--iodepth=8", &size];
+    fio::run("fill", &up.target, &args, FILL_BOUND)
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+}
+
+fn measure(case: &Case, up: &Up, round: u32, size: ByteSize, runtime_s: u32) -> Result<Sample, String> {
+    let owned = [
+        format!("--rw={}", case.rw),
+        format!("--bs={}", case.bs),
+        format!("--iodepth={}", case.depth),
+        format!("--size={}", size.0),
+        format!("--runtime={runtime_s}"),
+        "--time_based".to_string(),
+    ];
+    let mut args: Vec<&str> = owned.iter().map(String::as_str).collect();
+    args.extend(&up.args);
+    let bound = Duration::from_secs(u64::from(runtime_s)) + CASE_GRACE;
+    let before = Busy::now();
+    let report = fio::run(case.name, &up.target, &args, bound).map_err(|error| error.to_string())?;
+    let busy_us = before.micros_until_now();
+    let figures = if case.reads() { report.read } else { report.write };
+    Ok(Sample {
+        case: case.name,
+        target: up.kind,
+        round,
+        figures,
+        cpu_us_per_io: busy_us / (figures.ios.max(1) as f64),
+    })
+}
+
+/// The machine's time as `/proc/stat` counts it: busy and all of it, in ticks of all processors.
+struct Busy {
+    busy: f64,
+    all: f64,
+    at: Instant,
+}
+
+impl Busy {
+    fn now() -> Busy {
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let first = stat.lines().next().unwrap_or_default();
+        let ticks: Vec<f64> = first
+            .split_whitespace()
+            .skip(1)
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        // user nice system idle iowait irq softirq steal; guest time is part of user time.
+        let all: f64 = ticks.iter().take(8).sum();
+        let idle: f64 = ticks.iter().skip(3).take(2).sum();
+        Busy {
+            busy: all - idle,
+            all,
+            at: Instant::now(),
+        }
+    }
+
+    /// Busy microseconds of all processors together since then.
+    fn micros_until_now(&self) -> f64 {
+        let now = Busy::now();
+        let processors = std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64);
+        let share = (now.busy - self.busy) / (now.all - self.all).max(1.0);
+        share * processors * (now.at - self.at).as_secs_f64() * 1e6
+    }
+}

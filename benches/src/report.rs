@@ -1,0 +1,156 @@
+//! The figures as a table of ratios for people, and as JSON for programs.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::matrix::{Case, Sample};
+use crate::targets::Kind;
+
+/// One sample in one line.
+pub fn line(sample: &Sample) -> String {
+    let figures = &sample.figures;
+    format!(
+        "{:<9} {:<17} {:>7.0} IO/s {:>6.0} MiB/s  latency µs mean {:.0} p50 {:.0} p99 {:.0} p99.9 {:.0} max {:.0}  CPU µs/IO {:.0}",
+        sample.target.name(),
+        sample.case,
+        figures.iops,
+        figures.bytes_per_s / f64::from(1 << 20),
+        figures.mean_us,
+        figures.p50_us,
+        figures.p99_us,
+        figures.p999_us,
+        figures.max_us,
+        sample.cpu_us_per_io,
+    )
+}
+
+/// The table: medians of each target, then the first target's rate as a part of each other's, round by round: the median
+/// of the rounds' ratios, and the lowest and highest.
+pub fn table(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> String {
+    let mut out = String::new();
+    let mut header = format!("{:<18}", "case");
+    for target in targets {
+        let _ = write!(header, " {:>10} {:>8} {:>8}", target.name(), "p99 µs", "CPU µs");
+    }
+    for other in targets.iter().skip(1) {
+        let _ = write!(header, "  {:>22}", format!("{}/{}", targets[0].name(), other.name()));
+    }
+    let _ = writeln!(out, "{header}\n{}", "-".repeat(header.chars().count()));
+    for case in cases {
+        let of = |target: Kind| {
+            samples
+                .iter()
+                .filter(move |s| s.case == case.name && s.target == target)
+        };
+        let _ = write!(out, "{:<18}", case.name);
+        for target in targets {
+            let middle = |value: fn(&Sample) -> f64| spread(of(*target).map(value)).median;
+            let (iops, p99) = (middle(|s| s.figures.iops), middle(|s| s.figures.p99_us));
+            let _ = write!(out, " {iops:>10.0} {p99:>8.0} {:>8.0}", middle(|s| s.cpu_us_per_io));
+        }
+        for other in targets.iter().skip(1) {
+            let pairs = of(targets[0]).filter_map(|mine| {
+                let peer = of(*other).find(|peer| peer.round == mine.round)?;
+                (peer.figures.iops > 0.0).then(|| mine.figures.iops / peer.figures.iops)
+            });
+            let ratio = spread(pairs);
+            let text = format!("{:.2} ({:.2}–{:.2})", ratio.median, ratio.lowest, ratio.highest);
+            let _ = write!(out, "  {text:>22}");
+        }
+        out.push('\n');
+    }
+    out.push_str(
+        "IO/s of each target (median of the rounds), 99th percentile of latency, busy time of the whole machine per I/O with \
+         fio's own;\nratios of IO/s: median (lowest–highest) of the rounds. Writes of raw and qemu-nbd are not durable when \
+         answered, those of cairn and raw-dsync are.\n",
+    );
+    out
+}
+
+/// Every sample.
+pub fn json(samples: &[Sample]) -> Value {
+    let rows = samples.iter().map(|sample| {
+        let figures = &sample.figures;
+        json!({
+            "case": sample.case,
+            "target": sample.target.name(),
+            "round": sample.round,
+            "iops": figures.iops,
+            "bytes_per_s": figures.bytes_per_s,
+            "ios": figures.ios,
+            "mean_us": figures.mean_us,
+            "p50_us": figures.p50_us,
+            "p99_us": figures.p99_us,
+            "p999_us": figures.p999_us,
+            "max_us": figures.max_us,
+            "cpu_us_per_io": sample.cpu_us_per_io,
+        })
+    });
+    json!({ "version": 1, "samples": rows.collect::<Vec<_>>() })
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Spread {
+    lowest: f64,
+    median: f64,
+    highest: f64,
+}
+
+fn spread(values: impl Iterator<Item = f64>) -> Spread {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    let last = values.len().saturating_sub(1);
+    Spread {
+        lowest: at(0),
+        median: (at(last / 2) + at(values.len() / 2)) / 2.0,
+        highest: at(last),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_chaos::live::fio::Figures;
+
+    use super::*;
+    use crate::matrix::CASES;
+
+    #[test]
+    fn the_median_lies_in_the_middle_of_odd_and_even_counts() {
+        let of = |values: &[f64]| spread(values.iter().copied());
+        assert_eq!(
+            of(&[3.0, 1.0, 2.0]),
+            Spread {
+                lowest: 1.0,
+                median: 2.0,
+                highest: 3.0
+            }
+        );
+        assert_eq!(of(&[4.0, 1.0, 2.0, 3.0]).median, 2.5);
+        assert!(of(&[]).median.is_nan());
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        let sample = |target, round, iops| Sample {
+            case: CASES[1].name,
+            target,
+            round,
+            figures: Figures {
+                iops,
+                ..Figures::default()
+            },
+            cpu_us_per_io: 1.0,
+        };
+        let samples = [
+            sample(Kind::Cairn, 1, 100.0),
+            sample(Kind::Raw, 1, 200.0),
+            sample(Kind::Cairn, 2, 300.0),
+            sample(Kind::Raw, 2, 400.0),
+        ];
+        let table = table(&samples, &[Kind::Cairn, Kind::Raw], &CASES[1..2]);
+        assert!(table.contains("0.62 (0.50–0.75)"), "{table}");
+        assert_eq!(json(&samples)["samples"].as_array().unwrap().len(), 4);
+    }
+}

@@ -1,0 +1,164 @@
+//! What is measured: each brought up on fresh files in one directory, so that all of them use the same device.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cairn_chaos::live::dev::{Dev, DevDir, DevOptions};
+use cairn_chaos::live::fio::Target;
+use cairn_chaos::live::process::Guarded;
+use cairn_chaos::live::tools;
+use cairn_chaos::live::wait::wait_until;
+use cairn_proto::units::ByteSize;
+use clap::ValueEnum;
+
+/// How long a server may take to listen.
+const LISTEN_BOUND: Duration = Duration::from_secs(20);
+/// The volume that is measured.
+const VOLUME: &str = "bench";
+
+/// The kinds of target.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
+pub enum Kind {
+    /// A volume with three copies of a `cairn dev` cluster, over NBD. A write is durable on two when answered.
+    Cairn,
+    /// A file opened with `O_DIRECT`, through io_uring. A write is not durable when answered.
+    Raw,
+    /// The same, each write durable when answered (`O_DSYNC`).
+    RawDsync,
+    /// The same file as `raw`, over NBD by `qemu-nbd --cache=none`. A write is not durable when answered.
+    QemuNbd,
+}
+
+impl Kind {
+    /// As it stands on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Cairn => "cairn",
+            Kind::Raw => "raw",
+            Kind::RawDsync => "raw-dsync",
+            Kind::QemuNbd => "qemu-nbd",
+        }
+    }
+}
+
+/// One target that is up; dropping it ends its processes and removes its files.
+#[derive(Debug)]
+pub struct Up {
+    /// Which.
+    pub kind: Kind,
+    /// For fio.
+    pub target: Target,
+    /// More arguments of fio.
+    pub args: Vec<&'static str>,
+    _server: Option<Guarded>,
+    _cluster: Option<Dev>,
+    _files: Option<tempfile::TempDir>,
+}
+
+/// Brings a target up in `dir`, with room for `size` bytes. `cairn` is the program, used by [`Kind::Cairn`] only.
+pub fn bring_up(kind: Kind, dir: &Path, size: ByteSize, cairn: &Path) -> Result<Up, String> {
+    if kind == Kind::Cairn {
+        return bring_up_cairn(dir, size, cairn);
+    }
+    let words = |error: std::io::Error| format!("{} in {}: {error}", kind.name(), dir.display());
+    let files = tempfile::Builder::new()
+        .prefix("bench-")
+        .tempdir_in(dir)
+        .map_err(words)?;
+    let image = files.path().join("image");
+    fs::File::create(&image)
+        .and_then(|file| file.set_len(size.0))
+        .map_err(words)?;
+    let mut server = None;
+    let mut target = Target::File(image.clone());
+    if kind == Kind::QemuNbd {
+        let program = tools::find("qemu-nbd").ok_or("qemu-nbd is not installed (package qemu-utils)")?;
+        let socket = files.path().join("sock");
+        let mut command = Command::new(program);
+        command.args([
+            "-f",
+            "raw",
+            "-t",
+            "-e",
+            "16",
+            "--cache=none",
+            "--aio=native",
+            "-x",
+            VOLUME,
+            "-k",
+        ]);
+        command.arg(&socket).arg(&image).stdin(Stdio::null());
+        server = Some(Guarded::new(command.spawn().map_err(words)?));
+        if !wait_until(LISTEN_BOUND, || socket.exists()) {
+            return Err(format!(
+                "qemu-nbd did not listen on {} within {LISTEN_BOUND:?}",
+                socket.display()
+            ));
+        }
+        target = Target::Nbd(format!("nbd+unix:///{VOLUME}?socket={}", socket.display()));
+    }
+    Ok(Up {
+        kind,
+        target,
+        args: if kind == Kind::RawDsync {
+            vec!["--sync=dsync"]
+        } else {
+            Vec::new()
+        },
+        _server: server,
+        _cluster: None,
+        _files: Some(files),
+    })
+}
+
+fn bring_up_cairn(dir: &Path, size: ByteSize, cairn: &Path) -> Result<Up, String> {
+    // Room for the volume once more: overwrites take new space before they give the old back.
+    let device = ByteSize((size.0 * 2).max(1 << 30));
+    let options = DevOptions::new(cairn)
+        .volumes(&[&format!("{VOLUME}:{}", size.0)])
+        .device_size(&device.0.to_string());
+    let dir = DevDir::new(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let cluster = Dev::start(options, dir).map_err(|error| error.to_string())?;
+    Ok(Up {
+        kind: Kind::Cairn,
+        target: Target::Nbd(cluster.uri(VOLUME)),
+        args: Vec::new(),
+        _server: None,
+        _cluster: Some(cluster),
+        _files: None,
+    })
+}
+
+/// The `cairn` program of this build: built with the cargo that runs this, in the same profile.
+pub fn build_cairn() -> Result<PathBuf, String> {
+    let own = std::env::current_exe().map_err(|error| format!("the path of this program is not known: {error}"))?;
+    let folder = own.parent().ok_or("this program lies in no directory")?;
+    let program = folder.join("cairn");
+    let profile = match folder.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    let build = ["build", "--profile", profile, "-p", "cairn-client", "--bin", "cairn"];
+    match std::env::var_os("CARGO") {
+        Some(cargo) => {
+            let status = Command::new(cargo).args(build).stdin(Stdio::null()).status();
+            let built = status
+                .map_err(|error| format!("cargo can't be run: {error}"))?
+                .success();
+            if !built {
+                return Err(format!("cargo {} failed", build.join(" ")));
+            }
+        }
+        None if !program.is_file() => {
+            return Err(format!(
+                "there is no {}: build it with cargo {}",
+                program.display(),
+                build.join(" ")
+            ));
+        }
+        None => {}
+    }
+    Ok(program)
+}

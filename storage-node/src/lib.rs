@@ -1,3 +1,4 @@
 #![doc = include_str!("../DESIGN.md")]
 
 pub mod store;
+pub mod testing;

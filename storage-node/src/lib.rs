@@ -1,4 +1,5 @@
 #![doc = include_str!("../DESIGN.md")]
 
+pub mod host;
 pub mod store;
 pub mod testing;

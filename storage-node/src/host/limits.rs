@@ -1,0 +1,63 @@
+//! Bounds and times of a replica host.
+
+use std::time::Duration;
+
+use cairn_proto::limits::{
+    FRAME_BLOCKS_MAX, FRAME_DATA_BYTES_MAX, READ_GRANT_MS, REQUEST_BYTES_IN_FLIGHT_MAX, REQUESTS_IN_FLIGHT_MAX,
+};
+
+/// Bounds and times of a replica host. They can be set tiny for tests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostLimits {
+    /// Connections at the most.
+    pub connections: usize,
+    /// Connections that have not said hello, at the most.
+    pub strangers: usize,
+    /// Volumes that one connection may have sealed.
+    pub volumes_per_connection: usize,
+    /// Requests without an answer on one connection. Told in the hello; twice as many close the connection.
+    pub requests_in_flight: u32,
+    /// Bytes of data in requests without an answer on one connection. Told in the hello; twice as many close the
+    /// connection.
+    pub request_bytes_in_flight: u64,
+    /// Requests that the store works on at the same time; more wait in queues by volume and class.
+    pub store_requests: usize,
+    /// Bytes of data, read or written, that the store works on at the same time. One request may pass it.
+    pub store_bytes: u64,
+    /// How long a connection may take to say hello.
+    pub hello_timeout: Duration,
+    /// How long a connection may be silent.
+    pub idle_timeout: Duration,
+    /// `T` of rule 8: how long a read grant lasts.
+    pub read_grant: Duration,
+}
+
+impl Default for HostLimits {
+    fn default() -> HostLimits {
+        HostLimits {
+            connections: 1024,
+            strangers: 64,
+            volumes_per_connection: 1024,
+            requests_in_flight: REQUESTS_IN_FLIGHT_MAX,
+            request_bytes_in_flight: REQUEST_BYTES_IN_FLIGHT_MAX,
+            store_requests: 512,
+            store_bytes: 16 << 20,
+            hello_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(30),
+            read_grant: Duration::from_millis(READ_GRANT_MS),
+        }
+    }
+}
+
+/// How often connections are looked through for silent ones.
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Blocks that a queue of guest requests may pass to the store when its turn comes.
+pub const GUEST_QUANTUM_BLOCKS: u32 = 1024;
+/// The same for copies between replicas.
+pub const REPAIR_QUANTUM_BLOCKS: u32 = 256;
+/// The same for verification.
+pub const SCRUB_QUANTUM_BLOCKS: u32 = 64;
+
+const _: () = assert!(GUEST_QUANTUM_BLOCKS >= FRAME_BLOCKS_MAX, "a turn passes any request");
+const _: () = assert!(FRAME_DATA_BYTES_MAX as u64 <= REQUEST_BYTES_IN_FLIGHT_MAX);

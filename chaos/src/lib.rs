@@ -1,3 +1,7 @@
 //! Cairn.
 
+pub mod checker;
+pub mod faults;
 pub mod live;
+pub mod rng;
+pub mod sim;

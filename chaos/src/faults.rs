@@ -1,0 +1,352 @@
+//! The fault catalogue: what is injected, by whom, and what may be noticed. `chaos list` prints it.
+
+use std::fmt;
+
+/// How far a fault can be injected in one of the two worlds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Injected {
+    /// It is.
+    Yes,
+    /// Not yet.
+    NotYet,
+    /// It makes no sense there.
+    Never,
+}
+
+impl fmt::Display for Injected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Injected::Yes => "yes",
+            Injected::NotYet => "not yet",
+            Injected::Never => "–",
+        })
+    }
+}
+
+/// One fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// Where it strikes.
+    pub layer: &'static str,
+    /// What it is called.
+    pub name: &'static str,
+    /// What happens.
+    pub what: &'static str,
+    /// In the simulator.
+    pub sim: Injected,
+    /// With real processes.
+    pub live: Injected,
+    /// What a user may notice.
+    pub noticed: &'static str,
+}
+
+const fn fault(
+    layer: &'static str,
+    name: &'static str,
+    what: &'static str,
+    sim: Injected,
+    noticed: &'static str,
+) -> Fault {
+    let live = Injected::NotYet;
+    Fault {
+        layer,
+        name,
+        what,
+        sim,
+        live,
+        noticed,
+    }
+}
+
+const PAUSE: &str = "a pause, no error";
+const NOTHING: &str = "nothing";
+const WAITS: &str = "I/O waits while a quorum is away, no error";
+
+/// All faults, by layer.
+pub const CATALOGUE: &[Fault] = &[
+    fault(
+        "process",
+        "kill-meta",
+        "a metadata server is killed and comes back",
+        Injected::Yes,
+        NOTHING,
+    ),
+    fault(
+        "process",
+        "kill-node",
+        "a storage node is killed and comes back",
+        Injected::Yes,
+        PAUSE,
+    ),
+    fault(
+        "process",
+        "kill-client",
+        "a client is killed, in mid-write too, and comes back",
+        Injected::Yes,
+        "its I/O ends",
+    ),
+    fault(
+        "process",
+        "kill-all",
+        "everything is killed at once and comes back in any order",
+        Injected::Yes,
+        WAITS,
+    ),
+    fault(
+        "process",
+        "freeze",
+        "a process stops for 100 ms to 5 s, then goes on",
+        Injected::Yes,
+        PAUSE,
+    ),
+    fault(
+        "process",
+        "slow-start",
+        "processes come back late and in any order",
+        Injected::Yes,
+        WAITS,
+    ),
+    fault(
+        "network",
+        "delay",
+        "frames and messages take long, now and then very long",
+        Injected::Yes,
+        NOTHING,
+    ),
+    fault(
+        "network",
+        "loss",
+        "messages of Raft and of the control plane are lost",
+        Injected::Yes,
+        NOTHING,
+    ),
+    fault(
+        "network",
+        "duplicate",
+        "messages of Raft and of the control plane come twice",
+        Injected::Yes,
+        NOTHING,
+    ),
+    fault(
+        "network",
+        "reorder",
+        "messages overtake each other; connections do among themselves",
+        Injected::Yes,
+        NOTHING,
+    ),
+    fault(
+        "network",
+        "half-open",
+        "a connection falls silent and nobody is told",
+        Injected::Yes,
+        PAUSE,
+    ),
+    fault(
+        "network",
+        "reset",
+        "a connection ends in the middle of a frame",
+        Injected::Yes,
+        PAUSE,
+    ),
+    fault(
+        "network",
+        "isolate",
+        "a process is cut off from all others",
+        Injected::Yes,
+        WAITS,
+    ),
+    fault(
+        "network",
+        "one-way",
+        "one direction between two processes is cut",
+        Injected::Yes,
+        PAUSE,
+    ),
+    fault(
+        "network",
+        "flapping",
+        "a way is cut and opened again in quick turns",
+        Injected::Yes,
+        PAUSE,
+    ),
+    fault(
+        "network",
+        "partition-meta",
+        "the metadata servers are split",
+        Injected::Yes,
+        NOTHING,
+    ),
+    fault("network", "corrupt", "a bit of a frame flips", Injected::Yes, PAUSE),
+    fault(
+        "network",
+        "foreign",
+        "wrong protocol, oversized frame, slow-loris, port scan",
+        Injected::NotYet,
+        NOTHING,
+    ),
+    fault(
+        "disk",
+        "power-cut",
+        "unflushed writes are lost, torn at 512 bytes, reordered",
+        Injected::Yes,
+        WAITS,
+    ),
+    fault(
+        "disk",
+        "slow-disk",
+        "everything on a device takes many times as long",
+        Injected::Yes,
+        "slower writes",
+    ),
+    fault(
+        "disk",
+        "stuck-disk",
+        "a device answers nothing for a while",
+        Injected::Yes,
+        PAUSE,
+    ),
+    fault("disk", "read-error", "a read fails", Injected::NotYet, NOTHING),
+    fault(
+        "disk",
+        "write-error",
+        "a write or a flush fails",
+        Injected::NotYet,
+        PAUSE,
+    ),
+    fault(
+        "disk",
+        "full",
+        "a device is full",
+        Injected::NotYet,
+        "ENOSPC for what needs space",
+    ),
+    fault("disk", "bit-rot", "stored bits flip", Injected::NotYet, NOTHING),
+    fault(
+        "disk",
+        "misdirected",
+        "a write lands elsewhere, or nowhere",
+        Injected::NotYet,
+        NOTHING,
+    ),
+    fault(
+        "disk",
+        "wiped",
+        "a device is formatted anew or swapped with another",
+        Injected::NotYet,
+        WAITS,
+    ),
+    fault(
+        "clock",
+        "drift",
+        "clocks run a little fast or slow",
+        Injected::Yes,
+        NOTHING,
+    ),
+    fault(
+        "clock",
+        "pause",
+        "time goes on while a process does not",
+        Injected::Yes,
+        PAUSE,
+    ),
+    fault("clock", "jump", "the clock jumps forward", Injected::NotYet, NOTHING),
+    fault(
+        "cluster",
+        "node-gone",
+        "a node never comes back",
+        Injected::NotYet,
+        NOTHING,
+    ),
+    fault(
+        "cluster",
+        "domain-gone",
+        "a whole failure domain is gone",
+        Injected::NotYet,
+        NOTHING,
+    ),
+    fault(
+        "cluster",
+        "replaced",
+        "a device is replaced by an empty one",
+        Injected::NotYet,
+        NOTHING,
+    ),
+    fault(
+        "client",
+        "take-over",
+        "a second client takes a volume, the first does not know",
+        Injected::Yes,
+        "the first gets errors",
+    ),
+    fault(
+        "client",
+        "death-in-write",
+        "a client dies with writes under way",
+        Injected::Yes,
+        "its I/O ends",
+    ),
+    fault(
+        "client",
+        "death-in-reconcile",
+        "a client dies while it takes a volume over",
+        Injected::Yes,
+        "its I/O ends",
+    ),
+    fault(
+        "client",
+        "release",
+        "a volume is released and attached again, here or elsewhere",
+        Injected::Yes,
+        NOTHING,
+    ),
+    Fault {
+        layer: "operation",
+        name: "upgrade",
+        what: "one process at a time is upgraded under load",
+        sim: Injected::Never,
+        live: Injected::NotYet,
+        noticed: NOTHING,
+    },
+    Fault {
+        layer: "operation",
+        name: "drain",
+        what: "a node is drained, or added, under load",
+        sim: Injected::NotYet,
+        live: Injected::NotYet,
+        noticed: NOTHING,
+    },
+];
+
+/// The catalogue as a table.
+pub fn table() -> String {
+    let mut out = format!(
+        "{:<10} {:<19} {:<8} {:<8} {}\n",
+        "LAYER", "FAULT", "SIM", "LIVE", "WHAT HAPPENS → WHAT IS NOTICED"
+    );
+    for fault in CATALOGUE {
+        let Fault {
+            layer,
+            name,
+            what,
+            sim,
+            live,
+            noticed,
+        } = fault;
+        out += &format!("{layer:<10} {name:<19} {sim:<8} {live:<8} {what} → {noticed}\n");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_has_a_name_of_its_own() {
+        let mut names: Vec<_> = CATALOGUE.iter().map(|fault| fault.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), CATALOGUE.len());
+        assert!(table().lines().count() == CATALOGUE.len() + 1);
+    }
+}

@@ -1,0 +1,89 @@
+//! What goes wrong: the kinds of fault that the simulator draws from. When one strikes and when it ends is drawn from
+//! the seed; what it does to the world stands in `world`.
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = ($words:literal, $weight:literal),)*) => {
+        /// A kind of fault.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        pub enum FaultKind {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl FaultKind {
+            /// Every kind, in order.
+            pub const ALL: [FaultKind; FaultKind::COUNT] = [$(FaultKind::$name,)*];
+            /// How many kinds there are.
+            pub const COUNT: usize = [$($weight,)*].len();
+
+            /// What the catalogue calls it.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(FaultKind::$name => $words,)*
+                }
+            }
+
+            /// How often it comes beside the others.
+            pub fn weight(self) -> u32 {
+                match self {
+                    $(FaultKind::$name => $weight,)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A metadata server is killed.
+    KillMeta = ("kill-meta", 4),
+    /// A node is killed.
+    KillNode = ("kill-node", 8),
+    /// A client is killed.
+    KillClient = ("kill-client", 4),
+    /// Everything is killed.
+    KillAll = ("kill-all", 1),
+    /// A node's host loses its power.
+    PowerNode = ("power-cut", 6),
+    /// Every host loses its power.
+    PowerAll = ("power-cut-all", 2),
+    /// A process stops for a while.
+    Freeze = ("freeze", 6),
+    /// A process is cut off.
+    Isolate = ("isolate", 6),
+    /// One direction between two processes is cut.
+    OneWay = ("one-way", 6),
+    /// A way between two processes is cut and opened in quick turns.
+    Flapping = ("flapping", 3),
+    /// The metadata servers are split.
+    SplitMeta = ("partition-meta", 2),
+    /// Everything to and from a process is slow.
+    SlowNetwork = ("delay", 3),
+    /// A connection ends in the middle of a frame.
+    Reset = ("reset", 5),
+    /// A connection falls silent.
+    HalfOpen = ("half-open", 4),
+    /// A device is slow.
+    SlowDisk = ("slow-disk", 4),
+    /// A device answers nothing.
+    StuckDisk = ("stuck-disk", 3),
+    /// A second client takes a volume.
+    TakeOver = ("take-over", 6),
+    /// A volume is released.
+    Release = ("release", 3),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::faults::{CATALOGUE, Injected};
+
+    #[test]
+    fn every_kind_stands_in_the_catalogue_as_injected() {
+        for kind in FaultKind::ALL {
+            let name = kind.name().trim_end_matches("-all");
+            let fault = CATALOGUE
+                .iter()
+                .find(|fault| fault.name.trim_end_matches("-all") == name);
+            assert_eq!(fault.map(|fault| fault.sim), Some(Injected::Yes), "{}", kind.name());
+        }
+    }
+}

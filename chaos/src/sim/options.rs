@@ -1,0 +1,238 @@
+//! What a seed chooses: the cluster, the load, and how much goes wrong.
+
+use std::fmt;
+use std::time::Duration;
+
+use cairn_proto::limits::{BLOCKS_PER_CHUNK, BYTES_PER_GROUP, CHUNK_BYTES};
+
+use super::network::NetworkOptions;
+use crate::rng::Rng;
+
+/// One volume.
+#[derive(Clone, Debug)]
+pub struct VolumeOptions {
+    /// Its size in bytes: it decides how many groups there are.
+    pub bytes: u64,
+    /// Where I/O goes: runs of blocks, first and count. They cross the borders of chunks and groups.
+    pub regions: Vec<(u64, u64)>,
+    /// Operations of one client at once.
+    pub depth: usize,
+    /// How often each kind of operation comes: read, write, partial write, discard, write-zeroes, flush, status.
+    pub mix: [u32; 7],
+    /// Blocks of one operation at the most.
+    pub blocks_max: u64,
+    /// Time between an answer and the next operation.
+    pub think: Duration,
+}
+
+/// How disks behave.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskOptions {
+    /// Usual time of a read or write.
+    pub latency: Duration,
+    /// Usual time of a flush.
+    pub flush_latency: Duration,
+    /// Whether completed writes are lost with the power.
+    pub volatile_cache: bool,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// What goes wrong in the first phase.
+#[derive(Clone, Copy, Debug)]
+pub struct FaultOptions {
+    /// Time from one fault to the next; none at all if zero.
+    pub interval: Duration,
+    /// How long one lasts.
+    pub span: Duration,
+    /// How often each kind comes, as `FaultKind` counts them.
+    pub weights: [u32; super::nemesis::FaultKind::COUNT],
+}
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// From which it all follows.
+    pub seed: u64,
+    /// Metadata servers.
+    pub metas: u8,
+    /// Storage nodes, one device each.
+    pub nodes: u8,
+    /// Clients.
+    pub clients: u8,
+    /// Volumes.
+    pub volumes: Vec<VolumeOptions>,
+    /// Whether the limits of the components are as small as they go.
+    pub tiny_limits: bool,
+    /// Length of the first phase.
+    pub faulty: Duration,
+    /// Operations in the first phase at the most.
+    pub ops_max: u32,
+    /// Clocks run this many millionths fast or slow at the most.
+    pub drift_ppm: u64,
+    /// The network.
+    pub network: NetworkOptions,
+    /// The disks.
+    pub disk: DiskOptions,
+    /// The faults.
+    pub faults: FaultOptions,
+}
+
+impl Options {
+    /// What a seed chooses.
+    pub fn of_seed(seed: u64) -> Options {
+        let rng = &mut Rng::stream(seed, "options");
+        let calm = rng.permille(50);
+        let volume_count = [1, 1, 2, 3][rng.index(4)];
+        Options {
+            seed,
+            metas: *rng.pick(&[1, 3, 3, 5]),
+            nodes: *rng.pick(&[3, 3, 4, 5]),
+            clients: *rng.pick(&[1, 2, 2, 3]),
+            volumes: (0..volume_count).map(|_| volume(rng)).collect(),
+            tiny_limits: rng.permille(600),
+            faulty: rng.span(Duration::from_secs(3), Duration::from_secs(12)),
+            ops_max: rng.within(200, 900) as u32,
+            drift_ppm: *rng.pick(&[0, 50, 300, 2000]),
+            network: network(rng, calm),
+            disk: disk(rng),
+            faults: faults(rng, calm),
+        }
+    }
+}
+
+fn volume(rng: &mut Rng) -> VolumeOptions {
+    let chunk_blocks = u64::from(BLOCKS_PER_CHUNK);
+    let groups = *rng.pick(&[1, 1, 2, 3]);
+    // Some volumes end in the middle of a chunk, and of a block's worth of sectors never.
+    let tail = rng.pick(&[0, CHUNK_BYTES / 2, 4096 * 37]);
+    let bytes = if groups == 1 {
+        rng.within(1, 4) * CHUNK_BYTES + tail
+    } else {
+        (groups - 1) * BYTES_PER_GROUP + CHUNK_BYTES * 4 + tail
+    };
+    let blocks = bytes / 4096;
+    let mut regions = vec![(0, rng.within(4, 40))];
+    if rng.permille(700) && blocks > chunk_blocks + 16 {
+        regions.push((chunk_blocks - 6, 12));
+    }
+    if rng.permille(400) {
+        regions.push((blocks - 5, 5));
+    }
+    if rng.permille(300) && blocks > 3 * chunk_blocks {
+        regions.push((2 * chunk_blocks + 100, rng.within(2, 300)));
+    }
+    VolumeOptions {
+        bytes,
+        regions,
+        depth: *rng.pick(&[1, 2, 4, 8]),
+        mix: [
+            rng.within(10, 60) as u32,
+            rng.within(10, 60) as u32,
+            rng.within(0, 20) as u32,
+            rng.within(0, 6) as u32,
+            rng.within(0, 6) as u32,
+            rng.within(0, 3) as u32,
+            rng.within(0, 2) as u32,
+        ],
+        blocks_max: *rng.pick(&[1, 3, 8, 8, 24]),
+        think: Duration::from_micros(*rng.pick(&[0, 500, 5000, 30_000])),
+    }
+}
+
+fn network(rng: &mut Rng, calm: bool) -> NetworkOptions {
+    let mut some = |odds: u32, high: u64| match !calm && rng.permille(odds) {
+        true => rng.within(1, high) as u32,
+        false => 0,
+    };
+    NetworkOptions {
+        reset_ppm: some(500, 3000),
+        flip_ppm: some(300, 1500),
+        loss_permille: some(500, 80),
+        double_permille: some(500, 80),
+        late_permille: some(500, 100),
+        delay: Duration::from_micros(*rng.pick(&[30, 100, 300, 2000])),
+    }
+}
+
+fn disk(rng: &mut Rng) -> DiskOptions {
+    DiskOptions {
+        latency: Duration::from_micros(*rng.pick(&[20, 100, 1000])),
+        flush_latency: Duration::from_micros(*rng.pick(&[50, 300, 5000])),
+        volatile_cache: rng.permille(800),
+        bytes: rng.within(24, 96) << 20,
+    }
+}
+
+fn faults(rng: &mut Rng, calm: bool) -> FaultOptions {
+    // Swarm testing: each seed leaves out many kinds of fault, so that the others meet undisturbed.
+    let keep = *rng.pick(&[200, 500, 1000]);
+    let mut weights = super::nemesis::FaultKind::ALL.map(|kind| match rng.permille(keep) {
+        true => kind.weight(),
+        false => 0,
+    });
+    if calm || weights.iter().all(|weight| *weight == 0) {
+        weights = [0; super::nemesis::FaultKind::COUNT];
+    }
+    FaultOptions {
+        interval: Duration::from_millis(*rng.pick(&[60, 200, 600, 1500])),
+        span: Duration::from_millis(*rng.pick(&[50, 300, 1500, 4000])),
+        weights,
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "seed {}: {} metas, {} nodes, {} clients, {} volumes, {} limits, {:?} of faults, {} operations at the most",
+            self.seed,
+            self.metas,
+            self.nodes,
+            self.clients,
+            self.volumes.len(),
+            if self.tiny_limits { "tiny" } else { "usual" },
+            self.faulty,
+            self.ops_max
+        )?;
+        for volume in &self.volumes {
+            writeln!(f, "  {volume:?}")?;
+        }
+        writeln!(f, "  {:?}", self.network)?;
+        writeln!(f, "  {:?}", self.disk)?;
+        let kinds = super::nemesis::FaultKind::ALL.iter().zip(self.faults.weights);
+        let kinds: Vec<String> = kinds
+            .filter(|(_, weight)| *weight > 0)
+            .map(|(kind, weight)| format!("{}×{weight}", kind.name()))
+            .collect();
+        write!(
+            f,
+            "  a fault each {:?} for {:?}: {}",
+            self.faults.interval,
+            self.faults.span,
+            if kinds.is_empty() {
+                "none".to_string()
+            } else {
+                kinds.join(" ")
+            }
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_seeds_choose_is_possible() {
+        for seed in 0..500 {
+            let options = Options::of_seed(seed);
+            for volume in &options.volumes {
+                assert!(volume.mix.iter().any(|weight| *weight > 0));
+                for (first, count) in &volume.regions {
+                    assert!(*count > 0 && (first + count) * 4096 <= volume.bytes, "{options}");
+                }
+            }
+        }
+    }
+}

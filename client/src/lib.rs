@@ -1,5 +1,6 @@
 //! The Cairn client.
 
+pub mod config;
 pub mod core;
 pub mod nbd;
 pub mod outbox;

@@ -57,9 +57,12 @@ pub enum ConfigError {
 
 impl ConfigError {
     pub(super) fn invalid(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
-        let line = error
-            .span()
-            .map_or(1, |span| 1 + text.as_bytes()[..span.start.min(text.len())].iter().filter(|b| **b == b'\n').count());
+        let line = error.span().map_or(1, |span| {
+            1 + text.as_bytes()[..span.start.min(text.len())]
+                .iter()
+                .filter(|b| **b == b'\n')
+                .count()
+        });
         let path = path.to_path_buf();
         match unknown_key(error.message()) {
             Some((key, known)) => ConfigError::UnknownKey { path, line, key, known },
@@ -77,7 +80,11 @@ impl fmt::Display for ConfigError {
         match self {
             ConfigError::Read { path, source } => write!(f, "{} can't be read: {source}", path.display()),
             ConfigError::TooLong { path, length } => {
-                write!(f, "{} is too long for a configuration file ({length} bytes)", path.display())
+                write!(
+                    f,
+                    "{} is too long for a configuration file ({length} bytes)",
+                    path.display()
+                )
             }
             ConfigError::NoVersion { path } => write!(
                 f,

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
-pub use sections::{ClusterSection, ExportSection, MetaSection, NodeSection, ProcessSection};
+pub use sections::{ClusterSection, ExportSection, MemberAddress, MetaSection, NodeSection, ProcessSection};
 
 /// The version that this program reads and writes.
 pub const CONFIG_VERSION: i64 = 1;
@@ -160,12 +160,21 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_by_name_with_a_hint() {
         let text = refusal("version = 1\n[node]\ndevice = ['a']\n");
-        assert!(text.starts_with("cairn.toml, line 3: there is no key `device` here"), "{text}");
+        assert!(
+            text.starts_with("cairn.toml, line 3: there is no key `device` here"),
+            "{text}"
+        );
         assert!(text.contains("did you mean `devices`?"), "{text}");
         let text = refusal("version = 1\n[nodes]\n");
-        assert!(text.contains("no key `nodes`") && text.contains("did you mean `node`?"), "{text}");
+        assert!(
+            text.contains("no key `nodes`") && text.contains("did you mean `node`?"),
+            "{text}"
+        );
         let text = refusal("version = 1\nxyzzy = 1\n");
-        assert!(text.contains("no key `xyzzy`") && !text.contains("did you mean"), "{text}");
+        assert!(
+            text.contains("no key `xyzzy`") && !text.contains("did you mean"),
+            "{text}"
+        );
         assert!(text.contains("known here: `version`, `cluster`, `meta`"), "{text}");
     }
 
@@ -177,7 +186,10 @@ mod tests {
         );
         // A newer version may have keys that are unknown here: the version is what must be named.
         let text = refusal("version = 2\nnews = true\n");
-        assert!(text.starts_with("cairn.toml has version 2; this cairn reads version 1"), "{text}");
+        assert!(
+            text.starts_with("cairn.toml has version 2; this cairn reads version 1"),
+            "{text}"
+        );
         assert!(refusal("version = '1'\n").contains("version \"1\""));
     }
 
@@ -197,7 +209,10 @@ mod tests {
         let text = Config::load(&missing).unwrap_err().to_string();
         assert!(text.contains("none.toml") && text.contains("No such file"), "{text}");
         let huge = dir.path().join("huge.toml");
-        std::fs::File::create(&huge).unwrap().set_len(CONFIG_BYTES_MAX + 1).unwrap();
+        std::fs::File::create(&huge)
+            .unwrap()
+            .set_len(CONFIG_BYTES_MAX + 1)
+            .unwrap();
         let text = Config::load(&huge).unwrap_err().to_string();
         assert!(text.contains("too long"), "{text}");
     }

@@ -18,12 +18,11 @@ pub(crate) fn load_config(global: &Global) -> Result<(Config, Option<PathBuf>), 
         return Ok((Config::load(path)?, Some(path.clone())));
     }
     // Addresses on the command line are enough, and are not to be mixed with a file that nobody named.
-    if global.meta.is_empty() {
-        if let Some(path) = DEFAULT_FILES.iter().map(Path::new).find(|path| path.exists()) {
-            return Ok((Config::load(path)?, Some(path.to_path_buf())));
-        }
+    let mut files = DEFAULT_FILES.iter().map(Path::new);
+    match files.find(|path| global.meta.is_empty() && path.exists()) {
+        Some(path) => Ok((Config::load(path)?, Some(path.to_path_buf()))),
+        None => Ok((Config::default(), None)),
     }
-    Ok((Config::default(), None))
 }
 
 /// The configuration that was named, or none: what runs a part of a cluster takes no default file by accident.

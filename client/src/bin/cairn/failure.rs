@@ -103,7 +103,10 @@ impl Failure {
                     kind,
                     format!("can't {doing}: the metadata servers ({tried}) have not done it in time{unknown}"),
                 )
-                .hint(format!("{}. `cairn status` shows who is missing.", first_sentence(&error.message)))
+                .hint(format!(
+                    "{}. `cairn status` shows who is missing.",
+                    first_sentence(&error.message)
+                ))
             }
             _ => Failure::new(kind, format!("can't {doing}: {error}")),
         }
@@ -115,8 +118,7 @@ impl Failure {
     }
 }
 
-const OTHER_CLUSTER: &str =
-    "Is the cluster running? `cairn dev` starts one here; --meta or --config name another one.";
+const OTHER_CLUSTER: &str = "Is the cluster running? `cairn dev` starts one here; --meta or --config name another one.";
 
 fn first_sentence(text: &str) -> &str {
     text.trim_end_matches(['.', ' '])
@@ -188,14 +190,25 @@ mod tests {
         let failure = Failure::of_meta("list volumes", &endpoints, &error(Code::Unreachable, "no one answers."));
         assert_eq!(failure.kind.exit_code(), 5);
         let text = failure.to_string();
-        assert!(text.starts_with("cairn: can't list volumes: no metadata server answers (a:1, b:2)\n  no one answers."));
+        assert!(
+            text.starts_with("cairn: can't list volumes: no metadata server answers (a:1, b:2)\n  no one answers.")
+        );
         assert_eq!(failure.to_json()["error"]["kind"], "unreachable");
     }
 
     #[test]
     fn every_kind_has_its_own_code_and_name() {
         use Kind::*;
-        let kinds = [Failed, Usage, NotFound, Exists, Unreachable, Refused, Occupied, Unhealthy];
+        let kinds = [
+            Failed,
+            Usage,
+            NotFound,
+            Exists,
+            Unreachable,
+            Refused,
+            Occupied,
+            Unhealthy,
+        ];
         for (i, kind) in kinds.iter().enumerate() {
             assert_eq!(usize::from(kind.exit_code()), i + 1);
             assert!(kinds.iter().all(|other| other == kind || other.name() != kind.name()));

@@ -10,3 +10,7 @@ pub(crate) const LIST_PAGE: u32 = 1000;
 pub(crate) const DEV_NODES_MAX: i64 = 32;
 /// Metadata servers that `cairn dev` starts at the most.
 pub(crate) const DEV_METAS_MAX: u32 = 5;
+/// How long a process may take to stop in good order. `cairn dev` waits longer than this before it kills.
+pub(crate) const SHUTDOWN_BOUND: Duration = Duration::from_secs(8);
+/// Threads of a process's control plane. The data paths have threads of their own.
+pub(crate) const WORKER_THREADS: usize = 2;

@@ -1,2 +1,64 @@
-//! The cairn command.
-fn main() {}
+//! The `cairn` command: every process of a cluster, and everything that asks about one, in one program.
+//!
+//! Reading order: `args` (what can be written), `failure` and `output` (what comes back), `context` (which cluster is
+//! meant), `commands` (asking), `process` (running one part), `dev` (running all of it).
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the program is the edge: clocks and waiting are its business, the cores below take time as an argument"
+)]
+#![allow(dead_code, unused_imports, reason = "the processes' libraries are not joined on yet")]
+
+mod args;
+mod commands;
+mod context;
+mod failure;
+mod limits;
+mod output;
+mod process;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+use failure::Failure;
+
+/// What `--version` prints. A build with planted bugs says so.
+pub(crate) const VERSION: &str = if cfg!(feature = "canary") {
+    concat!(
+        env!("CARGO_PKG_VERSION"),
+        " CANARY (a test build with planted bugs: never for data)"
+    )
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
+fn main() -> ExitCode {
+    // Usage errors end here, with code 2.
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if cli.global.json {
+                eprintln!("{}", failure.to_json());
+            } else {
+                eprintln!("{failure}");
+            }
+            ExitCode::from(failure.kind.exit_code())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Volume(command) => commands::volume::run(global, command),
+        Command::Node(args) => match &args.command {
+            Some(command) => commands::node::run(global, command),
+            None => Err(Failure::failed("this build can't run that part yet")),
+        },
+        Command::Status(args) => commands::status::run(global, args),
+        Command::Completion(args) => commands::completion::run(args),
+        _ => Err(Failure::failed("this build can't run that part yet")),
+    }
+}

@@ -119,7 +119,11 @@ pub(crate) fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
 
 /// `1 node`, `2 nodes`.
 pub(crate) fn count(number: u64, one: &str) -> String {
-    if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
+    if number == 1 {
+        format!("1 {one}")
+    } else {
+        format!("{number} {one}s")
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use cluster::{
-    CreateVolume, DeleteVolume, GrowVolume, NodeCommand, ShowNode, ShowVolume, SpreadArg, Status, VolumeCommand,
+    CreateVolume, DeleteVolume, GrowVolume, NodeCommand, ShowVolume, SpreadArg, Status, VolumeCommand,
 };
 pub(crate) use process::{Dev, Export, Meta, Node, Process, VolumeSpec};
 
@@ -41,7 +41,13 @@ pub(crate) struct Cli {
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Global {
     /// Configuration file. Without it: ./cairn-data/cairn.toml (what `cairn dev` makes), then /etc/cairn/cairn.toml
-    #[arg(long, value_name = "FILE", env = "CAIRN_CONFIG", global = true, hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "CAIRN_CONFIG",
+        global = true,
+        hide_env_values = true
+    )]
     pub(crate) config: Option<PathBuf>,
     /// Metadata servers, HOST:PORT separated by commas; one that is alive is enough
     #[arg(
@@ -58,7 +64,13 @@ pub(crate) struct Global {
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// What to log: off, error, warn, info, debug, trace, or a filter as `info,cairn_meta=debug`
-    #[arg(long, value_name = "FILTER", env = "CAIRN_LOG", global = true, hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "CAIRN_LOG",
+        global = true,
+        hide_env_values = true
+    )]
     pub(crate) log: Option<String>,
 }
 
@@ -153,10 +165,15 @@ mod tests {
     fn dev_takes_what_its_contract_says() {
         let line = "cairn dev --dir d --volume a:1GiB --volume b:512M --nodes 4 --metas 5 --device-size 2G \
                     --foreground-logs --supervise --nbd-tcp 127.0.0.1:10809";
-        let Command::Dev(dev) = parse(line).command else { panic!("not dev") };
+        let Command::Dev(dev) = parse(line).command else {
+            panic!("not dev")
+        };
         assert_eq!(dev.dir, Some(PathBuf::from("d")));
         assert_eq!(dev.volumes.len(), 2);
-        assert_eq!((dev.volumes[1].name.as_str(), dev.volumes[1].size), ("b", ByteSize(512 << 20)));
+        assert_eq!(
+            (dev.volumes[1].name.as_str(), dev.volumes[1].size),
+            ("b", ByteSize(512 << 20))
+        );
         assert_eq!((dev.nodes, dev.metas), (Some(4), Some(5)));
         assert!(dev.foreground_logs && dev.supervise && dev.nbd_tcp.is_some());
         assert!(refused("cairn dev --volume a").contains("NAME:SIZE"));
@@ -172,7 +189,9 @@ mod tests {
         };
         assert!(node.command.is_none());
         assert_eq!(node.devices, [PathBuf::from("a"), PathBuf::from("b")]);
-        let Command::Node(node) = parse("cairn node list --json").command else { panic!("not node") };
+        let Command::Node(node) = parse("cairn node list --json").command else {
+            panic!("not node")
+        };
         assert!(matches!(node.command, Some(NodeCommand::List)));
         refused("cairn node --device a list");
     }

@@ -56,7 +56,7 @@ Examples:
       --member 1=10.0.0.1:7401 --member 2=10.0.0.2:7401 --member 3=10.0.0.3:7401
   cairn meta --config /etc/cairn/cairn.toml
 
-A new cluster key: head -c 32 /dev/urandom > cluster.key; chmod 600 cluster.key")]
+A new cluster key: (umask 077; tr -dc 0-9a-f < /dev/urandom | head -c 64 > cluster.key)")]
 pub(crate) struct Meta {
     /// Its number among the metadata servers, from 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -148,7 +148,7 @@ pub(crate) struct Export {
 /// The cluster's secret.
 #[derive(Args, Debug)]
 pub(crate) struct Key {
-    /// File with the cluster key: 32 bytes, readable by its owner only, the same on metadata servers and storage nodes
+    /// File with the cluster key: 64 hexadecimal digits, for its owner only, the same on all servers and nodes
     #[arg(long = "cluster-key", value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
 }

@@ -1,0 +1,290 @@
+//! `cairn node list` and `cairn node show`.
+
+use cairn_meta::client::{ClientError, MetaClient};
+use cairn_proto::control::v1;
+use cairn_proto::units::ByteSize;
+use serde::Serialize;
+
+use super::{ago, block_on, device_id, percent, short};
+use crate::args::{Global, NodeCommand};
+use crate::context::meta_client;
+use crate::failure::{Failure, Kind};
+use crate::limits::LIST_PAGE;
+use crate::output::{self, Table};
+
+pub(crate) fn run(global: &Global, command: &NodeCommand) -> Result<(), Failure> {
+    let meta = meta_client(global)?;
+    block_on(async {
+        let nodes = all(&meta).await;
+        let nodes = nodes.map_err(|error| Failure::of_meta("list the nodes", &meta.endpoints(), &error))?;
+        let listing = Listing {
+            nodes: nodes.into_iter().map(NodeRecord::from).collect(),
+        };
+        match command {
+            NodeCommand::List => output::show(global.json, &listing, || table(&listing.nodes)),
+            NodeCommand::Show(args) => {
+                let node = find(&listing.nodes, &args.node)?;
+                output::show(global.json, node, || describe(node))
+            }
+        }
+    })
+}
+
+#[derive(Serialize)]
+struct Listing {
+    nodes: Vec<NodeRecord>,
+}
+
+/// A storage node, for programs.
+#[derive(Serialize, Clone, PartialEq, Eq, Debug)]
+struct NodeRecord {
+    id: u64,
+    name: String,
+    alive: bool,
+    heard_ms_ago: Option<u64>,
+    version: String,
+    domain: DomainRecord,
+    devices: Vec<DeviceRecord>,
+}
+
+/// Where it stands.
+#[derive(Serialize, Clone, PartialEq, Eq, Debug)]
+struct DomainRecord {
+    room: String,
+    rack: String,
+    host: String,
+}
+
+/// One device of a node.
+#[derive(Serialize, Clone, PartialEq, Eq, Debug)]
+struct DeviceRecord {
+    uuid: String,
+    incarnation: u64,
+    state: &'static str,
+    alive: bool,
+    addresses: Vec<String>,
+    capacity_bytes: u64,
+    used_bytes: u64,
+    groups: u64,
+    trouble: Option<String>,
+}
+
+impl From<v1::Node> for NodeRecord {
+    fn from(node: v1::Node) -> NodeRecord {
+        let domain = node.domain.unwrap_or_default();
+        NodeRecord {
+            id: node.id,
+            name: node.name,
+            alive: node.seems_alive,
+            heard_ms_ago: node.heard_ms_ago,
+            version: node.version,
+            domain: DomainRecord {
+                room: domain.room,
+                rack: domain.rack,
+                host: domain.host,
+            },
+            devices: node.devices.into_iter().map(DeviceRecord::from).collect(),
+        }
+    }
+}
+
+impl From<v1::Device> for DeviceRecord {
+    fn from(device: v1::Device) -> DeviceRecord {
+        let id = device_id(device.id.as_ref());
+        DeviceRecord {
+            uuid: id.uuid.to_string(),
+            incarnation: id.incarnation.0,
+            state: match device.state() {
+                v1::DeviceState::Active => "active",
+                v1::DeviceState::Failed => "failed",
+                v1::DeviceState::Replaced => "replaced",
+                v1::DeviceState::Removed => "removed",
+                v1::DeviceState::Unspecified => "unknown",
+            },
+            alive: device.seems_alive,
+            addresses: device.addresses,
+            capacity_bytes: device.capacity_bytes,
+            used_bytes: device.used_bytes,
+            groups: device.groups,
+            trouble: Some(device.trouble).filter(|trouble| !trouble.is_empty()),
+        }
+    }
+}
+
+impl NodeRecord {
+    fn state(&self) -> String {
+        match (self.alive, self.heard_ms_ago) {
+            (true, _) => "up".to_string(),
+            (false, Some(ms)) => format!("down for {}", ago(ms)),
+            (false, None) => "down".to_string(),
+        }
+    }
+
+    /// Devices that count: those of earlier formats do not.
+    fn active(&self) -> impl Iterator<Item = &DeviceRecord> {
+        self.devices.iter().filter(|device| device.state == "active")
+    }
+
+    fn place(&self) -> String {
+        let domain = &self.domain;
+        let parts = [&domain.room, &domain.rack, &domain.host];
+        parts
+            .map(String::as_str)
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join("/")
+    }
+}
+
+/// All nodes, page by page.
+pub(crate) async fn all(meta: &MetaClient) -> Result<Vec<v1::Node>, ClientError> {
+    let mut nodes: Vec<v1::Node> = Vec::new();
+    loop {
+        let request = v1::ListNodesRequest {
+            after: nodes.last().map_or(0, |node| node.id),
+            limit: LIST_PAGE,
+        };
+        let page = meta.list_nodes(request).await?;
+        let more = page.more && !page.nodes.is_empty();
+        nodes.extend(page.nodes);
+        if !more {
+            return Ok(nodes);
+        }
+    }
+}
+
+/// By name; by number where no node has that name.
+fn find<'a>(nodes: &'a [NodeRecord], wanted: &str) -> Result<&'a NodeRecord, Failure> {
+    let by_name = nodes.iter().find(|node| node.name == wanted);
+    let by_id = || nodes.iter().find(|node| wanted.parse() == Ok(node.id));
+    by_name.or_else(by_id).ok_or_else(|| {
+        Failure::new(Kind::NotFound, format!("there is no node `{wanted}`"))
+            .hint("`cairn node list` shows those that exist.")
+    })
+}
+
+fn table(nodes: &[NodeRecord]) -> String {
+    if nodes.is_empty() {
+        return "there is no storage node: `cairn node --help` tells how to start one\n".to_string();
+    }
+    let mut table = Table::new(&["NAME", "STATE", "DEVICES", "SIZE", "USED", "GROUPS", "PLACE"]).right(&[2, 3, 4, 5]);
+    for node in nodes {
+        let size: u64 = node.active().map(|device| device.capacity_bytes).sum();
+        let used: u64 = node.active().map(|device| device.used_bytes).sum();
+        let groups: u64 = node.active().map(|device| device.groups).sum();
+        table.row([
+            node.name.clone(),
+            node.state(),
+            node.active().count().to_string(),
+            ByteSize(size).to_string(),
+            percent(used, size),
+            groups.to_string(),
+            node.place(),
+        ]);
+    }
+    table.render()
+}
+
+fn describe(node: &NodeRecord) -> String {
+    let mut table = Table::pairs();
+    table.row(["name", node.name.as_str()]);
+    table.row(["id".to_string(), node.id.to_string()]);
+    table.row(["state".to_string(), node.state()]);
+    table.row(["place".to_string(), node.place()]);
+    table.row(["version", node.version.as_str()]);
+    let mut text = table.render();
+    let mut table = Table::new(&["DEVICE", "STATE", "SIZE", "USED", "GROUPS", "ADDRESS", "TROUBLE"]).right(&[2, 3, 4]);
+    for device in &node.devices {
+        let uuid = device.uuid.parse().unwrap_or_default();
+        let state = match (device.state, device.alive) {
+            ("active", true) => "up",
+            ("active", false) => "down",
+            (state, _) => state,
+        };
+        table.row([
+            short(&uuid),
+            state.to_string(),
+            ByteSize(device.capacity_bytes).to_string(),
+            percent(device.used_bytes, device.capacity_bytes),
+            device.groups.to_string(),
+            device.addresses.join(" "),
+            device.trouble.clone().unwrap_or_default(),
+        ]);
+    }
+    text.push('\n');
+    text.push_str(&table.render());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: u64, name: &str, alive: bool) -> NodeRecord {
+        v1::Node {
+            id,
+            name: name.to_string(),
+            domain: Some(v1::FailureDomain {
+                rack: "r1".to_string(),
+                host: name.to_string(),
+                ..v1::FailureDomain::default()
+            }),
+            seems_alive: alive,
+            heard_ms_ago: Some(400_000),
+            version: "0.1.0".to_string(),
+            devices: vec![v1::Device {
+                id: Some(v1::DeviceId {
+                    uuid: vec![id as u8; 16],
+                    incarnation: 1,
+                }),
+                addresses: vec!["127.0.0.1:7402".to_string()],
+                capacity_bytes: 8 << 30,
+                used_bytes: 2 << 30,
+                state: v1::DeviceState::Active as i32,
+                seems_alive: alive,
+                groups: 5,
+                ..v1::Device::default()
+            }],
+        }
+        .into()
+    }
+
+    #[test]
+    fn nodes_are_a_table_for_people() {
+        assert_eq!(
+            table(&[node(1, "node-1", true), node(2, "node-2", false)]),
+            "NAME    STATE           DEVICES   SIZE  USED  GROUPS  PLACE\n\
+             node-1  up                    1  8 GiB  25 %       5  r1/node-1\n\
+             node-2  down for 6 min        1  8 GiB  25 %       5  r1/node-2\n"
+        );
+    }
+
+    #[test]
+    fn a_node_is_found_by_name_or_number_and_shown_with_its_devices() {
+        let nodes = [node(1, "node-1", true), node(2, "1", true)];
+        assert_eq!(find(&nodes, "1").unwrap().id, 2, "a name goes before a number");
+        assert_eq!(find(&nodes, "2").unwrap().id, 2);
+        assert_eq!(find(&nodes, "node-9").unwrap_err().kind, Kind::NotFound);
+        let text = describe(&nodes[0]);
+        assert!(text.starts_with("name     node-1\nid       1\nstate    up\n"), "{text}");
+        assert!(
+            text.ends_with(
+                "DEVICE    STATE   SIZE  USED  GROUPS  ADDRESS         TROUBLE\n\
+                 01010101  up     8 GiB  25 %       5  127.0.0.1:7402\n"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn nodes_have_stable_keys_for_programs() {
+        let json = serde_json::to_value(node(1, "node-1", true)).unwrap();
+        let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+        assert_eq!(keys(&json), "alive devices domain heard_ms_ago id name version");
+        assert_eq!(
+            keys(&json["devices"][0]),
+            "addresses alive capacity_bytes groups incarnation state trouble used_bytes uuid"
+        );
+    }
+}

@@ -1,5 +1,7 @@
 //! What a store can be asked, and what it answers.
 
+use std::fmt;
+
 use bytes::Bytes;
 pub use cairn_proto::block::{Apply, BlockState, Content, Cursor, Run};
 use cairn_proto::checksum::Checksum;
@@ -136,13 +138,16 @@ pub enum StoreReply {
         /// Where to go on; `None` at the end of the group.
         next: Option<Cursor>,
     },
-    /// It was not done. Nothing of it will show, now or after a restart.
+    /// It was not done. Nothing of it will show, now or after a restart, except after [`StoreError::Poisoned`]: what was
+    /// being written when the device failed may show or not after it is opened anew, as a whole.
     Failed(StoreError),
 }
 
 /// Why a request was not done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StoreError {
+    /// The store is not open (yet): see `Store::state`.
+    Opening,
     /// The group has no replica here.
     NoReplica,
     /// The device is full.
@@ -151,9 +156,31 @@ pub enum StoreError {
     Poisoned(DiskError),
     /// A read failed at the device. Other blocks may be readable.
     Unreadable(DiskError),
+    /// What the store knows about these blocks is damaged at the device: they can be neither read nor written until the
+    /// replica is dropped and made anew.
+    IndexDamaged,
+    /// More requests are queued than the limits allow.
+    Busy,
     /// The request is outside what the store allows (the caller's bug or a peer's).
     Invalid(&'static str),
 }
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Opening => f.write_str("the store is not open yet"),
+            StoreError::NoReplica => f.write_str("the device has no replica of the group"),
+            StoreError::NoSpace => f.write_str("the device is full: free space on it, or add devices"),
+            StoreError::Poisoned(error) => write!(f, "the store stopped after a failed write: {error}"),
+            StoreError::Unreadable(error) => write!(f, "the blocks can't be read: {error}"),
+            StoreError::IndexDamaged => f.write_str("the index of these blocks is damaged: rebuild this replica"),
+            StoreError::Busy => f.write_str("too many requests are queued"),
+            StoreError::Invalid(what) => write!(f, "the request is not valid: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
 
 /// What the store wants done.
 #[derive(Clone, Debug)]

@@ -1,0 +1,111 @@
+//! Every bound of the store in one place. Tests and the simulator make them tiny.
+
+use std::time::Duration;
+
+use cairn_proto::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK, FRAME_BLOCKS_MAX};
+
+use super::canary::Canary;
+
+/// Blocks of data in one write, copy or read at the most.
+pub const REQUEST_BLOCKS_MAX: u32 = FRAME_BLOCKS_MAX;
+/// Entries of an index page.
+pub const PAGE_ENTRIES: u32 = 256;
+/// Index pages of a chunk.
+pub const PAGES_PER_CHUNK: u32 = BLOCKS_PER_CHUNK / PAGE_ENTRIES;
+/// Bytes of an index entry.
+pub const ENTRY_BYTES: usize = 16;
+/// Pages of one batch's record at the most.
+pub const RECORD_PAGES_MAX: usize = 16;
+/// Device blocks that one page of the free-space map describes.
+pub const MAP_PAGE_BLOCKS: u64 = BLOCK_BYTES as u64 * 8;
+/// The shortest device that can be formatted, in blocks (1 MiB).
+pub const DEVICE_BLOCKS_MIN: u64 = 256;
+/// The longest part of a device that is used, in blocks (just under 16 TiB): places are 32 bits, the last of which are
+/// reserved.
+pub const DEVICE_BLOCKS_MAX: u64 = 0xffff_ff00;
+
+/// What one store may use and how it paces itself.
+#[derive(Clone, Debug)]
+pub struct StoreLimits {
+    /// Requests that wait for a batch or for index pages at the most; more are a bug of the caller, who admits them.
+    pub queued_requests_max: usize,
+    /// Requests looked at for one batch at the most.
+    pub batch_requests_max: usize,
+    /// Blocks of data in one batch at the most; at least [`REQUEST_BLOCKS_MAX`].
+    pub batch_blocks_max: u32,
+    /// Record pages of one batch at the most, `1 ..= RECORD_PAGES_MAX`. At least 2, so that the largest copy fits.
+    pub batch_record_pages_max: usize,
+    /// Blocks that the log takes at a time from free space.
+    pub run_blocks: u32,
+    /// A checkpoint starts when this many record pages were written since the last one.
+    pub checkpoint_log_pages: u64,
+    /// A checkpoint starts when this many index pages are dirty.
+    pub checkpoint_dirty_pages: usize,
+    /// Writes of a checkpoint in flight at the most.
+    pub checkpoint_writes_in_flight: usize,
+    /// Reads in flight at the most while recovering.
+    pub recovery_reads_in_flight: usize,
+    /// Index pages in memory above which clean ones are evicted.
+    pub resident_pages_max: usize,
+    /// Free blocks that only overwrites may use, so that a full device can still be overwritten; at least
+    /// [`REQUEST_BLOCKS_MAX`].
+    pub overwrite_reserve_blocks: u64,
+    /// How long the log must be idle before the last batch is confirmed by an empty one.
+    pub confirm_after: Duration,
+    /// Write zeroes ahead of the allocator: for files, whose unwritten extents are slow to write first.
+    pub zero_ahead: bool,
+    /// Blocks of one write of zeroes ahead.
+    pub zero_ahead_blocks: u32,
+    /// How many such writes the zeroed part may be ahead of the used part.
+    pub zero_ahead_runs: u32,
+    /// Planted bugs, for tests only: all off in every build without the feature `canary`.
+    pub canary: Canary,
+}
+
+impl Default for StoreLimits {
+    fn default() -> StoreLimits {
+        StoreLimits {
+            queued_requests_max: 16 << 10,
+            batch_requests_max: 512,
+            batch_blocks_max: 1024,
+            batch_record_pages_max: RECORD_PAGES_MAX,
+            run_blocks: 2048,
+            checkpoint_log_pages: 4096,
+            checkpoint_dirty_pages: 1024,
+            checkpoint_writes_in_flight: 8,
+            recovery_reads_in_flight: 32,
+            resident_pages_max: 8192,
+            overwrite_reserve_blocks: 1024,
+            confirm_after: Duration::from_millis(100),
+            zero_ahead: false,
+            zero_ahead_blocks: 256,
+            zero_ahead_runs: 8,
+            canary: Canary::default(),
+        }
+    }
+}
+
+impl StoreLimits {
+    /// Limits so small that logs wrap and checkpoints happen within a few requests, and small devices fill up: for tests
+    /// and the simulator.
+    pub fn tiny() -> StoreLimits {
+        StoreLimits {
+            batch_requests_max: 16,
+            batch_record_pages_max: 4,
+            run_blocks: 16,
+            checkpoint_log_pages: 12,
+            checkpoint_dirty_pages: 4,
+            checkpoint_writes_in_flight: 2,
+            recovery_reads_in_flight: 4,
+            resident_pages_max: 8,
+            overwrite_reserve_blocks: 256,
+            zero_ahead_blocks: 16,
+            zero_ahead_runs: 2,
+            ..StoreLimits::default()
+        }
+    }
+}
+
+const _: () = assert!(PAGE_ENTRIES as usize * ENTRY_BYTES == BLOCK_BYTES);
+const _: () = assert!(PAGES_PER_CHUNK <= 64);
+const _: () = assert!(DEVICE_BLOCKS_MAX < u32::MAX as u64 - 16);

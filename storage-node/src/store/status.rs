@@ -1,0 +1,212 @@
+//! What a store tells about itself.
+
+use std::fmt;
+
+use cairn_proto::checksum::ChecksumAlgorithm;
+use cairn_proto::disk::DiskError;
+use cairn_proto::ids::{ClusterId, DeviceUuid, GroupId, Incarnation};
+
+/// What a device is formatted as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FormatParams {
+    /// The cluster it will belong to.
+    pub cluster: ClusterId,
+    /// Its UUID, drawn at random.
+    pub device: DeviceUuid,
+    /// New at each format, drawn at random or counted up.
+    pub incarnation: Incarnation,
+    /// How block checksums are computed.
+    pub checksum: ChecksumAlgorithm,
+}
+
+/// Who the device should be. `None` takes any.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct OpenExpectation {
+    /// The cluster.
+    pub cluster: Option<ClusterId>,
+    /// The device.
+    pub device: Option<DeviceUuid>,
+}
+
+/// Why a device can't be opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OpenError {
+    /// Nothing is on it: it must be formatted first.
+    Blank,
+    /// Something else is on it.
+    Foreign {
+        /// What it looks like.
+        words: String,
+    },
+    /// Its end is missing.
+    Truncated {
+        /// Blocks it was formatted with.
+        expected: u64,
+        /// Blocks it has now.
+        found: u64,
+    },
+    /// It can't be understood, or what can't be done without is damaged.
+    Damaged {
+        /// What is wrong.
+        words: String,
+    },
+    /// It belongs to another cluster.
+    OtherCluster {
+        /// Which was expected.
+        expected: ClusterId,
+        /// Which it says.
+        found: ClusterId,
+    },
+    /// It is another device.
+    OtherDevice {
+        /// Which was expected.
+        expected: DeviceUuid,
+        /// Which it says.
+        found: DeviceUuid,
+    },
+    /// The device failed an operation that opening (or formatting) needs.
+    Device {
+        /// What was being done.
+        doing: &'static str,
+        /// What the device said.
+        error: DiskError,
+    },
+    /// It is too short or too long to be formatted.
+    Length {
+        /// Its length in blocks.
+        blocks: u64,
+    },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::Blank => f.write_str("the device is blank: format it before it is opened"),
+            OpenError::Foreign { words } => write!(
+                f,
+                "the device holds {words}, not a store: check the path; to use it all the same, wipe its first MiB"
+            ),
+            OpenError::Truncated { expected, found } => write!(
+                f,
+                "the device has {found} blocks of 4096 bytes, but was formatted with {expected}: its end is missing; \
+                 restore its size, or replace the device"
+            ),
+            OpenError::Damaged { words } => write!(
+                f,
+                "the device is damaged: {words}; its other copies are on other devices: replace it"
+            ),
+            OpenError::OtherCluster { expected, found } => write!(
+                f,
+                "the device belongs to cluster {found}, this is {expected}: check which disk stands at this path"
+            ),
+            OpenError::OtherDevice { expected, found } => write!(
+                f,
+                "the device is {found}, expected is {expected}: check which disk stands at this path"
+            ),
+            OpenError::Device { doing, error } => write!(f, "{error}, while {doing}: check the disk and its cable"),
+            OpenError::Length { blocks } => write!(
+                f,
+                "the device has {blocks} blocks of 4096 bytes: it must have between {} and {}",
+                super::limits::DEVICE_BLOCKS_MIN,
+                super::limits::DEVICE_BLOCKS_MAX
+            ),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// How far a store is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StoreState {
+    /// It reads what it needs to know.
+    Opening(Progress),
+    /// It serves.
+    Open,
+    /// A write or flush failed: it still reads, and acknowledges nothing until it is opened anew.
+    Poisoned(DiskError),
+    /// It can't be opened.
+    Refused(OpenError),
+}
+
+/// How far opening is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Directory blocks and pages of the free-space map read.
+    pub metadata_blocks: u64,
+    /// Commit batches replayed.
+    pub batches: u64,
+}
+
+/// A group's replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReplicaInfo {
+    /// Of which group.
+    pub group: GroupId,
+    /// What the caller keeps of it.
+    pub role: u8,
+    /// Blocks of data that it holds.
+    pub blocks_used: u64,
+}
+
+/// Space of a device, in blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Space {
+    /// All that is allocated from: the device less superblocks and checkpoint headers.
+    pub capacity: u64,
+    /// Not taken by anything, as of now.
+    pub free: u64,
+    /// Kept back for log, checkpoints and overwrites: new data can take `free - reserved`.
+    pub reserved: u64,
+    /// Blocks of data.
+    pub data: u64,
+}
+
+/// What a store has done since it was opened. All only grow, but `index_pages_resident` and `index_pages_dirty`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Batches committed.
+    pub batches: u64,
+    /// Requests in them.
+    pub batch_requests: u64,
+    /// Blocks of data written in them.
+    pub blocks_written: u64,
+    /// Record pages written.
+    pub record_pages: u64,
+    /// Device writes submitted.
+    pub device_writes: u64,
+    /// Device flushes submitted.
+    pub device_flushes: u64,
+    /// Device reads submitted.
+    pub device_reads: u64,
+    /// Blocks read for requests.
+    pub blocks_read: u64,
+    /// Blocks given back by overwrites, discards and drops.
+    pub blocks_freed: u64,
+    /// Blocks found damaged by reads.
+    pub blocks_damaged: u64,
+    /// Writes and blocks of writes that were superseded or duplicates.
+    pub superseded: u64,
+    /// Requests refused because the device was full.
+    pub no_space: u64,
+    /// Checkpoints completed.
+    pub checkpoints: u64,
+    /// Blocks written by checkpoints.
+    pub checkpoint_blocks: u64,
+    /// Empty batches that confirmed the one before.
+    pub confirmations: u64,
+    /// Blocks of zeroes written ahead.
+    pub zeroed_ahead: u64,
+    /// Index pages loaded.
+    pub index_loads: u64,
+    /// Index pages evicted.
+    pub index_evictions: u64,
+    /// Index pages in memory now.
+    pub index_pages_resident: u64,
+    /// Index pages in memory that the next checkpoint writes.
+    pub index_pages_dirty: u64,
+    /// Batches replayed when it was opened.
+    pub replayed: u64,
+    /// Whether the last batch was dropped when it was opened, because not all of it had reached the device.
+    pub discarded_at_open: u64,
+}

@@ -159,6 +159,16 @@ impl Drop for DevDir {
     }
 }
 
+/// The `cairn` program, told nothing by the environment that tests run in.
+fn program(options: &DevOptions) -> Command {
+    let mut command = Command::new(&options.program);
+    for variable in ["CAIRN_CONFIG", "CAIRN_META", "CAIRN_LOG"] {
+        command.env_remove(variable);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
 /// A running cluster. Dropping it kills everything.
 #[derive(Debug)]
 pub struct Dev {
@@ -179,7 +189,7 @@ impl Dev {
             status: None,
             output: String::new(),
         };
-        let mut command = Command::new(&options.program);
+        let mut command = program(&options);
         command.arg("dev").arg("--dir").arg(dir.path());
         for volume in &options.volumes {
             command.args(["--volume", volume]);
@@ -270,9 +280,8 @@ impl Dev {
 
     /// A `cairn` command against this cluster.
     pub fn cairn(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.options.program);
+        let mut command = program(&self.options);
         command.arg("--config").arg(self.path().join("cairn.toml")).args(args);
-        command.stdin(Stdio::null());
         command
     }
 

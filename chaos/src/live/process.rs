@@ -1,7 +1,9 @@
 //! Any process, by its id: kill, freeze, look at its memory, start it again as it was started.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -131,6 +133,29 @@ pub fn resident(pid: i32) -> Option<Resident> {
     })
 }
 
+/// The TCP addresses (IPv4) on which a process listens.
+pub fn listening(pid: i32) -> Vec<SocketAddr> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let sockets: BTreeSet<String> = links
+        .filter_map(|entry| fs::read_link(entry.path()).ok()?.into_os_string().into_string().ok())
+        .filter_map(|link| Some(link.strip_prefix("socket:[")?.strip_suffix("]")?.to_string()))
+        .collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // Fields: number, local address, remote address, state (0A is LISTEN), …, inode.
+            let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+            (*state == "0A" && sockets.contains(*inode)).then_some(())?;
+            let (address, port) = local.split_once(':')?;
+            let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
+            Some(SocketAddr::from((address, u16::from_str_radix(port, 16).ok()?)))
+        })
+        .collect()
+}
+
 /// The ids of all running processes whose command line names something in `dir`, this one excepted.
 pub fn of_dir(dir: &Path) -> Vec<i32> {
     let needle = dir.as_os_str().as_encoded_bytes();
@@ -185,6 +210,16 @@ impl Drop for Guarded {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn listening_sockets_are_found_until_they_are_closed() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let own = std::process::id() as i32;
+        assert!(listening(own).contains(&address));
+        drop(listener);
+        assert!(!listening(own).contains(&address));
+    }
 
     #[test]
     fn a_process_is_frozen_resumed_killed_and_started_again_as_it_was() {

@@ -2,6 +2,7 @@
 
 pub mod checker;
 pub mod faults;
+pub mod fuzz;
 pub mod live;
 pub mod rng;
 pub mod sim;

@@ -3,4 +3,8 @@
 
 pub mod client;
 pub mod config;
+pub mod limits;
+pub mod log;
 pub mod metrics;
+pub mod raft;
+pub mod state;

@@ -1,0 +1,99 @@
+//! Every bound of the metadata service, in one place.
+
+use cairn_proto::limits::{GROUPS_PER_VOLUME_MAX, MEMBERS_MAX, REPLICAS_MAX};
+
+/// Volumes of one cluster at the most.
+pub const VOLUMES_MAX: usize = 10_000;
+/// Storage nodes of one cluster at the most.
+pub const NODES_MAX: usize = 1024;
+/// Devices of one cluster at the most, those that were replaced or removed included.
+pub const DEVICES_MAX: usize = 4096;
+/// Devices of one node at the most.
+pub const DEVICES_PER_NODE_MAX: usize = 64;
+/// Metadata servers at the most.
+pub const META_MEMBERS_MAX: usize = 7;
+/// Data-plane addresses of one device at the most.
+pub const ADDRESSES_MAX: usize = 4;
+/// Ejected members of a group that still hold data, at the most; the oldest are forgotten.
+pub const STALE_MAX: usize = 16;
+/// Bytes of a name or a level of a failure domain at the most.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Bytes of an address, or of what somebody says for people, at the most.
+pub const TEXT_BYTES_MAX: usize = 256;
+/// Group changes in one command at the most.
+pub const CHANGES_MAX: usize = GROUPS_PER_VOLUME_MAX as usize;
+/// Devices in one report at the most.
+pub const REPORTS_MAX: usize = 1024;
+/// Items of one page of an answer at the most.
+pub const PAGE_MAX: usize = 1000;
+/// Groups in one page of an inventory at the most.
+pub const INVENTORY_PAGE_MAX: usize = 4096;
+/// Distinct replica sets that one device takes part in, as far as placement can choose.
+pub const COPYSETS_PER_DEVICE: usize = 8;
+
+/// Bytes of one encoded command at the most.
+pub const COMMAND_BYTES_MAX: usize = 512 << 10;
+/// Bytes of an encoded state at the most.
+pub const STATE_BYTES_MAX: usize = 192 << 20;
+/// Bytes of one Raft message at the most: a snapshot and its frame.
+pub const RAFT_MESSAGE_BYTES_MAX: usize = STATE_BYTES_MAX + (1 << 20);
+/// Bytes of the entries of one append message, as Raft counts them. One entry may be larger.
+pub const APPEND_BYTES_MAX: u64 = 256 << 10;
+/// Append messages to one follower without an answer at the most.
+pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
+/// Entries in one message at the most.
+pub const MESSAGE_ENTRIES_MAX: usize = 65_536;
+/// Bytes of one piece of a Raft message on the wire.
+pub const PIECE_BYTES_MAX: usize = 1 << 20;
+/// Proposals without an answer at the most.
+pub const PROPOSALS_MAX: usize = 256;
+/// Linearizable reads without an answer at the most.
+pub const READS_MAX: usize = 1024;
+/// Bytes of proposals that are not committed yet.
+pub const UNCOMMITTED_BYTES_MAX: u64 = 16 << 20;
+
+/// After this many entries since the last snapshot there is a new one.
+pub const SNAPSHOT_ENTRIES: u64 = 4096;
+/// After this many bytes of entries since the last snapshot there is a new one.
+pub const SNAPSHOT_BYTES: u64 = 16 << 20;
+/// Entries that are kept behind a snapshot, so that a follower that is a little late needs none.
+pub const KEPT_ENTRIES: u64 = 1024;
+
+/// Ticks between two heartbeats of the leader.
+pub const HEARTBEAT_TICKS: usize = 2;
+/// Ticks without a leader before the quickest member asks for votes.
+pub const ELECTION_TICKS: usize = 10;
+/// How many distinct election timeouts there are; member ids are spread over them.
+pub const ELECTION_SPREAD: u64 = 16;
+/// Ticks after which a snapshot that was not acknowledged is sent again.
+pub const SNAPSHOT_RETRY_TICKS: u64 = 100;
+/// Ticks after which a read or a proposal without an answer is given up.
+pub const ANSWER_TICKS: u64 = 50;
+/// Ticks that are made up for at the most after the process was held up.
+pub const CATCH_UP_TICKS: u64 = 3;
+
+/// How often nodes send heartbeats.
+pub const NODE_HEARTBEAT_MS: u32 = 1000;
+/// After this long without a heartbeat a node no longer seems alive.
+pub const NODE_SILENCE_MS: u64 = 5000;
+/// After this long without a message a metadata server no longer seems alive.
+pub const MEMBER_SILENCE_MS: u64 = 3000;
+/// How often changes of usage are written to the log at the most.
+pub const REPORT_INTERVAL_MS: u64 = 30_000;
+/// Requests to the driver thread that wait at the most.
+pub const EVENTS_MAX: usize = 1024;
+/// Messages to one member that wait at the most; more are dropped, and Raft sends again.
+pub const OUTGOING_MAX: usize = 256;
+/// Bytes of one request or answer at the most.
+pub const RPC_BYTES_MAX: usize = 4 << 20;
+/// Requests in work at one gRPC connection at the most.
+pub const RPCS_PER_CONNECTION_MAX: usize = 128;
+/// How long a request may wait for its outcome.
+pub const REQUEST_TIMEOUT_MS: u64 = 4000;
+
+const _: () = assert!(REPLICAS_MAX <= MEMBERS_MAX);
+const _: () = assert!(COMMAND_BYTES_MAX as u64 <= UNCOMMITTED_BYTES_MAX);
+const _: () = assert!(KEPT_ENTRIES < SNAPSHOT_ENTRIES);
+const _: () = assert!(HEARTBEAT_TICKS < ELECTION_TICKS);
+const _: () = assert!(NODE_HEARTBEAT_MS as u64 * 3 < NODE_SILENCE_MS);
+const _: () = assert!(PIECE_BYTES_MAX < RPC_BYTES_MAX);

@@ -1,0 +1,177 @@
+//! Group configurations: compare-and-set, and the rules of replication.md that meta can check (18, the form of 19, 20).
+
+use cairn_proto::control::Code;
+use cairn_proto::ids::*;
+use cairn_proto::limits::MEMBERS_MAX;
+
+use crate::limits::{CHANGES_MAX, STALE_MAX};
+use crate::state::command::{ConfigureGroups, GroupChange};
+use crate::state::model::{DeviceState, Group, State, Volume};
+use crate::state::{Outcome, Refusal};
+
+impl State {
+    pub(super) fn configure_groups(&mut self, command: &ConfigureGroups) -> Result<Outcome, Refusal> {
+        let (id, volume) = self.find(&command.volume)?;
+        let refuse = |code, why: String| Err(Refusal::new(code, why));
+        if command.generation != volume.generation || command.generation == Generation::NONE {
+            // Rule 18: H1 must not eject a after H2 was granted and has read a's group.
+            return refuse(
+                Code::StaleGeneration,
+                format!(
+                    "generation {} can't change volume `{}` any more: {} is the last one granted; attach again",
+                    command.generation, volume.name, volume.generation
+                ),
+            );
+        }
+        let mut indexes: Vec<GroupIndex> = command.changes.iter().map(|change| change.index).collect();
+        indexes.sort_unstable();
+        indexes.dedup();
+        if command.changes.is_empty() || indexes.len() != command.changes.len() || indexes.len() > CHANGES_MAX {
+            return refuse(
+                Code::InvalidArgument,
+                format!("give 1 to {CHANGES_MAX} changes, each of another group"),
+            );
+        }
+        if let Some(index) = indexes.iter().find(|index| index.0 >= volume.group_count.get()) {
+            let count = volume.group_count.get();
+            return refuse(
+                Code::InvalidArgument,
+                format!(
+                    "volume `{}` has {count} groups, so there is no group {index}",
+                    volume.name
+                ),
+            );
+        }
+        let volume = volume.clone();
+        let outcomes = command.changes.iter().map(|change| {
+            let refusal = self.configure_group(id, &volume, change).err();
+            let group = self.groups[&GroupId {
+                volume: id,
+                index: change.index,
+            }]
+                .clone();
+            (change.index, group, refusal)
+        });
+        Ok(Outcome::Configured(outcomes.collect()))
+    }
+
+    fn configure_group(&mut self, id: VolumeId, volume: &Volume, change: &GroupChange) -> Result<(), Refusal> {
+        let id = GroupId {
+            volume: id,
+            index: change.index,
+        };
+        let sorted = |list: &[DeviceId]| {
+            let mut list = list.to_vec();
+            list.sort_unstable();
+            list
+        };
+        let (in_sync, joining) = (sorted(&change.in_sync), sorted(&change.joining));
+        let now = &self.groups[&id];
+        if now.epoch != change.epoch {
+            // The same change sent again after a lost answer: the generation shows that nobody else came between.
+            let repeated = change.epoch.0.checked_add(1) == Some(now.epoch.0);
+            if repeated && now.in_sync == in_sync && now.joining == joining {
+                return Ok(());
+            }
+            return Err(Refusal::new(
+                Code::StaleEpoch,
+                format!(
+                    "group {id} has epoch {} by now, not {}: look at it again",
+                    now.epoch, change.epoch
+                ),
+            ));
+        }
+        self.check_sets(id, volume, now, &in_sync, &joining)?;
+        let group = succeed(now, usize::from(volume.write_quorum), in_sync, joining);
+        self.groups.insert(id, group);
+        Ok(())
+    }
+
+    fn check_sets(
+        &self,
+        id: GroupId,
+        volume: &Volume,
+        now: &Group,
+        in_sync: &[DeviceId],
+        joining: &[DeviceId],
+    ) -> Result<(), Refusal> {
+        let refuse = |why: String| Err(Refusal::new(Code::InvalidConfiguration, format!("group {id}: {why}")));
+        let mut all = [in_sync, joining].concat();
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        if all.len() != count {
+            return refuse("a device is named twice".to_string());
+        }
+        if count > MEMBERS_MAX {
+            return refuse(format!(
+                "{count} members are too many, at most {MEMBERS_MAX} are allowed"
+            ));
+        }
+        if in_sync.is_empty() {
+            return refuse("at least one member must be in sync".to_string());
+        }
+        if let Some(device) = in_sync.iter().find(|device| !now.has(device)) {
+            return refuse(format!(
+                "{device} is neither in sync nor joining, so it can't be in sync next: let it join"
+            ));
+        }
+        let quorum = usize::from(volume.write_quorum);
+        let ejects = now.in_sync.iter().any(|device| !in_sync.contains(device));
+        if ejects && in_sync.len() < quorum && !volume.min_copies_one {
+            // Rule 20.
+            return refuse(format!(
+                "ejecting would leave {} in sync, fewer than the write quorum {quorum}",
+                in_sync.len()
+            ));
+        }
+        for device in joining.iter().filter(|device| !now.joining.contains(device)) {
+            match self.devices.get(device).map(|found| found.state) {
+                Some(DeviceState::Active) => {}
+                Some(state) => return refuse(format!("{device} can't join: it is {state:?}")),
+                None => {
+                    return Err(Refusal::new(
+                        Code::DeviceNotFound,
+                        format!("group {id}: no device {device} is registered, so it can't join"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The configuration after `now`.
+fn succeed(now: &Group, quorum: usize, in_sync: Vec<DeviceId>, joining: Vec<DeviceId>) -> Group {
+    let is_member = |device: &DeviceId| in_sync.contains(device) || joining.contains(device);
+    // Rule 20: the last in-sync set with a quorum is remembered until there is one again.
+    let rescue = if in_sync.len() >= quorum {
+        vec![]
+    } else if now.in_sync.len() >= quorum {
+        now.in_sync.clone()
+    } else {
+        now.rescue.clone()
+    };
+    let mut stale: Vec<DeviceId> = Vec::new();
+    for device in now
+        .stale
+        .iter()
+        .chain(&now.in_sync)
+        .chain(&now.joining)
+        .chain(&now.rescue)
+    {
+        if !is_member(device) && !stale.contains(device) {
+            stale.push(*device);
+        }
+    }
+    let forgotten = stale.len().saturating_sub(STALE_MAX);
+    stale.drain(..forgotten);
+    let epoch = Epoch(now.epoch.0 + 1);
+    Group {
+        epoch,
+        in_sync,
+        joining,
+        stale,
+        rescue,
+    }
+}

@@ -1,0 +1,152 @@
+//! Writes, copies, reads and collects: what waits for its turn at the store.
+
+use bytes::Bytes;
+use cairn_proto::capability::Rights;
+use cairn_proto::checksum::{Checksum, block_checksum};
+use cairn_proto::ids::VolumeId;
+use cairn_proto::limits::{BLOCK_BYTES, COLLECT_RUNS_MAX};
+use cairn_proto::message::{Collect, Copy, Failed, FailureKind, Message, Read, Write, WriteData};
+use cairn_proto::units::BlockRange;
+
+use super::{DeviceHost, Queued, ReplicaStore, Request, Task};
+use crate::store::api::{Content, CopiedBlock, StoreRequest, WriteContent};
+
+/// What a collect costs in the queues, in blocks: about the index pages that it reads.
+const COLLECT_COST_BLOCKS: u32 = 16;
+
+impl<S: ReplicaStore> DeviceHost<S> {
+    pub(super) fn write(&mut self, request: &Request, write: Write) {
+        let (volume, range) = (write.holder.volume, write.range);
+        let checked = self.authorize_change(request).and_then(|()| match &write.data {
+            WriteData::Data { bytes, checksums } => {
+                let blocks = (0..range.count()).zip(checksums.iter().copied());
+                self.verify(volume, range, blocks, bytes)
+            }
+            WriteData::Zero | WriteData::Discard => Ok(()),
+        });
+        if let Err(failed) = checked {
+            return self.answer(request, Message::Failed(failed));
+        }
+        let group = write.holder.group(write.group);
+        let stable = write.stable;
+        let (cost, content) = match write.data {
+            WriteData::Data { bytes, checksums } => (range.count(), WriteContent::Data { bytes, checksums }),
+            WriteData::Zero => (1, WriteContent::Zero),
+            WriteData::Discard => (1, WriteContent::Discard),
+        };
+        let work = StoreRequest::Write {
+            group,
+            layer: write.layer,
+            range,
+            version: write.version,
+            content,
+        };
+        self.enqueue(request, cost, Task::Write { group, stable }, work);
+    }
+
+    pub(super) fn copy(&mut self, request: &Request, copy: Copy) {
+        let (volume, range) = (copy.holder.volume, copy.range);
+        let checked = self.authorize_change(request).and_then(|()| {
+            let with_data = (0..range.count())
+                .zip(&copy.blocks)
+                .filter_map(|(i, block)| match block.content {
+                    Content::Data(checksum) => Some((i, checksum)),
+                    _ => None,
+                });
+            self.verify(volume, range, with_data, &copy.bytes)
+        });
+        if let Err(failed) = checked {
+            return self.answer(request, Message::Failed(failed));
+        }
+        let apply = copy.apply();
+        let blocks = copy.blocks.iter().map(|block| CopiedBlock {
+            content: block.content,
+            version: block.version,
+        });
+        let work = StoreRequest::Copy {
+            group: copy.holder.group(copy.group),
+            layer: copy.layer,
+            range,
+            blocks: blocks.collect(),
+            bytes: copy.bytes,
+            apply,
+        };
+        self.enqueue(request, range.count(), Task::Copy, work);
+    }
+
+    pub(super) fn read(&mut self, request: &Request, read: &Read) {
+        if let Err(failed) = self.authorize(request, Rights::Read) {
+            return self.answer(request, Message::Failed(failed));
+        }
+        let work = StoreRequest::Read {
+            group: read.holder.group(read.group),
+            layer: read.layer,
+            range: read.range,
+        };
+        let blocks = read.range.count();
+        self.enqueue(request, blocks, Task::Read { blocks }, work);
+    }
+
+    pub(super) fn collect(&mut self, request: &Request, collect: &Collect) {
+        if let Err(failed) = self.authorize(request, Rights::Write) {
+            return self.answer(request, Message::Failed(failed));
+        }
+        let work = StoreRequest::Collect {
+            group: collect.holder.group(collect.group),
+            from: collect.from,
+            above: collect.above,
+            runs_max: COLLECT_RUNS_MAX,
+        };
+        self.enqueue(request, COLLECT_COST_BLOCKS, Task::Collect, work);
+    }
+
+    fn enqueue(&mut self, request: &Request, cost: u32, task: Task, work: StoreRequest) {
+        let key = (request.holder.volume, request.class);
+        let request = *request;
+        self.queues.push(key, cost, Queued { request, task, work });
+    }
+
+    fn authorize_change(&self, request: &Request) -> Result<(), Failed> {
+        match self.authorize(request, Rights::Write) {
+            Err(failed) if failed.kind == FailureKind::Fenced && self.ignores_generation() => Ok(()),
+            checked => checked,
+        }
+    }
+
+    /// The blocks are what their sender computed the checksums of, and are where they belong. `blocks` names those that
+    /// `bytes` has, in order.
+    fn verify(
+        &self,
+        volume: VolumeId,
+        range: BlockRange,
+        blocks: impl Iterator<Item = (u32, Checksum)>,
+        bytes: &Bytes,
+    ) -> Result<(), Failed> {
+        if self.trusts_checksums() {
+            return Ok(());
+        }
+        for ((index, stated), content) in blocks.zip(bytes.chunks_exact(BLOCK_BYTES)) {
+            let block = range.volume_block(index);
+            let computed = block_checksum(volume, block, content);
+            if computed != stated {
+                let words = format!(
+                    "block {block} of volume {volume} came with checksum {:08x} and content of {:08x}: it was damaged \
+                     on the way, send it again",
+                    stated.0, computed.0
+                );
+                return Err(Failed::new(FailureKind::ChecksumMismatch, words));
+            }
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "canary")]
+    fn trusts_checksums(&self) -> bool {
+        self.config.canary == super::Canary::ChecksumUnverified
+    }
+
+    #[cfg(not(feature = "canary"))]
+    fn trusts_checksums(&self) -> bool {
+        false
+    }
+}

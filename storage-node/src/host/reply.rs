@@ -1,0 +1,142 @@
+//! What the store has answered, and what the peer is told.
+
+use std::time::Duration;
+
+use cairn_proto::ids::GroupId;
+use cairn_proto::message::{Collected, Durable, Failed, FailureKind, Holder, Message, ReadAnswer};
+use cairn_proto::replica::Refusal;
+
+use super::{DeviceHost, ReplicaStore, Request, Task, Working};
+use crate::store::api::{StoreError, StoreReply, StoreRequest, Ticket};
+
+impl<S: ReplicaStore> DeviceHost<S> {
+    pub(super) fn store_replied(&mut self, ticket: Ticket, reply: StoreReply) {
+        let working = self
+            .working
+            .remove(&ticket)
+            .expect("the store answers what it was asked");
+        if let Some(bytes) = working.window {
+            self.window.0 -= 1;
+            self.window.1 -= bytes;
+        }
+        if let Task::Seal(holder) = working.task {
+            return self.seal_stored(holder, reply);
+        }
+        let Some(request) = working.request else {
+            return;
+        };
+        let message = match reply {
+            StoreReply::Failed(error) => Some(Message::Failed(failed(error))),
+            StoreReply::Durable {
+                commit,
+                queue_us,
+                write_us,
+                flush_us,
+            } => {
+                let waited = micros(working.since.saturating_since(request.arrived));
+                let durable = Durable {
+                    commit,
+                    queue_us: queue_us.saturating_add(waited),
+                    write_us,
+                    flush_us,
+                };
+                self.durable(&working, &request, durable)
+            }
+            StoreReply::Read { blocks, bytes } => Some(self.unless_fenced(&request, |host| {
+                Message::ReadAnswer(ReadAnswer {
+                    commit: host.store.commit(),
+                    queue_us: micros(working.since.saturating_since(request.arrived)),
+                    read_us: micros(host.now.saturating_since(working.since)),
+                    blocks,
+                    bytes,
+                })
+            })),
+            StoreReply::Collected { runs, next } => Some(self.unless_fenced(&request, |host| {
+                let commit = host.store.commit();
+                Message::Collected(Collected { commit, runs, next })
+            })),
+        };
+        // Answered first: a seal that waits for its end is answered after it.
+        if let Some(message) = message {
+            self.answer(&request, message);
+        }
+        if working.task.changes_the_volume() {
+            self.rules.ended(request.holder);
+            self.try_open(request.holder.volume);
+        }
+    }
+
+    /// A write that was accepted and is durable is acknowledged even to a holder that has been fenced meanwhile: it is
+    /// the truth, and the newer holder, whose seal has waited for it, will find it.
+    fn durable(&mut self, working: &Working, request: &Request, durable: Durable) -> Option<Message> {
+        match working.task {
+            Task::Join { group, created } => {
+                self.joined(request, group, created);
+                None
+            }
+            Task::Write { group, stable } => {
+                let known = self.stables.entry(group).or_default();
+                *known = stable.max(*known);
+                Some(Message::Durable(durable))
+            }
+            _ => Some(Message::Durable(durable)),
+        }
+    }
+
+    /// A read that was fenced while the store was at it returns nothing (rule 3).
+    fn unless_fenced(&self, request: &Request, message: impl FnOnce(&Self) -> Message) -> Message {
+        match self.rules.admit(request.holder) {
+            Err(Refusal::Fenced(seen)) => Message::Failed(Failed::fenced(seen)),
+            _ => message(self),
+        }
+    }
+
+    fn seal_stored(&mut self, holder: Holder, reply: StoreReply) {
+        self.seals.end_storing(holder);
+        match reply {
+            StoreReply::Failed(error) => {
+                for waiting in self.seals.take(holder) {
+                    self.answer(&waiting, Message::Failed(failed(error)));
+                }
+            }
+            _ => self.rules.made_durable(holder),
+        }
+        self.try_open(holder.volume);
+    }
+
+    /// Meta says that the volumes of these groups are deleted for good.
+    pub(super) fn drop_replicas(&mut self, groups: Vec<GroupId>) {
+        for group in groups {
+            if self.store.replica_role(group).is_some() {
+                self.stables.remove(&group);
+                self.submit(None, Task::Drop, None, StoreRequest::DropReplica { group });
+            }
+        }
+    }
+}
+
+fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
+}
+
+fn failed(error: StoreError) -> Failed {
+    match error {
+        StoreError::NoReplica => Failed::new(
+            FailureKind::NoReplica,
+            "the group has no replica here: only a join makes one",
+        ),
+        StoreError::NoSpace => Failed::new(
+            FailureKind::NoSpace,
+            "the device is full: add devices, or discard or delete what is not needed",
+        ),
+        StoreError::Poisoned(error) => Failed::new(
+            FailureKind::DeviceFailed,
+            format!("the device has failed ({error}) and acknowledges nothing until its node is started again"),
+        ),
+        StoreError::Unreadable(error) => Failed::new(
+            FailureKind::Unreadable,
+            format!("the device can't read these blocks ({error}): another copy has them"),
+        ),
+        StoreError::Invalid(what) => Failed::new(FailureKind::Invalid, what),
+    }
+}

@@ -1,0 +1,37 @@
+//! What the host needs of a store.
+
+use cairn_proto::disk::{DiskDone, DiskError};
+use cairn_proto::ids::{CommitSeq, Generation, GroupId, VolumeId};
+use cairn_proto::time::Time;
+
+use crate::store::api::{StoreAction, StoreRequest, Ticket};
+
+/// A store that is open: recovery is over.
+pub trait ReplicaStore {
+    /// Does a request, which is answered with exactly one [`StoreAction::Reply`].
+    fn submit(&mut self, now: Time, ticket: Ticket, request: StoreRequest);
+    /// The device has finished an operation.
+    fn disk_done(&mut self, now: Time, done: DiskDone);
+    /// The time of [`poll_timeout`](Self::poll_timeout) has come.
+    fn handle_timeout(&mut self, now: Time);
+    /// What it wants done next.
+    fn poll_action(&mut self) -> Option<StoreAction>;
+    /// When it wants to be called again if nothing happens.
+    fn poll_timeout(&self) -> Option<Time>;
+    /// Every seal that is durable.
+    fn seals(&self) -> Vec<(VolumeId, Generation)>;
+    /// The role of a group's replica; `None` if there is none here.
+    fn replica_role(&self, group: GroupId) -> Option<u8>;
+    /// The groups that have a replica here, in order.
+    fn replicas(&self) -> Vec<GroupId>;
+    /// The commit sequence as it was recovered.
+    fn recovered(&self) -> CommitSeq;
+    /// The commit sequence now.
+    fn commit(&self) -> CommitSeq;
+    /// Blocks that volumes can use.
+    fn capacity_blocks(&self) -> u64;
+    /// Blocks of those that are taken.
+    fn used_blocks(&self) -> u64;
+    /// Why it acknowledges nothing any more.
+    fn failed(&self) -> Option<DiskError>;
+}

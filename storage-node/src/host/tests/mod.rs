@@ -1,0 +1,3 @@
+mod fencing;
+mod sessions;
+mod support;

@@ -120,23 +120,14 @@ fn micros(time: Duration) -> u32 {
 }
 
 fn failed(error: StoreError) -> Failed {
-    match error {
-        StoreError::NoReplica => Failed::new(
-            FailureKind::NoReplica,
-            "the group has no replica here: only a join makes one",
-        ),
-        StoreError::NoSpace => Failed::new(
-            FailureKind::NoSpace,
-            "the device is full: add devices, or discard or delete what is not needed",
-        ),
-        StoreError::Poisoned(error) => Failed::new(
-            FailureKind::DeviceFailed,
-            format!("the device has failed ({error}) and acknowledges nothing until its node is started again"),
-        ),
-        StoreError::Unreadable(error) => Failed::new(
-            FailureKind::Unreadable,
-            format!("the device can't read these blocks ({error}): another copy has them"),
-        ),
-        StoreError::Invalid(what) => Failed::new(FailureKind::Invalid, what),
-    }
+    let (kind, hint) = match error {
+        StoreError::Opening => (FailureKind::Starting, "ask again soon"),
+        StoreError::NoReplica => (FailureKind::NoReplica, "only a join makes one"),
+        StoreError::NoSpace => (FailureKind::NoSpace, "discard or delete what is not needed"),
+        StoreError::Poisoned(_) => (FailureKind::DeviceFailed, "replace it, or start its node again"),
+        StoreError::Unreadable(_) | StoreError::IndexDamaged => (FailureKind::Unreadable, "another copy has them"),
+        StoreError::Busy => (FailureKind::TooManyInFlight, "ask again later"),
+        StoreError::Invalid(_) => (FailureKind::Invalid, "nothing of it was done"),
+    };
+    Failed::new(kind, format!("{error}; {hint}"))
 }

@@ -7,8 +7,9 @@ use cairn_proto::message::{
 };
 use cairn_proto::replica::{Refusal, SealStep};
 
+use super::reply::failed;
 use super::{CloseReason, ConnId, DeviceHost, HostAction, ReplicaStore, Request, Task};
-use crate::store::api::StoreRequest;
+use crate::store::api::{StoreError, StoreRequest};
 
 impl<S: ReplicaStore> DeviceHost<S> {
     /// The first message of a connection: answered with the device's own hello, or refused and closed.
@@ -117,6 +118,9 @@ impl<S: ReplicaStore> DeviceHost<S> {
                 limits.volumes_per_connection
             );
             return self.fail(request, FailureKind::TooManyInFlight, words);
+        }
+        if let Some(error) = self.store.failed() {
+            return self.answer(request, Message::Failed(failed(StoreError::Poisoned(error))));
         }
         let holder = request.holder;
         match self.rules.seal(holder) {

@@ -30,7 +30,7 @@ use session::Connection;
 pub use session::Peer;
 pub use store::ReplicaStore;
 
-use crate::store::api::{StoreAction, StoreRequest, Ticket};
+use crate::store::{Store, StoreAction, StoreRequest, Ticket};
 
 /// A request of a peer that has no answer yet. It is counted against its connection until it is answered.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +80,7 @@ struct Working {
 }
 
 /// One device with its store and its peers.
-pub struct DeviceHost<S> {
+pub struct DeviceHost<S = Store> {
     config: HostConfig,
     store: S,
     rules: ReplicaRules,

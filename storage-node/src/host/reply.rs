@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cairn_proto::ids::GroupId;
+use cairn_proto::ids::{GroupId, VolumeId};
 use cairn_proto::message::{Collected, Durable, Failed, FailureKind, Holder, Message, ReadAnswer};
 use cairn_proto::replica::Refusal;
 
@@ -61,8 +61,21 @@ impl<S: ReplicaStore> DeviceHost<S> {
             self.answer(&request, message);
         }
         if working.task.changes_the_volume() {
-            self.rules.ended(request.holder);
+            // A write that was under way when the device failed may show or not when it is opened anew: it has not ended.
+            match self.store.failed() {
+                Some(error) => self.refuse_seals(request.holder.volume, StoreError::Poisoned(error)),
+                None => self.rules.ended(request.holder),
+            }
             self.try_open(request.holder.volume);
+        }
+    }
+
+    /// A device that has failed answers no seal.
+    pub(super) fn refuse_seals(&mut self, volume: VolumeId, error: StoreError) {
+        for holder in self.seals.holders(volume) {
+            for waiting in self.seals.take(holder) {
+                self.answer(&waiting, Message::Failed(failed(error)));
+            }
         }
     }
 
@@ -98,6 +111,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
                 for waiting in self.seals.take(holder) {
                     self.answer(&waiting, Message::Failed(failed(error)));
                 }
+                return;
             }
             _ => self.rules.made_durable(holder),
         }
@@ -119,7 +133,7 @@ fn micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
-fn failed(error: StoreError) -> Failed {
+pub(super) fn failed(error: StoreError) -> Failed {
     let (kind, hint) = match error {
         StoreError::Opening => (FailureKind::Starting, "ask again soon"),
         StoreError::NoReplica => (FailureKind::NoReplica, "only a join makes one"),

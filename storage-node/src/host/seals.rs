@@ -90,7 +90,8 @@ impl Seals {
         });
     }
 
-    fn holders(&self, volume: VolumeId) -> Vec<Holder> {
+    /// Those that wait, in order of the generation.
+    pub(super) fn holders(&self, volume: VolumeId) -> Vec<Holder> {
         let Some(waiting) = self.volumes.get(&volume) else {
             return Vec::new();
         };

@@ -4,7 +4,7 @@ use cairn_proto::disk::{DiskDone, DiskError};
 use cairn_proto::ids::{CommitSeq, Generation, GroupId, VolumeId};
 use cairn_proto::time::Time;
 
-use crate::store::api::{StoreAction, StoreRequest, Ticket};
+use crate::store::{Store, StoreAction, StoreRequest, StoreState, Ticket};
 
 /// A store that is open: recovery is over.
 pub trait ReplicaStore {
@@ -34,4 +34,64 @@ pub trait ReplicaStore {
     fn used_blocks(&self) -> u64;
     /// Why it acknowledges nothing any more.
     fn failed(&self) -> Option<DiskError>;
+}
+
+impl ReplicaStore for Store {
+    fn submit(&mut self, now: Time, ticket: Ticket, request: StoreRequest) {
+        Store::submit(self, now, ticket, request);
+    }
+
+    fn disk_done(&mut self, now: Time, done: DiskDone) {
+        Store::handle_disk(self, now, done);
+    }
+
+    fn handle_timeout(&mut self, now: Time) {
+        Store::handle_timeout(self, now);
+    }
+
+    fn poll_action(&mut self) -> Option<StoreAction> {
+        Store::poll_action(self)
+    }
+
+    fn poll_timeout(&self) -> Option<Time> {
+        Store::poll_timeout(self)
+    }
+
+    fn seals(&self) -> Vec<(VolumeId, Generation)> {
+        Store::seals(self).collect()
+    }
+
+    fn replica_role(&self, group: GroupId) -> Option<u8> {
+        self.replica_of(group).map(|replica| replica.role)
+    }
+
+    fn replicas(&self) -> Vec<GroupId> {
+        Store::replicas(self).map(|replica| replica.group).collect()
+    }
+
+    fn recovered(&self) -> CommitSeq {
+        self.recovered_seq()
+    }
+
+    fn commit(&self) -> CommitSeq {
+        self.commit_seq()
+    }
+
+    fn capacity_blocks(&self) -> u64 {
+        let space = self.space();
+        space.capacity.saturating_sub(space.reserved)
+    }
+
+    fn used_blocks(&self) -> u64 {
+        let space = self.space();
+        self.capacity_blocks()
+            .saturating_sub(space.free.saturating_sub(space.reserved))
+    }
+
+    fn failed(&self) -> Option<DiskError> {
+        match self.state() {
+            StoreState::Poisoned(error) => Some(error),
+            _ => None,
+        }
+    }
 }

@@ -1,4 +1,5 @@
 use cairn_proto::capability::{Capability, ClusterKey, Rights};
+use cairn_proto::disk::DiskError;
 use cairn_proto::ids::*;
 use cairn_proto::message::*;
 
@@ -234,6 +235,27 @@ fn a_seal_that_cannot_be_made_durable_is_refused_and_can_be_asked_again() {
     world.send(conn, seal(1));
     world.store_ends();
     assert!(matches!(world.answer(conn), Some((Message::Sealed(_), true))));
+}
+
+#[test]
+fn a_device_that_has_failed_answers_no_seal_because_what_was_under_way_may_still_show() {
+    let mut world = World::new();
+    let old = world.take(1);
+    world.send(old, write(1, 1, WriteData::Zero));
+    world.pass(2000);
+    let new = world.peer();
+    world.send(new, seal(2));
+    world.store_ends_only(is_seal);
+    assert_eq!(world.answer(new), None);
+    world.store_fails(StoreError::Poisoned(DiskError { errno: 5 }));
+    for conn in [old, new] {
+        let answer = world.answer(conn).map(|(message, _)| message);
+        assert_eq!(kind(answer), Some(FailureKind::DeviceFailed));
+    }
+    assert_eq!(kind(world.ask(new, seal(2))), Some(FailureKind::DeviceFailed));
+    world.pass(5000);
+    assert_eq!(world.answer(new), None);
+    assert!(world.host.status().failed.is_some());
 }
 
 #[test]

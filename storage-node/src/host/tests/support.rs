@@ -26,6 +26,7 @@ pub(super) struct HeldStore {
     pub(super) seals: BTreeMap<VolumeId, Generation>,
     pub(super) roles: BTreeMap<GroupId, u8>,
     pub(super) commit: u64,
+    pub(super) failed: Option<DiskError>,
     actions: VecDeque<StoreAction>,
 }
 
@@ -66,7 +67,7 @@ impl ReplicaStore for HeldStore {
         0
     }
     fn failed(&self) -> Option<DiskError> {
-        None
+        self.failed
     }
 }
 
@@ -305,6 +306,9 @@ impl World {
 
     /// Ends everything badly.
     pub(super) fn store_fails(&mut self, error: StoreError) {
+        if let StoreError::Poisoned(error) = error {
+            self.host.store.failed = Some(error);
+        }
         for (ticket, _) in std::mem::take(&mut self.host.store.asked) {
             let reply = StoreReply::Failed(error);
             self.host.store.actions.push_back(StoreAction::Reply(ticket, reply));

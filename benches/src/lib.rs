@@ -1,8 +1,6 @@
-//! Cairn beside its peers, in one run on one machine: figures are ratios, never numbers of one machine alone.
+#![doc = include_str!("../DESIGN.md")]
 //!
-//! `cargo run --release -p cairn-benches -- fio` brings up a cluster, a raw file and `qemu-nbd`, and runs the same fio
-//! cases on each in turn ([`matrix`]); [`targets`] brings them up, [`report`] makes the table and the JSON. The micro
-//! benches in `micro/` run with `cargo bench -p cairn-benches`. Peers other than these are deliberately absent so far.
+//! Reading order: [`targets`] brings up what is measured, [`matrix`] runs the cases, [`report`] makes table and JSON.
 
 #![allow(clippy::disallowed_methods, reason = "this crate measures real time")]
 

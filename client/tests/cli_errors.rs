@@ -23,8 +23,8 @@ fn stderr(output: &Output) -> String {
 
 /// An address where nobody listens, as nearly as one can be had.
 fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback interface has free ports");
+    listener.local_addr().expect("it is bound").to_string()
 }
 
 #[test]

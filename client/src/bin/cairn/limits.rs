@@ -11,6 +11,36 @@ pub(crate) const DEV_NODES_MAX: i64 = 32;
 /// Metadata servers that `cairn dev` starts at the most.
 pub(crate) const DEV_METAS_MAX: u32 = 5;
 /// How long a process may take to stop in good order. `cairn dev` waits longer than this before it kills.
-pub(crate) const SHUTDOWN_BOUND: Duration = Duration::from_secs(8);
+pub(crate) const SHUTDOWN_BOUND: Duration = Duration::from_secs(6);
 /// Threads of a process's control plane. The data paths have threads of their own.
 pub(crate) const WORKER_THREADS: usize = 2;
+/// How long `cairn dev` waits for processes that it asked to stop before it kills them.
+pub(crate) const STOP_BOUND: Duration = Duration::from_secs(7);
+/// How long a killed process may take to be gone.
+pub(crate) const KILL_BOUND: Duration = Duration::from_secs(5);
+/// How long a cluster may take from its start until its volumes can be used.
+pub(crate) const START_BOUND: Duration = Duration::from_secs(60);
+/// How often `cairn dev` looks whether what it waits for has come.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The pause before a process that died is started again: the first, and the longest.
+pub(crate) const RESTART_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// A process that ran this long before it died is started again without a longer pause.
+pub(crate) const RESTART_CALM: Duration = Duration::from_secs(60);
+/// The longest path of a Unix socket.
+pub(crate) const UNIX_PATH_BYTES_MAX: usize = 107;
+/// Ports that `cairn dev` chooses from.
+pub(crate) const PORTS: std::ops::Range<u16> = 20_000..32_000;
+/// Ports that are tried before one is found.
+pub(crate) const PORT_ATTEMPTS_MAX: u32 = 2000;
+/// A log that is longer than this at the start of its process is put aside as `*.log.old`.
+pub(crate) const LOG_BYTES_MAX: u64 = 64 << 20;
+/// Lines of a log that are shown when its process dies during the start.
+pub(crate) const LOG_TAIL_LINES: usize = 8;
+/// Bytes at the end of a log that those lines are looked for in.
+pub(crate) const LOG_TAIL_BYTES: u64 = 16 << 10;
+
+const _: () = assert!(SHUTDOWN_BOUND.as_millis() < STOP_BOUND.as_millis());
+/// Volumes whose first read is under way at the same time.
+pub(crate) const PROBES_MAX: usize = 16;
+/// How often `cairn dev --foreground-logs` looks for new lines.
+pub(crate) const LOG_FOLLOW_INTERVAL: Duration = Duration::from_millis(100);

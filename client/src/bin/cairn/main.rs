@@ -11,6 +11,7 @@
 mod args;
 mod commands;
 mod context;
+mod dev;
 mod failure;
 mod limits;
 mod output;
@@ -59,6 +60,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         },
         Command::Status(args) => commands::status::run(global, args),
         Command::Completion(args) => commands::completion::run(args),
+        Command::Dev(args) => dev::run(global, args),
         _ => Err(Failure::failed("this build can't run that part yet")),
     }
 }

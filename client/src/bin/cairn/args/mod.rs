@@ -49,16 +49,8 @@ pub(crate) struct Global {
         hide_env_values = true
     )]
     pub(crate) config: Option<PathBuf>,
-    /// Metadata servers, HOST:PORT separated by commas; one that is alive is enough
-    #[arg(
-        long,
-        value_name = "ADDRESSES",
-        env = "CAIRN_META",
-        global = true,
-        value_delimiter = ',',
-        value_parser = host_port,
-        hide_env_values = true
-    )]
+    /// Metadata servers, HOST:PORT separated by commas; one that is alive is enough [env: CAIRN_META]
+    #[arg(long, value_name = "ADDRESSES", global = true, value_delimiter = ',', value_parser = host_port)]
     pub(crate) meta: Vec<String>,
     /// Print JSON for programs instead of tables for people
     #[arg(long, global = true)]

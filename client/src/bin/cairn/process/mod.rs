@@ -133,7 +133,7 @@ pub(crate) fn required<T>(value: Option<T>, what: &str, flag: &str, key: &str) -
     })
 }
 
-fn refuse_canary() -> Result<(), Failure> {
+pub(crate) fn refuse_canary() -> Result<(), Failure> {
     if cfg!(feature = "canary") && std::env::var_os(CANARY_VARIABLE).is_none() {
         return Err(Failure::new(
             Kind::Refused,

@@ -287,10 +287,12 @@ impl Dev {
 
     /// The process id of a part: `meta-1`, `node-2`, `export`. Panics when it has no readable pid file.
     pub fn pid(&self, part: &str) -> i32 {
-        let file = self.pid_file(part);
-        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        let pid = text.trim().parse();
-        pid.unwrap_or_else(|_| panic!("{}: `{text}` is not a process id", file.display()))
+        let pid = self.read_pid(part);
+        pid.unwrap_or_else(|| panic!("{} holds no process id", self.pid_file(part).display()))
+    }
+
+    fn read_pid(&self, part: &str) -> Option<i32> {
+        fs::read_to_string(self.pid_file(part)).ok()?.trim().parse().ok()
     }
 
     /// The process id of `cairn dev` itself.
@@ -303,7 +305,9 @@ impl Dev {
         let entries = fs::read_dir(self.path().join("run")).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
         let parts = names.filter_map(|name| name.strip_suffix(".pid").map(str::to_string));
-        parts.map(|part| (part.clone(), self.pid(&part))).collect()
+        parts
+            .filter_map(|part| Some((part.clone(), self.read_pid(&part)?)))
+            .collect()
     }
 
     fn pid_file(&self, part: &str) -> PathBuf {
@@ -319,14 +323,18 @@ impl Dev {
         line
     }
 
-    /// Starts a part again as it was started before, and writes its pid file.
+    /// Starts a part again as it was started before, and waits until it has written its pid file.
     pub fn restart(&mut self, part: &str, line: &CommandLine) {
         let log = self.path().join("log").join(format!("{part}.log"));
         let child = line
             .start(&log)
             .unwrap_or_else(|error| panic!("{part} can't be started again: {error}"));
         let child = Guarded::new(child);
-        fs::write(self.pid_file(part), format!("{}\n", child.pid())).expect("the pid file can be written");
+        let is_up = || self.read_pid(part) == Some(child.pid()) || !process::is_running(child.pid());
+        assert!(
+            wait_until(READY_BOUND, is_up),
+            "{part} was started again and wrote no pid file"
+        );
         self.restarted.insert(part.to_string(), child);
     }
 

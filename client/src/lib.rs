@@ -1,7 +1,11 @@
-//! The Cairn client.
+#![doc = include_str!("../DESIGN.md")]
 
 pub mod config;
 pub mod core;
+pub mod driver;
+pub mod export;
 pub mod nbd;
 pub mod outbox;
 pub mod volume;
+
+pub use driver::library::{Client, Volume};

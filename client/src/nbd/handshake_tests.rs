@@ -72,7 +72,7 @@ fn a_modern_client_byte_for_byte() {
     input.extend(b"IHAVEOPT\0\0\0\x0a\0\0\0\x1f\0\0\0\x04disk\0\0\0\x01\0\0\0\x0fbase:allocation");
     input.extend(b"IHAVEOPT\0\0\0\x07\0\0\0\x0c\0\0\0\x04disk\0\x01\0\x03");
     input.extend(b"rest");
-    let mut expected = Vec::new();
+    let mut expected: Vec<u8> = Vec::new();
     expected.extend(b"NBDMAGICIHAVEOPT\0\x03");
     expected.extend(b"\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x08\0\0\0\x01\0\0\0\0");
     expected.extend(b"\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x0a\0\0\0\x04\0\0\0\x13\0\0\0\x01base:allocation");

@@ -196,6 +196,20 @@ impl Transmission {
         self.replier.reply(&mut self.outbox, pending.shape, result);
     }
 
+    /// The client sends no more: what came of a request that is not whole is dropped.
+    pub fn close_input(&mut self) {
+        self.state = State::Ended;
+    }
+
+    /// Bytes of payload that this connection holds in memory.
+    pub fn held_bytes(&self) -> u64 {
+        let arriving = match &self.state {
+            State::Payload { data, .. } => data.len() as u64,
+            State::Header | State::Drain { .. } | State::Ended => 0,
+        };
+        self.bytes_in_flight + self.outbox.bytes() + arriving
+    }
+
     /// How many requests have no result yet.
     pub fn in_flight(&self) -> usize {
         self.pending.len()

@@ -1,0 +1,287 @@
+//! Connections to devices.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+
+use cairn_proto::frame::FrameError;
+use cairn_proto::ids::DeviceId;
+use cairn_proto::message::Envelope;
+use cairn_proto::time::Time;
+use mio::Interest;
+use mio::net::TcpStream;
+
+use super::Core;
+use super::frames::FrameReader;
+use super::limits::{ADDRESS_TIMEOUT, ADDRESSES_MAX, DEVICE_OUTBOX_BYTES_MAX, ROUNDS_MAX};
+use super::meta::Job;
+use super::socket::{ReadOutcome, Readiness, Stream};
+use super::thread::{Driver, Source, token_of};
+use crate::core::api::{ConnId, Event};
+use crate::outbox::Outbox;
+
+enum Stage {
+    /// Its addresses are names that are being looked up.
+    Resolving,
+    /// One address is tried, the rest come after it.
+    Connecting {
+        stream: TcpStream,
+        rest: VecDeque<SocketAddr>,
+        deadline: Time,
+    },
+    Up {
+        stream: Stream,
+        reader: FrameReader,
+    },
+}
+
+/// A connection to a device, or an attempt to make one.
+pub(super) struct Device {
+    pub(super) readiness: Readiness,
+    conn: ConnId,
+    id: DeviceId,
+    stage: Stage,
+    outbox: Outbox,
+}
+
+/// Why a connection is over.
+#[derive(Debug)]
+enum Over {
+    Closed,
+    Lost(io::Error),
+    Frame(FrameError),
+    /// It takes nothing.
+    Stuck(u64),
+}
+
+impl std::fmt::Display for Over {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Over::Closed => f.write_str("the node closed it"),
+            Over::Lost(error) => error.fmt(f),
+            Over::Frame(error) => error.fmt(f),
+            Over::Stuck(bytes) => write!(f, "{bytes} bytes wait to be sent, more than any device may ask for"),
+        }
+    }
+}
+
+impl Device {
+    pub(super) fn is_overdue(&self, now: Time) -> bool {
+        matches!(&self.stage, Stage::Connecting { deadline, .. } if now >= *deadline)
+    }
+}
+
+impl<C: Core> Driver<C> {
+    pub(super) fn connect(&mut self, conn: ConnId, id: DeviceId, addresses: Vec<String>) {
+        let device = Device {
+            readiness: Readiness::default(),
+            conn,
+            id,
+            stage: Stage::Resolving,
+            outbox: Outbox::default(),
+        };
+        let key = self.sources.insert(None);
+        self.by_conn.insert(conn, key);
+        let literal: Option<Vec<SocketAddr>> = addresses
+            .iter()
+            .take(ADDRESSES_MAX)
+            .map(|address| address.parse().ok())
+            .collect();
+        match literal {
+            Some(addresses) => self.try_addresses(key, Box::new(device), addresses.into()),
+            None => {
+                self.sources[key] = Some(Source::Device(Box::new(device)));
+                if self.ask(Job::Resolve { conn, addresses }).is_err() {
+                    self.device_gone(key, conn, true);
+                }
+            }
+        }
+    }
+
+    pub(super) fn resolved(&mut self, conn: ConnId, addresses: Vec<SocketAddr>) {
+        let Some(&key) = self.by_conn.get(&conn) else { return };
+        if let Some(Source::Device(device)) = self.sources[key].take() {
+            self.try_addresses(key, device, addresses.into());
+        }
+    }
+
+    /// Tries the first address that does not fail at once.
+    fn try_addresses(&mut self, key: usize, mut device: Box<Device>, mut rest: VecDeque<SocketAddr>) {
+        while let Some(address) = rest.pop_front() {
+            let interests = Interest::READABLE | Interest::WRITABLE;
+            let stream = TcpStream::connect(address).and_then(|mut stream| {
+                stream.set_nodelay(true)?;
+                self.poll.registry().register(&mut stream, token_of(key), interests)?;
+                Ok(stream)
+            });
+            match stream {
+                Ok(stream) => {
+                    let deadline = self.now + ADDRESS_TIMEOUT;
+                    device.readiness = Readiness {
+                        queued: device.readiness.queued,
+                        ..Readiness::default()
+                    };
+                    device.stage = Stage::Connecting { stream, rest, deadline };
+                    self.sources[key] = Some(Source::Device(device));
+                    return;
+                }
+                Err(error) => tracing::debug!(device = %device.id, %address, %error, "can't connect"),
+            }
+        }
+        self.device_gone(key, device.conn, true);
+    }
+
+    /// The address that is being tried does not answer.
+    pub(super) fn try_next_address(&mut self, key: usize, mut device: Box<Device>) {
+        match std::mem::replace(&mut device.stage, Stage::Resolving) {
+            Stage::Connecting { rest, .. } => self.try_addresses(key, device, rest),
+            Stage::Resolving | Stage::Up { .. } => panic!("no address of {} is being tried", device.id),
+        }
+    }
+
+    /// Drives a connection that was taken out of the table, and puts it back or ends it.
+    pub(super) fn with_device(&mut self, key: usize, mut device: Box<Device>) {
+        if let Stage::Connecting { stream, .. } = &device.stage {
+            if !device.readiness.writable {
+                self.sources[key] = Some(Source::Device(device));
+                return;
+            }
+            match connected(stream) {
+                Ok(true) => self.device_up(&mut device),
+                Ok(false) => {
+                    device.readiness.writable = false;
+                    self.sources[key] = Some(Source::Device(device));
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(device = %device.id, %error, "can't connect");
+                    return self.try_next_address(key, device);
+                }
+            }
+        }
+        let result = self.receive(&mut device);
+        self.put_back(key, device, result);
+    }
+
+    fn device_up(&mut self, device: &mut Device) {
+        let stage = std::mem::replace(&mut device.stage, Stage::Resolving);
+        let Stage::Connecting { stream, .. } = stage else {
+            unreachable!("it was being connected")
+        };
+        let (stream, reader) = (Stream::Tcp(stream), FrameReader::new());
+        device.stage = Stage::Up { stream, reader };
+        self.core.handle(self.now, Event::Connected { conn: device.conn });
+    }
+
+    fn receive(&mut self, device: &mut Device) -> Result<(), Over> {
+        for _ in 0..ROUNDS_MAX {
+            let Stage::Up { stream, reader } = &mut device.stage else {
+                return Ok(());
+            };
+            if !device.readiness.readable {
+                return Ok(());
+            }
+            let (data, ahead) = reader.read_target();
+            let outcome = stream.read_into(data, ahead).map_err(Over::Lost)?;
+            device.readiness.after_read(outcome);
+            match outcome {
+                ReadOutcome::End => return Err(Over::Closed),
+                ReadOutcome::Nothing => return Ok(()),
+                ReadOutcome::Bytes(count) | ReadOutcome::BytesThenNothing(count) => {
+                    reader.received(count);
+                    self.metrics.device_received_bytes.increment(count as u64);
+                }
+            }
+            while let Some(envelope) = reader.next_frame().map_err(Over::Frame)? {
+                self.core.handle(
+                    self.now,
+                    Event::Frame {
+                        conn: device.conn,
+                        envelope,
+                    },
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues one encoding for all of them.
+    pub(super) fn send(&mut self, to: &[ConnId], envelope: &Envelope) {
+        let frame = envelope.encode();
+        for conn in to {
+            let Some(&key) = self.by_conn.get(conn) else { continue };
+            let Some(Some(Source::Device(device))) = self.sources.get_mut(key) else {
+                continue;
+            };
+            device.outbox.push(frame.head.clone());
+            frame.data.iter().for_each(|piece| device.outbox.push(piece.clone()));
+            self.unsent.insert(key);
+        }
+    }
+
+    pub(super) fn flush_device(&mut self, key: usize, mut device: Box<Device>) {
+        let result = self.transmit(&mut device);
+        self.put_back(key, device, result);
+    }
+
+    fn transmit(&mut self, device: &mut Device) -> Result<(), Over> {
+        let Stage::Up { stream, .. } = &mut device.stage else {
+            return Ok(());
+        };
+        if device.readiness.writable {
+            let before = device.outbox.bytes();
+            device.readiness.writable = stream.write_from(&mut device.outbox).map_err(Over::Lost)?;
+            self.metrics.device_sent_bytes.increment(before - device.outbox.bytes());
+        }
+        match device.outbox.bytes() {
+            bytes if bytes > DEVICE_OUTBOX_BYTES_MAX => Err(Over::Stuck(bytes)),
+            _ => Ok(()),
+        }
+    }
+
+    fn put_back(&mut self, key: usize, mut device: Box<Device>, result: Result<(), Over>) {
+        if let Err(over) = result {
+            tracing::info!(device = %device.id, "the connection to a device ended: {over}");
+            return self.device_gone(key, device.conn, false);
+        }
+        if device.readiness.writable && !device.outbox.is_empty() {
+            self.unsent.insert(key);
+        }
+        if device.readiness.readable && !std::mem::replace(&mut device.readiness.queued, true) {
+            self.ready.push_back(key);
+        }
+        self.sources[key] = Some(Source::Device(device));
+    }
+
+    /// The core wants it closed.
+    pub(super) fn disconnect(&mut self, conn: ConnId) {
+        if let Some(key) = self.by_conn.remove(&conn) {
+            self.sources.remove(key);
+            self.unsent.remove(&key);
+        }
+    }
+
+    fn device_gone(&mut self, key: usize, conn: ConnId, refused: bool) {
+        self.sources.remove(key);
+        self.by_conn.remove(&conn);
+        self.unsent.remove(&key);
+        if refused {
+            self.metrics.device_refused.increment(1);
+        }
+        self.core.handle(self.now, Event::Disconnected { conn, refused });
+    }
+}
+
+/// Whether an attempt has come to a good end; an error if to a bad one.
+fn connected(stream: &TcpStream) -> io::Result<bool> {
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    match stream.peer_addr() {
+        // A port nobody listens on may be given to the very socket that asks for it.
+        Ok(peer) if stream.local_addr()? == peer => Err(io::ErrorKind::ConnectionRefused.into()),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,308 @@
+//! Questions to the metadata servers, asked on the tokio runtime and answered through the mailbox.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_meta::client::{ClientError, MetaClient};
+use cairn_proto::capability::Capability;
+use cairn_proto::checksum::ChecksumAlgorithm;
+use cairn_proto::codec::Reader;
+use cairn_proto::control::{Code, v1};
+use cairn_proto::ids::{
+    ClientId, ClusterId, DeviceId, DeviceUuid, Epoch, Generation, GroupCount, Incarnation, Layer, VolumeId,
+};
+use cairn_proto::units::ByteSize;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::limits::{ADDRESSES_MAX, META_CONCURRENCY_MAX};
+use super::mailbox::{Command, Mailbox};
+use crate::core::api::{
+    ConnId, DeviceEntry, Grant, GroupConfig, MetaAnswer, MetaError, MetaQuestion, MetaReply, MetaRequest,
+    VolumeDescription,
+};
+use crate::nbd::limits::LISTED_EXPORTS_MAX;
+
+/// Why a volume can't be opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OpenError {
+    /// There is no volume of that name.
+    NotFound(String),
+    /// The metadata servers can't be asked.
+    Unreachable(String),
+    /// They refused, or what they said makes no sense here.
+    Refused(String),
+    /// Too many volumes are open in this process.
+    TooMany,
+    /// The client is shutting down.
+    Shutdown,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::NotFound(name) => {
+                write!(
+                    f,
+                    "there is no volume `{name}`: `cairn volume list` shows those that exist"
+                )
+            }
+            OpenError::Unreachable(why) => write!(f, "the metadata servers can't be reached: {why}"),
+            OpenError::Refused(why) => f.write_str(why),
+            OpenError::TooMany => {
+                f.write_str("too many volumes are open in this process: close some, or start another")
+            }
+            OpenError::Shutdown => f.write_str("the client is shutting down"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+impl From<MetaError> for OpenError {
+    fn from(error: MetaError) -> OpenError {
+        match error {
+            MetaError::Unreachable(why) => OpenError::Unreachable(why),
+            MetaError::Refused(why) => OpenError::Refused(why),
+        }
+    }
+}
+
+/// A question.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// What is the volume of this name?
+    Describe {
+        ticket: usize,
+        name: String,
+        deadline: Duration,
+    },
+    /// Which volumes are there?
+    Catalogue { ticket: usize },
+    /// For the core.
+    Core(MetaRequest),
+    /// Where is a device whose addresses are names? Not meta's business, but as slow.
+    Resolve { conn: ConnId, addresses: Vec<String> },
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) cluster: ClusterId,
+    pub(super) client: ClientId,
+    /// What the client says of itself, for people.
+    pub(super) words: String,
+}
+
+/// Answers jobs until the driver's thread has gone.
+pub(super) async fn answer_jobs(
+    client: MetaClient,
+    identity: Identity,
+    mut jobs: mpsc::Receiver<Job>,
+    mailbox: Arc<Mailbox>,
+) {
+    let permits = Arc::new(Semaphore::new(META_CONCURRENCY_MAX));
+    let identity = Arc::new(identity);
+    while let Some(job) = jobs.recv().await {
+        let Ok(permit) = permits.clone().acquire_owned().await else {
+            return;
+        };
+        let (client, identity, mailbox) = (client.clone(), identity.clone(), mailbox.clone());
+        tokio::spawn(async move {
+            mailbox.send(answer(client, &identity, job).await);
+            drop(permit);
+        });
+    }
+}
+
+async fn answer(client: MetaClient, identity: &Identity, job: Job) -> Command {
+    match job {
+        Job::Describe { ticket, name, deadline } => {
+            let answer = describe(&client.with_deadline(deadline), &name).await;
+            Command::Described { ticket, answer }
+        }
+        Job::Catalogue { ticket } => Command::Catalogue {
+            ticket,
+            answer: catalogue(&client).await,
+        },
+        Job::Core(request) => Command::Meta(MetaAnswer {
+            request: request.request,
+            result: ask(&client, identity, &request).await,
+        }),
+        Job::Resolve { conn, addresses } => Command::Resolved {
+            conn,
+            addresses: resolve(&addresses).await,
+        },
+    }
+}
+
+async fn describe(client: &MetaClient, name: &str) -> Result<VolumeDescription, OpenError> {
+    let by = v1::volume_selector::By::Name(name.to_string());
+    let volume = Some(v1::VolumeSelector { by: Some(by) });
+    let response = client.get_volume(v1::GetVolumeRequest { volume }).await;
+    let response = response.map_err(|error| match error.code {
+        Code::VolumeNotFound | Code::InvalidName => OpenError::NotFound(name.to_string()),
+        _ => OpenError::from(failed(error)),
+    })?;
+    Ok(description(&response.volume.unwrap_or_default())?)
+}
+
+async fn catalogue(client: &MetaClient) -> Result<Vec<String>, MetaError> {
+    let mut names: Vec<String> = Vec::new();
+    loop {
+        let after = names.last().cloned().unwrap_or_default();
+        let page = client
+            .list_volumes(v1::ListVolumesRequest { after, limit: 0 })
+            .await
+            .map_err(failed)?;
+        let more = page.more && !page.volumes.is_empty() && names.len() <= LISTED_EXPORTS_MAX;
+        names.extend(page.volumes.into_iter().map(|volume| volume.name));
+        if !more {
+            return Ok(names);
+        }
+    }
+}
+
+async fn ask(client: &MetaClient, identity: &Identity, request: &MetaRequest) -> Result<MetaReply, MetaError> {
+    let by = Some(v1::volume_selector::By::Id(request.id.0));
+    let volume = Some(v1::VolumeSelector { by });
+    match request.question {
+        MetaQuestion::Attach => {
+            // By force: the last holder may have died, and a migration's target takes over from a living one. That no two
+            // write is the generation's business, not that of who asked first.
+            let attach = v1::AttachRequest {
+                volume,
+                client_id: identity.client.0.to_vec(),
+                address: identity.words.clone(),
+                force: true,
+            };
+            attached(identity, client.attach(attach).await.map_err(failed)?)
+        }
+        MetaQuestion::Detach { generation } => {
+            let generation = generation.get();
+            client
+                .detach(v1::DetachRequest { volume, generation })
+                .await
+                .map_err(failed)?;
+            Ok(MetaReply::Detached)
+        }
+        MetaQuestion::Refresh => {
+            let response = client
+                .get_groups(v1::GetGroupsRequest { volume })
+                .await
+                .map_err(failed)?;
+            let size = ByteSize(response.volume.unwrap_or_default().size_bytes);
+            let devices = devices(&response.devices)?;
+            Ok(MetaReply::Refreshed { size, devices })
+        }
+    }
+}
+
+fn attached(identity: &Identity, response: v1::AttachResponse) -> Result<MetaReply, MetaError> {
+    if response.cluster_id != identity.cluster.0 {
+        return Err(MetaError::Refused(
+            "the metadata servers belong to another cluster by now: start the client again".to_string(),
+        ));
+    }
+    let generation = Generation::new(response.generation).ok_or_else(|| nonsense("generation"))?;
+    let mut reader = Reader::new(&response.capability);
+    let capability = Capability::decode(&mut reader)
+        .and_then(|capability| reader.finish().map(|()| capability))
+        .map_err(|_| nonsense("capability"))?;
+    let mut groups = Vec::with_capacity(response.groups.len());
+    let mut sorted = response.groups;
+    sorted.sort_by_key(|group| group.index);
+    for (index, group) in sorted.iter().enumerate() {
+        if group.index as usize != index {
+            return Err(nonsense("groups"));
+        }
+        groups.push(group_config(group)?);
+    }
+    Ok(MetaReply::Attached {
+        grant: Grant { generation, capability },
+        groups,
+        devices: devices(&response.devices)?,
+    })
+}
+
+fn group_config(group: &v1::GroupConfig) -> Result<GroupConfig, MetaError> {
+    let members = |ids: &[v1::DeviceId]| ids.iter().map(device_id).collect::<Result<Vec<_>, _>>();
+    Ok(GroupConfig {
+        epoch: Epoch(group.epoch),
+        in_sync: members(&group.in_sync)?,
+        joining: members(&group.joining)?,
+        stale: members(&group.stale)?,
+        rescue: members(&group.rescue)?,
+    })
+}
+
+fn devices(devices: &[v1::Device]) -> Result<Vec<DeviceEntry>, MetaError> {
+    let entry = |device: &v1::Device| {
+        Ok(DeviceEntry {
+            device: device_id(device.id.as_ref().ok_or_else(|| nonsense("device"))?)?,
+            addresses: device.addresses.iter().take(ADDRESSES_MAX).cloned().collect(),
+        })
+    };
+    devices.iter().map(entry).collect()
+}
+
+fn device_id(id: &v1::DeviceId) -> Result<DeviceId, MetaError> {
+    let uuid = <[u8; 16]>::try_from(&id.uuid[..]).map_err(|_| nonsense("device"))?;
+    Ok(DeviceId {
+        uuid: DeviceUuid(uuid),
+        incarnation: Incarnation(id.incarnation),
+    })
+}
+
+fn description(volume: &v1::Volume) -> Result<VolumeDescription, MetaError> {
+    let byte = |value: u32, what| {
+        u8::try_from(value)
+            .ok()
+            .filter(|value| *value > 0)
+            .ok_or_else(|| nonsense(what))
+    };
+    let write_quorum = byte(volume.write_quorum, "write quorum")?;
+    let groups = byte(volume.group_count, "group count").ok().and_then(GroupCount::new);
+    Ok(VolumeDescription {
+        id: VolumeId(volume.id),
+        name: volume.name.clone(),
+        size: ByteSize(volume.size_bytes),
+        groups: groups.ok_or_else(|| nonsense("group count"))?,
+        replicas: byte(volume.replicas, "replicas")?,
+        write_quorum,
+        min_copies: if volume.min_copies_one { 1 } else { write_quorum },
+        layer: Layer(volume.layer),
+        checksum: match volume.checksum_algorithm {
+            1 => ChecksumAlgorithm::Crc32,
+            _ => return Err(nonsense("checksum algorithm")),
+        },
+    })
+}
+
+fn nonsense(what: &str) -> MetaError {
+    MetaError::Refused(format!(
+        "the metadata servers answered with a {what} that this version does not understand: upgrade the client"
+    ))
+}
+
+fn failed(error: ClientError) -> MetaError {
+    use Code::{Busy, MemberChangePending, NotLeader, NotReady, Timeout, Unreachable};
+    match error.code {
+        Unreachable | Timeout | NotLeader | Busy | NotReady | MemberChangePending => {
+            MetaError::Unreachable(error.message)
+        }
+        _ => MetaError::Refused(error.message),
+    }
+}
+
+async fn resolve(addresses: &[String]) -> Vec<SocketAddr> {
+    let mut resolved = Vec::new();
+    for address in addresses.iter().take(ADDRESSES_MAX) {
+        if let Ok(found) = tokio::net::lookup_host(address).await {
+            resolved.extend(found.take(ADDRESSES_MAX));
+        }
+    }
+    resolved.truncate(ADDRESSES_MAX);
+    resolved
+}

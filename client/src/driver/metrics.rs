@@ -1,0 +1,82 @@
+//! What the driver counts. Every handle is made once, so that counting allocates nothing.
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use crate::volume::api::VolumeOp;
+
+/// The kinds of operations, as metrics tell them apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    Read,
+    Write,
+    Flush,
+    Discard,
+    WriteZeroes,
+    BlockStatus,
+}
+
+const KINDS: [(Kind, &str); 6] = [
+    (Kind::Read, "read"),
+    (Kind::Write, "write"),
+    (Kind::Flush, "flush"),
+    (Kind::Discard, "discard"),
+    (Kind::WriteZeroes, "write_zeroes"),
+    (Kind::BlockStatus, "block_status"),
+];
+
+impl Kind {
+    pub(super) fn of(op: &VolumeOp) -> (Kind, u64) {
+        match op {
+            VolumeOp::Read { length, .. } => (Kind::Read, u64::from(*length)),
+            VolumeOp::Write { data, .. } => (Kind::Write, data.len() as u64),
+            VolumeOp::Flush => (Kind::Flush, 0),
+            VolumeOp::Discard { length, .. } => (Kind::Discard, *length),
+            VolumeOp::WriteZeroes { length, .. } => (Kind::WriteZeroes, *length),
+            VolumeOp::BlockStatus { .. } => (Kind::BlockStatus, 0),
+        }
+    }
+}
+
+pub(super) struct KindMetrics {
+    pub(super) seconds: Histogram,
+    pub(super) bytes: Counter,
+    pub(super) errors: Counter,
+}
+
+pub(super) struct Metrics {
+    kinds: [KindMetrics; KINDS.len()],
+    pub(super) in_flight: Gauge,
+    pub(super) guest_bytes: Gauge,
+    pub(super) guests: Gauge,
+    pub(super) volumes: Gauge,
+    pub(super) devices: Gauge,
+    pub(super) device_sent_bytes: Counter,
+    pub(super) device_received_bytes: Counter,
+    pub(super) device_refused: Counter,
+    pub(super) meta_questions: Counter,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Metrics {
+        Metrics {
+            kinds: KINDS.map(|(_, name)| KindMetrics {
+                seconds: histogram!("cairn_client_operation_seconds", "op" => name),
+                bytes: counter!("cairn_client_operation_bytes_total", "op" => name),
+                errors: counter!("cairn_client_operation_errors_total", "op" => name),
+            }),
+            in_flight: gauge!("cairn_client_operations_in_flight"),
+            guest_bytes: gauge!("cairn_export_held_bytes"),
+            guests: gauge!("cairn_export_connections"),
+            volumes: gauge!("cairn_client_open_volumes"),
+            devices: gauge!("cairn_client_device_connections"),
+            device_sent_bytes: counter!("cairn_client_device_sent_bytes_total"),
+            device_received_bytes: counter!("cairn_client_device_received_bytes_total"),
+            device_refused: counter!("cairn_client_device_refused_total"),
+            meta_questions: counter!("cairn_client_meta_questions_total"),
+        }
+    }
+
+    pub(super) fn kind(&self, kind: Kind) -> &KindMetrics {
+        &self.kinds[kind as usize]
+    }
+}

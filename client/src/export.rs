@@ -66,7 +66,8 @@ pub struct ExportServer {
 
 impl ExportServer {
     /// Listens, finds the cluster and serves, with a core of the caller's. A volume's attachment is taken at the first I/O to it, and released when its
-    /// last connection ends. Must be called within a tokio runtime, which then speaks to the metadata servers.
+    /// last connection ends. Must be called within a tokio runtime, which then speaks to the metadata servers, and after the
+    /// process's recorder of metrics is installed.
     ///
     /// # Errors
     /// A place is taken, or no metadata server answers within 15 s.

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use cairn_proto::frame::FrameError;
-use cairn_proto::ids::DeviceId;
+use cairn_proto::ids::{Correlation, DeviceId};
 use cairn_proto::message::Envelope;
 use cairn_proto::time::Time;
 use mio::Interest;
@@ -42,6 +42,8 @@ pub(super) struct Device {
     id: DeviceId,
     stage: Stage,
     outbox: Outbox,
+    /// A request whose round trip is being measured: one at a time, so that measuring costs next to nothing.
+    measured: Option<(Correlation, Time)>,
 }
 
 /// Why a connection is over.
@@ -79,6 +81,7 @@ impl<C: Core> Driver<C> {
             id,
             stage: Stage::Resolving,
             outbox: Outbox::default(),
+            measured: None,
         };
         let key = self.sources.insert(None);
         self.by_conn.insert(conn, key);
@@ -193,6 +196,10 @@ impl<C: Core> Driver<C> {
                 }
             }
             while let Some(envelope) = reader.next_frame().map_err(Over::Frame)? {
+                self.metrics.answer(&envelope.message);
+                if let Some((_, since)) = device.measured.take_if(|(sent, _)| *sent == envelope.correlation) {
+                    self.metrics.round_trip(self.now.saturating_since(since));
+                }
                 self.core.handle(
                     self.now,
                     Event::Frame {
@@ -213,6 +220,9 @@ impl<C: Core> Driver<C> {
             let Some(Some(Source::Device(device))) = self.sources.get_mut(key) else {
                 continue;
             };
+            if device.measured.is_none() && envelope.message.is_request() {
+                device.measured = Some((envelope.correlation, self.now));
+            }
             device.outbox.push(frame.head.clone());
             frame.data.iter().for_each(|piece| device.outbox.push(piece.clone()));
             self.unsent.insert(key);

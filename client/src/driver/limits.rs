@@ -20,6 +20,12 @@ pub const DEADLINE_CHECK: Duration = Duration::from_millis(250);
 pub const GUESTS_MAX: usize = 256;
 /// How long a client may be silent during its handshake.
 pub const HANDSHAKE_IDLE: Duration = Duration::from_secs(60);
+/// After how long a silence the host of an NBD client on TCP is asked whether it is there.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// How often it is asked.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it may leave that unanswered.
+pub const KEEPALIVE_PROBES: u32 = 3;
 /// Bytes of payload that all NBD connections together hold before each is kept to one request at a time.
 pub const GUEST_BYTES_MAX: u64 = 256 << 20;
 /// Open volumes at a time.

@@ -7,9 +7,12 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use mio::net::{TcpListener, UnixListener};
+use mio::net::{TcpListener, TcpStream, UnixListener};
 use mio::{Interest, Registry, Token};
 
+use rustix::net::sockopt;
+
+use super::limits::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
 use super::socket::Stream;
 
 /// The longest path of a unix socket, in bytes, on Linux.
@@ -141,6 +144,7 @@ impl Listener {
             Socket::Unix { socket, .. } => socket.accept().map(|(stream, _)| Stream::Unix(stream)),
             Socket::Tcp(socket) => socket.accept().and_then(|(stream, _)| {
                 stream.set_nodelay(true)?;
+                detect_death(&stream)?;
                 Ok(Stream::Tcp(stream))
             }),
         };
@@ -150,6 +154,15 @@ impl Listener {
             Err(error) => Err(error),
         }
     }
+}
+
+/// A client whose host has vanished would hold its volume for ever.
+fn detect_death(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
+    Ok(())
 }
 
 impl Drop for Listener {

@@ -306,3 +306,137 @@ async fn resolve(addresses: &[String]) -> Vec<SocketAddr> {
     resolved.truncate(ADDRESSES_MAX);
     resolved
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use cairn_proto::capability::{ClusterKey, Rights};
+
+    fn volume() -> v1::Volume {
+        v1::Volume {
+            id: 7,
+            name: "disk".to_string(),
+            size_bytes: 1 << 30,
+            group_count: 2,
+            replicas: 3,
+            write_quorum: 2,
+            checksum_algorithm: 1,
+            layer: 4,
+            ..v1::Volume::default()
+        }
+    }
+
+    #[test]
+    fn a_description_is_taken_over_and_nonsense_is_refused() {
+        let described = description(&volume()).unwrap();
+        assert_eq!(
+            (described.id, described.size.0, described.groups.get()),
+            (VolumeId(7), 1 << 30, 2)
+        );
+        assert_eq!(
+            (described.write_quorum, described.min_copies, described.layer),
+            (2, 2, Layer(4))
+        );
+        let one = v1::Volume {
+            min_copies_one: true,
+            ..volume()
+        };
+        assert_eq!(description(&one).unwrap().min_copies, 1);
+        let bad: [fn(&mut v1::Volume); 5] = [
+            |volume| volume.group_count = 33,
+            |volume| volume.group_count = 0,
+            |volume| volume.replicas = 300,
+            |volume| volume.write_quorum = 0,
+            |volume| volume.checksum_algorithm = 2,
+        ];
+        for change in bad {
+            let mut volume = volume();
+            change(&mut volume);
+            assert!(matches!(description(&volume), Err(MetaError::Refused(_))), "{volume:?}");
+        }
+    }
+
+    #[test]
+    fn a_grant_is_taken_over_in_the_order_of_its_groups() {
+        let identity = Identity {
+            cluster: ClusterId([9; 16]),
+            client: ClientId([1; 16]),
+            words: String::new(),
+        };
+        let generation = Generation::new(5).unwrap();
+        let key = ClusterKey([3; 32]);
+        let mut capability = Vec::new();
+        Capability::grant(&key, identity.cluster, VolumeId(7), generation, Rights::Write).encode(&mut capability);
+        let device = v1::DeviceId {
+            uuid: vec![8; 16],
+            incarnation: 2,
+        };
+        let group = |index| v1::GroupConfig {
+            index,
+            epoch: u64::from(index) + 1,
+            in_sync: vec![device.clone()],
+            ..Default::default()
+        };
+        let response = v1::AttachResponse {
+            volume: Some(volume()),
+            generation: 5,
+            capability,
+            groups: vec![group(1), group(0)],
+            devices: vec![v1::Device {
+                id: Some(device.clone()),
+                addresses: vec!["h:1".to_string()],
+                ..Default::default()
+            }],
+            cluster_id: vec![9; 16],
+            feature_level: 1,
+        };
+        let reply = attached(&identity, response.clone()).unwrap();
+        let MetaReply::Attached { grant, groups, devices } = reply else {
+            panic!("{reply:?}")
+        };
+        assert!(grant.generation == generation && grant.capability.is_valid(&key, identity.cluster));
+        assert_eq!(
+            groups.iter().map(|group| group.epoch).collect::<Vec<_>>(),
+            [Epoch(1), Epoch(2)]
+        );
+        assert_eq!(devices[0].addresses, ["h:1"]);
+        assert_eq!(groups[0].in_sync, [devices[0].device]);
+
+        let mut foreign = response.clone();
+        foreign.cluster_id = vec![0; 16];
+        assert!(
+            attached(&identity, foreign)
+                .unwrap_err()
+                .to_string()
+                .contains("another cluster")
+        );
+        let mut hole = response.clone();
+        hole.groups = vec![group(1)];
+        assert!(attached(&identity, hole).is_err());
+        let mut cut = response;
+        cut.capability.pop();
+        assert!(attached(&identity, cut).is_err());
+    }
+
+    #[test]
+    fn what_may_pass_is_unreachable_and_what_stays_is_refused() {
+        let error = |code| ClientError {
+            code,
+            message: "so".to_string(),
+            outcome_unknown: false,
+        };
+        for code in [
+            Code::Unreachable,
+            Code::Timeout,
+            Code::NotLeader,
+            Code::Busy,
+            Code::NotReady,
+        ] {
+            assert_eq!(failed(error(code)), MetaError::Unreachable("so".to_string()));
+        }
+        for code in [Code::VolumeNotFound, Code::GenerationsExhausted, Code::FeatureLevel] {
+            assert_eq!(failed(error(code)), MetaError::Refused("so".to_string()));
+        }
+    }
+}

@@ -1,5 +1,8 @@
 //! What the driver counts. Every handle is made once, so that counting allocates nothing.
 
+use std::time::Duration;
+
+use cairn_proto::message::Message;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use crate::volume::api::VolumeOp;
@@ -54,6 +57,11 @@ pub(super) struct Metrics {
     pub(super) device_received_bytes: Counter,
     pub(super) device_refused: Counter,
     pub(super) meta_questions: Counter,
+    round_trip: Histogram,
+    queue: Histogram,
+    read: Histogram,
+    write: Histogram,
+    flush: Histogram,
 }
 
 impl Metrics {
@@ -73,6 +81,32 @@ impl Metrics {
             device_received_bytes: counter!("cairn_client_device_received_bytes_total"),
             device_refused: counter!("cairn_client_device_refused_total"),
             meta_questions: counter!("cairn_client_meta_questions_total"),
+            round_trip: histogram!("cairn_client_device_round_trip_seconds"),
+            queue: histogram!("cairn_client_device_stage_seconds", "stage" => "queue"),
+            read: histogram!("cairn_client_device_stage_seconds", "stage" => "read"),
+            write: histogram!("cairn_client_device_stage_seconds", "stage" => "write"),
+            flush: histogram!("cairn_client_device_stage_seconds", "stage" => "flush"),
+        }
+    }
+
+    pub(super) fn round_trip(&self, took: Duration) {
+        self.round_trip.record(took.as_secs_f64());
+    }
+
+    /// What a device says of where an operation's time went.
+    pub(super) fn answer(&self, message: &Message) {
+        let record = |stage: &Histogram, micros: u32| stage.record(f64::from(micros) / 1e6);
+        match message {
+            Message::Durable(answer) => {
+                record(&self.queue, answer.queue_us);
+                record(&self.write, answer.write_us);
+                record(&self.flush, answer.flush_us);
+            }
+            Message::ReadAnswer(answer) => {
+                record(&self.queue, answer.queue_us);
+                record(&self.read, answer.read_us);
+            }
+            _ => {}
         }
     }
 

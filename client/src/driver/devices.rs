@@ -13,7 +13,9 @@ use mio::net::TcpStream;
 
 use super::Core;
 use super::frames::FrameReader;
-use super::limits::{ADDRESS_TIMEOUT, ADDRESSES_MAX, DEVICE_OUTBOX_BYTES_MAX, ROUNDS_MAX};
+use super::limits::{
+    ADDRESS_TIMEOUT, ADDRESSES_MAX, DEVICE_OUTBOX_BYTES_MAX, LOST_LATELY, LOST_MAX, RECONNECT_JITTER_MAX, ROUNDS_MAX,
+};
 use super::meta::Job;
 use super::socket::{ReadOutcome, Readiness, Stream};
 use super::thread::{Driver, Source, token_of};
@@ -23,6 +25,11 @@ use crate::outbox::Outbox;
 enum Stage {
     /// Its addresses are names that are being looked up.
     Resolving,
+    /// It was lost a moment ago; so that not all clients of a node that comes back do so at the same instant.
+    Holding {
+        addresses: VecDeque<SocketAddr>,
+        until: Time,
+    },
     /// One address is tried, the rest come after it.
     Connecting {
         stream: TcpStream,
@@ -68,8 +75,19 @@ impl std::fmt::Display for Over {
 }
 
 impl Device {
+    /// Until when the attempt is put off, if it is.
+    pub(super) fn held_until(&self) -> Option<Time> {
+        match self.stage {
+            Stage::Holding { until, .. } => Some(until),
+            _ => None,
+        }
+    }
+
     pub(super) fn is_overdue(&self, now: Time) -> bool {
-        matches!(&self.stage, Stage::Connecting { deadline, .. } if now >= *deadline)
+        match &self.stage {
+            Stage::Connecting { deadline: at, .. } | Stage::Holding { until: at, .. } => now >= *at,
+            Stage::Resolving | Stage::Up { .. } => false,
+        }
     }
 }
 
@@ -91,7 +109,7 @@ impl<C: Core> Driver<C> {
             .map(|address| address.parse().ok())
             .collect();
         match literal {
-            Some(addresses) => self.try_addresses(key, Box::new(device), addresses.into()),
+            Some(addresses) => self.begin(key, Box::new(device), addresses.into()),
             None => {
                 self.sources[key] = Some(Source::Device(Box::new(device)));
                 if self.ask(Job::Resolve { conn, addresses }).is_err() {
@@ -104,8 +122,20 @@ impl<C: Core> Driver<C> {
     pub(super) fn resolved(&mut self, conn: ConnId, addresses: Vec<SocketAddr>) {
         let Some(&key) = self.by_conn.get(&conn) else { return };
         if let Some(Source::Device(device)) = self.sources[key].take() {
-            self.try_addresses(key, device, addresses.into());
+            self.begin(key, device, addresses.into());
         }
+    }
+
+    /// Connects at once, or a moment later to a device that was lost lately.
+    fn begin(&mut self, key: usize, mut device: Box<Device>, addresses: VecDeque<SocketAddr>) {
+        let lost_lately = self.lost.get(&device.id).is_some_and(|at| self.now < *at + LOST_LATELY);
+        if !lost_lately {
+            return self.try_addresses(key, device, addresses);
+        }
+        let until = self.now + self.jitter.up_to(RECONNECT_JITTER_MAX);
+        self.next_check = self.next_check.min(until);
+        device.stage = Stage::Holding { addresses, until };
+        self.sources[key] = Some(Source::Device(device));
     }
 
     /// Tries the first address that does not fail at once.
@@ -134,10 +164,11 @@ impl<C: Core> Driver<C> {
         self.device_gone(key, device.conn, true);
     }
 
-    /// The address that is being tried does not answer.
+    /// The address that is being tried does not answer, or it is time to try the first.
     pub(super) fn try_next_address(&mut self, key: usize, mut device: Box<Device>) {
         match std::mem::replace(&mut device.stage, Stage::Resolving) {
             Stage::Connecting { rest, .. } => self.try_addresses(key, device, rest),
+            Stage::Holding { addresses, .. } => self.try_addresses(key, device, addresses),
             Stage::Resolving | Stage::Up { .. } => panic!("no address of {} is being tried", device.id),
         }
     }
@@ -252,6 +283,10 @@ impl<C: Core> Driver<C> {
     fn put_back(&mut self, key: usize, mut device: Box<Device>, result: Result<(), Over>) {
         if let Err(over) = result {
             tracing::info!(device = %device.id, "the connection to a device ended: {over}");
+            if self.lost.len() >= LOST_MAX {
+                self.lost.clear();
+            }
+            self.lost.insert(device.id, self.now);
             return self.device_gone(key, device.conn, false);
         }
         if device.readiness.writable && !device.outbox.is_empty() {

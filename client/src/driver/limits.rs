@@ -37,6 +37,12 @@ pub const FRAME_READ_AHEAD_BYTES: usize = 128 << 10;
 pub const DEVICE_OUTBOX_BYTES_MAX: u64 = 2 * REQUEST_BYTES_IN_FLIGHT_MAX;
 /// How long one address of a device may take to answer before the next is tried.
 pub const ADDRESS_TIMEOUT: Duration = Duration::from_secs(1);
+/// For how long a device that was lost is reached again with a pause that is drawn at random.
+pub const LOST_LATELY: Duration = Duration::from_secs(5);
+/// The longest such pause, on top of the core's own, which doubles.
+pub const RECONNECT_JITTER_MAX: Duration = Duration::from_millis(50);
+/// Devices that are remembered as lost.
+pub const LOST_MAX: usize = 1024;
 /// Addresses of one device that are tried.
 pub const ADDRESSES_MAX: usize = 8;
 

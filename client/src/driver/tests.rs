@@ -619,6 +619,9 @@ fn frames_go_to_every_device_and_come_back() {
     assert_eq!(streams[0].read(&mut [0; 1]).unwrap(), 0);
     streams.pop();
     world.wait_told("disconnected 1 refused=false");
+    // It is reached again, a moment later.
+    world.act(connect_action(7, &[nodes[1].local_addr().unwrap().to_string()]));
+    world.wait_told("connected 7");
     assert_eq!(world.count("disconnected 0 refused=false"), 0);
 }
 

@@ -5,14 +5,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_proto::ids::VolumeId;
+use cairn_proto::ids::{DeviceId, VolumeId};
 use cairn_proto::time::Time;
 use mio::{Events, Poll, Token};
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Core;
-use super::clock;
+use super::clock::{self, Jitter};
 use super::devices::Device;
 use super::guests::Guest;
 use super::limits::{DEADLINE_CHECK, DRAIN_DEADLINE, EVENTS_MAX, META_QUEUE_MAX, RELEASE_DEADLINE, ROUNDS_MAX};
@@ -122,7 +122,11 @@ pub(super) struct Driver<C> {
     jobs: mpsc::Sender<Job>,
     pending: Slab<Pending>,
     unfinished: usize,
-    next_check: Time,
+    /// When deadlines are looked at next.
+    pub(super) next_check: Time,
+    /// Devices whose connection was lost lately, and when.
+    pub(super) lost: BTreeMap<DeviceId, Time>,
+    pub(super) jitter: Jitter,
 }
 
 impl<C: Core> Driver<C> {
@@ -158,6 +162,8 @@ impl<C: Core> Driver<C> {
             pending: Slab::new(),
             unfinished: 0,
             next_check: Time::ZERO,
+            lost: BTreeMap::new(),
+            jitter: Jitter::new()?,
         };
         for mut listener in listeners {
             let entry = driver.sources.vacant_entry();
@@ -510,6 +516,10 @@ impl<C: Core> Driver<C> {
                     if let Some(Source::Device(device)) = self.sources[key].take() {
                         self.try_next_address(key, device);
                     }
+                }
+                Some(Source::Device(device)) => {
+                    let held = device.held_until().unwrap_or(Time::MAX);
+                    self.next_check = self.next_check.min(held);
                 }
                 _ => {}
             }

@@ -49,7 +49,7 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<ExportSection>,
     /// What every process of this file does: logs, metrics, its process id.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "ProcessSection::is_empty")]
     pub process: ProcessSection,
 }
 
@@ -155,6 +155,31 @@ mod tests {
         let node = config.node.clone().unwrap();
         assert_eq!(node.devices, [dir.path().join("a.img"), PathBuf::from("/dev/sdx")]);
         assert_eq!(Config::parse(&path, &config.to_toml()).unwrap(), config);
+    }
+
+    #[test]
+    fn the_file_in_the_manual_has_every_key_and_is_valid() {
+        let manual = include_str!("../../CLI.md");
+        let text = manual.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let config = Config::parse(Path::new("CLI.md"), text).unwrap();
+        let written: toml::Table = config.to_toml().parse().unwrap();
+        let read: toml::Table = text.parse().unwrap();
+        for (section, keys) in &written {
+            if let (toml::Value::Table(keys), Some(read)) = (keys, read[section].as_table()) {
+                assert!(keys.keys().all(|key| read.contains_key(key)), "[{section}]");
+            }
+        }
+        // What the error for a key that does not exist lists is what exists.
+        for section in ["cluster", "meta", "node", "export", "process"] {
+            let text = refusal(&format!("version = 1\n[{section}]\nxyzzy = 1\n"));
+            let known = text.split("known here: `").nth(1).unwrap().trim_end_matches("`)");
+            for key in known.split("`, `") {
+                assert!(
+                    read[section].get(key).is_some(),
+                    "[{section}] {key} is not in the manual"
+                );
+            }
+        }
     }
 
     #[test]

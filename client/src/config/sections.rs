@@ -82,6 +82,9 @@ pub struct ExportSection {
     /// The TCP address. NBD over TCP has no authentication: only for networks where everybody is trusted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbd_tcp: Option<SocketAddr>,
+    /// Whether writes are refused.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
     /// Only these volumes; all of them when empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<String>,
@@ -103,6 +106,13 @@ pub struct ProcessSection {
     /// Where the process writes its id while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PathBuf>,
+}
+
+impl ProcessSection {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == ProcessSection::default()
+    }
 }
 
 /// A metadata server of a new cluster, written `1=10.0.0.1:7401`.

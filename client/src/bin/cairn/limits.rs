@@ -11,11 +11,11 @@ pub(crate) const DEV_NODES_MAX: i64 = 32;
 /// Metadata servers that `cairn dev` starts at the most.
 pub(crate) const DEV_METAS_MAX: u32 = 5;
 /// How long a process may take to stop in good order. `cairn dev` waits longer than this before it kills.
-pub(crate) const SHUTDOWN_BOUND: Duration = Duration::from_secs(6);
+pub(crate) const SHUTDOWN_BOUND: Duration = Duration::from_secs(8);
 /// Threads of a process's control plane. The data paths have threads of their own.
 pub(crate) const WORKER_THREADS: usize = 2;
 /// How long `cairn dev` waits for processes that it asked to stop before it kills them.
-pub(crate) const STOP_BOUND: Duration = Duration::from_secs(7);
+pub(crate) const STOP_BOUND: Duration = Duration::from_secs(9);
 /// How long a killed process may take to be gone.
 pub(crate) const KILL_BOUND: Duration = Duration::from_secs(5);
 /// How long a cluster may take from its start until its volumes can be used.

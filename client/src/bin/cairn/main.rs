@@ -61,6 +61,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Status(args) => commands::status::run(global, args),
         Command::Completion(args) => commands::completion::run(args),
         Command::Dev(args) => dev::run(global, args),
-        _ => Err(Failure::failed("this build can't run that part yet")),
+        Command::Meta(args) => process::meta::run(global, args),
+        Command::Export(args) => process::export::run(global, args),
     }
 }

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use cluster::{
     CreateVolume, DeleteVolume, GrowVolume, NodeCommand, ShowVolume, SpreadArg, Status, VolumeCommand,
 };
-pub(crate) use process::{Dev, Export, Meta, Node, Process, VolumeSpec};
+pub(crate) use process::{Dev, Export, Key, Meta, Node, Process, VolumeSpec};
 
 const EXIT_CODES: &str = "\
 Exit codes:

@@ -138,6 +138,9 @@ pub(crate) struct Export {
     /// The TCP address to serve. NBD has no authentication: only where everybody on the network is trusted
     #[arg(long, value_name = "ADDR")]
     pub(crate) nbd_tcp: Option<SocketAddr>,
+    /// Refuse writes
+    #[arg(long)]
+    pub(crate) read_only: bool,
     /// Serve only this volume; may be repeated [default: all]
     #[arg(long = "volume", value_name = "NAME")]
     pub(crate) volumes: Vec<String>,

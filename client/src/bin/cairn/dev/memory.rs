@@ -18,6 +18,8 @@ const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Memory {
     version: u32,
+    /// Whether it has been ready for use once. A start that failed before has to be made good.
+    was_ready: bool,
     /// By name of the part.
     parts: BTreeMap<String, Ports>,
 }
@@ -41,6 +43,7 @@ impl Memory {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Memory {
                     version: VERSION,
+                    was_ready: false,
                     parts: BTreeMap::new(),
                 });
             }
@@ -70,9 +73,19 @@ impl Memory {
             .map_err(|error| Failure::failed(format!("can't write {}: {error}", path.display())))
     }
 
-    /// Whether it is of a cluster that was started before.
-    pub(crate) fn is_new(&self) -> bool {
+    /// Whether nothing was ever started here.
+    pub(crate) fn is_empty(&self) -> bool {
         self.parts.is_empty()
+    }
+
+    /// Whether the cluster has been ready for use once.
+    pub(crate) fn was_ready(&self) -> bool {
+        self.was_ready
+    }
+
+    /// The cluster is ready for use.
+    pub(crate) fn set_ready(&mut self) {
+        self.was_ready = true;
     }
 
     /// How many metadata servers and storage nodes there are.
@@ -199,6 +212,7 @@ mod tests {
     fn empty() -> Memory {
         Memory {
             version: VERSION,
+            was_ready: false,
             parts: BTreeMap::new(),
         }
     }
@@ -208,7 +222,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dev.toml");
         let mut memory = Memory::load(&path).unwrap();
-        assert!(memory.is_new());
+        assert!(memory.is_empty() && !memory.was_ready());
         assert_eq!(memory.assign(3, 2).unwrap(), []);
         assert_eq!(memory.counts(), (3, 2));
         assert_eq!(memory.parts().len(), 6);
@@ -260,7 +274,7 @@ mod tests {
         let path = dir.path().join("dev.toml");
         fs::write(&path, "nonsense").unwrap();
         assert!(Memory::load(&path).unwrap_err().what.contains("is damaged"));
-        fs::write(&path, "version = 2\n[parts]\n").unwrap();
+        fs::write(&path, "version = 2\nwas_ready = true\n[parts]\n").unwrap();
         assert!(Memory::load(&path).unwrap_err().what.contains("has version 2"));
     }
 }

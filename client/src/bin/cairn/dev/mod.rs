@@ -60,7 +60,7 @@ pub(crate) fn run(global: &Global, args: &Dev) -> Result<(), Failure> {
         say!("stopped what an earlier start had left running: {}", names.join(", "));
     }
     let mut memory = Memory::load(&layout.state())?;
-    let is_new = memory.is_new();
+    let is_new = memory.is_empty();
     let (metas, nodes) = counts(&memory, args)?;
     for part in memory.assign(metas, nodes)? {
         say!("a port of {part} was taken by another process: it has another one now");
@@ -82,10 +82,9 @@ pub(crate) fn run(global: &Global, args: &Dev) -> Result<(), Failure> {
         let parts = Parts::new(&layout)?;
         let mut cluster = Cluster {
             layout: &layout,
-            memory: &memory,
+            memory: &mut memory,
             args,
             parts,
-            is_new,
             pauses: BTreeMap::new(),
             restarts: Vec::new(),
         };
@@ -97,7 +96,7 @@ pub(crate) fn run(global: &Global, args: &Dev) -> Result<(), Failure> {
 
 /// How many metadata servers and storage nodes there are to be. A cluster can get more nodes; what it has it needs.
 fn counts(memory: &Memory, args: &Dev) -> Result<(u32, u32), Failure> {
-    if memory.is_new() {
+    if memory.is_empty() {
         return Ok((args.metas.unwrap_or(COUNTS.0), args.nodes.unwrap_or(COUNTS.1)));
     }
     let (metas, nodes) = memory.counts();
@@ -122,10 +121,9 @@ fn counts(memory: &Memory, args: &Dev) -> Result<(u32, u32), Failure> {
 /// The running cluster.
 struct Cluster<'a> {
     layout: &'a Layout,
-    memory: &'a Memory,
+    memory: &'a mut Memory,
     args: &'a Dev,
     parts: Parts,
-    is_new: bool,
     /// How long each part waits before its next restart.
     pauses: BTreeMap<Part, Duration>,
     /// When parts are started again.
@@ -150,6 +148,8 @@ impl Cluster<'_> {
         let Some(volumes) = self.start().await? else {
             return Ok(());
         };
+        self.memory.set_ready();
+        self.memory.store(&self.layout.state())?;
         self.announce(&volumes)?;
         loop {
             tokio::select! {
@@ -183,7 +183,7 @@ impl Cluster<'_> {
             layout,
             meta: MetaClient::new(addresses.collect()),
             nodes: self.memory.counts().1,
-            is_new: self.is_new,
+            is_new: !self.memory.was_ready(),
             volumes: &self.args.volumes,
             progress: &progress,
             began: Instant::now(),
@@ -227,7 +227,7 @@ impl Cluster<'_> {
         if let Some(progress) = progress {
             progress.without(part);
             let (metas, nodes) = self.memory.counts();
-            let hopeless = self.is_new
+            let hopeless = !self.memory.was_ready()
                 || part == Part::Export
                 || progress.dead("meta") * 2 > metas
                 || progress.dead("node") * 2 > nodes;

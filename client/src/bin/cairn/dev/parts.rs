@@ -94,7 +94,7 @@ pub(crate) fn write_configs(layout: &Layout, memory: &Memory, wishes: &Wishes) -
                 config.export = Some(ExportSection {
                     nbd_unix: Some(layout.socket()),
                     nbd_tcp: wishes.nbd_tcp,
-                    volumes: Vec::new(),
+                    ..ExportSection::default()
                 });
             }
         }

@@ -5,15 +5,25 @@ use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use cairn_client::config::Config;
 use cairn_proto::capability::ClusterKey;
 
+use super::required;
+use crate::args::Key;
 use crate::failure::Failure;
 
 /// Digits of a key: two for each byte.
 const DIGITS: usize = 64;
 
+/// The key that a flag or the configuration names.
+pub(crate) fn of(flag: &Key, config: &Config) -> Result<ClusterKey, Failure> {
+    let path = flag.file.clone().or_else(|| config.cluster.key_file.clone());
+    let path = required(path, "the cluster key", "--cluster-key FILE", "key_file = \"FILE\"")?;
+    read(&path)
+}
+
 /// Reads a key: 64 hexadecimal digits, in a file that its owner alone can read.
-pub(crate) fn read(path: &Path) -> Result<ClusterKey, Failure> {
+fn read(path: &Path) -> Result<ClusterKey, Failure> {
     let what = |error| Failure::failed(format!("can't read the cluster key {}: {error}", path.display()));
     let mode = fs::metadata(path).map_err(what)?.permissions().mode();
     if mode & 0o007 != 0 {

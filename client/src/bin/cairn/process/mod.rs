@@ -3,8 +3,10 @@
 //! One file per part translates flags and configuration into what the part's library wants. The rest (logs, metrics, the
 //! process id file, signals) is here.
 
+pub(crate) mod export;
 pub(crate) mod key;
 mod logging;
+pub(crate) mod meta;
 mod parent;
 mod pid_file;
 
@@ -12,6 +14,7 @@ use std::future::Future;
 use std::path::PathBuf;
 
 use cairn_client::config::ProcessSection;
+use cairn_meta::metrics::MetricsError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -133,6 +136,23 @@ pub(crate) fn required<T>(value: Option<T>, what: &str, flag: &str, key: &str) -
     })
 }
 
+/// The name of this host; `localhost` where the system does not tell.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "localhost".to_string(),
+        name => name.to_string(),
+    }
+}
+
+fn metrics_failure(error: MetricsError) -> Failure {
+    match error {
+        MetricsError::Listen(..) => Failure::new(Kind::Occupied, error.to_string()),
+        MetricsError::Recorder(_) => Failure::failed(error.to_string()),
+    }
+}
+
+/// Refuses to serve anything in a build with planted bugs, unless a test of the tests allows it.
 pub(crate) fn refuse_canary() -> Result<(), Failure> {
     if cfg!(feature = "canary") && std::env::var_os(CANARY_VARIABLE).is_none() {
         return Err(Failure::new(

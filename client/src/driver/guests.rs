@@ -217,6 +217,7 @@ impl<C: Core> Driver<C> {
         self.guests -= 1;
         self.guest_bytes -= guest.held;
         self.starved.remove(&key);
+        self.crowded.remove(&key);
         self.resumed.remove(&key);
         self.leave(User::Guest(key));
     }
@@ -421,6 +422,10 @@ impl<C: Core> Driver<C> {
             let volume = self.volumes.handle_of_user(User::Guest(key));
             if volume.is_none() && self.phase == Phase::Running {
                 // It is being closed, and opened again then.
+                return;
+            }
+            if volume.is_some_and(|volume| !self.core.has_room(volume)) {
+                self.crowded.insert(key);
                 return;
             }
             match transmission.next_input() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use cairn_proto::message::Message;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
+use super::DeviceLoad;
 use crate::volume::api::VolumeOp;
 
 /// The kinds of operations, as metrics tell them apart.
@@ -52,7 +53,10 @@ pub(super) struct Metrics {
     pub(super) guest_bytes: Gauge,
     pub(super) guests: Gauge,
     pub(super) volumes: Gauge,
-    pub(super) devices: Gauge,
+    devices_up: Gauge,
+    devices_down: Gauge,
+    device_in_flight: Gauge,
+    device_queued: Gauge,
     pub(super) device_sent_bytes: Counter,
     pub(super) device_received_bytes: Counter,
     pub(super) device_refused: Counter,
@@ -76,7 +80,10 @@ impl Metrics {
             guest_bytes: gauge!("cairn_export_held_bytes"),
             guests: gauge!("cairn_export_connections"),
             volumes: gauge!("cairn_client_open_volumes"),
-            devices: gauge!("cairn_client_device_connections"),
+            devices_up: gauge!("cairn_client_devices", "state" => "up"),
+            devices_down: gauge!("cairn_client_devices", "state" => "down"),
+            device_in_flight: gauge!("cairn_client_device_requests", "state" => "in_flight"),
+            device_queued: gauge!("cairn_client_device_requests", "state" => "queued"),
             device_sent_bytes: counter!("cairn_client_device_sent_bytes_total"),
             device_received_bytes: counter!("cairn_client_device_received_bytes_total"),
             device_refused: counter!("cairn_client_device_refused_total"),
@@ -87,6 +94,13 @@ impl Metrics {
             write: histogram!("cairn_client_device_stage_seconds", "stage" => "write"),
             flush: histogram!("cairn_client_device_stage_seconds", "stage" => "flush"),
         }
+    }
+
+    pub(super) fn load(&self, load: DeviceLoad) {
+        self.devices_up.set(load.up as f64);
+        self.devices_down.set(load.down as f64);
+        self.device_in_flight.set(load.in_flight as f64);
+        self.device_queued.set(load.queued as f64);
     }
 
     pub(super) fn round_trip(&self, took: Duration) {

@@ -40,7 +40,7 @@ pub use thread::Ended;
 pub(crate) use listen::Listener;
 pub(crate) use thread::Settings;
 
-use crate::core::api::{Action, Event};
+use crate::core::api::{Action, Event, VolumeHandle};
 use mailbox::{Command, Mailbox};
 use meta::Job;
 
@@ -54,6 +54,23 @@ pub trait Core: Send + 'static {
     fn poll_action(&mut self) -> Option<Action>;
     /// When it wants to be told of the passing of time.
     fn poll_timeout(&self) -> Option<Time>;
+    /// Whether the exports of a volume should go on to submit. If not they wait for the next reply.
+    fn has_room(&self, volume: VolumeHandle) -> bool;
+    /// How it stands with the devices, for metrics.
+    fn device_load(&self) -> DeviceLoad;
+}
+
+/// How it stands with the devices of a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DeviceLoad {
+    /// Devices whose connection stands.
+    pub up: usize,
+    /// Devices that can't be reached.
+    pub down: usize,
+    /// Requests on their way.
+    pub in_flight: usize,
+    /// Requests that wait for room on a connection.
+    pub queued: usize,
 }
 
 /// The driver's thread has ended without being told to.

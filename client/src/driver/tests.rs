@@ -36,6 +36,8 @@ struct Shared {
     /// Replies wait until it is lifted.
     hold: bool,
     held: Vec<Action>,
+    /// So many operations and no more.
+    room: Option<usize>,
     /// Closing takes until it is lifted.
     hold_closing: bool,
     closing: Vec<VolumeHandle>,
@@ -127,6 +129,15 @@ impl Core for TestCore {
 
     fn poll_timeout(&self) -> Option<Time> {
         None
+    }
+
+    fn has_room(&self, _volume: VolumeHandle) -> bool {
+        let shared = self.0.lock().unwrap();
+        shared.held.len() < shared.room.unwrap_or(usize::MAX)
+    }
+
+    fn device_load(&self) -> DeviceLoad {
+        DeviceLoad::default()
     }
 }
 
@@ -418,6 +429,25 @@ fn many_requests_in_flight_are_answered_in_the_volumes_order() {
         assert_eq!(client.reply(), (0, cookie));
     }
     assert_eq!(client.read_at(99 * 4096, 4096), [99; 4096]);
+}
+
+#[test]
+fn a_volume_without_room_is_given_no_more() {
+    let world = World::start();
+    let (mut client, mut other) = (world.client(), world.client());
+    world.change(|shared| (shared.hold, shared.room) = (true, Some(3)));
+    for cookie in 0..50 {
+        client.send(WRITE, cookie, cookie * 512, 512, &[cookie as u8; 512]);
+    }
+    wait("three are in flight", || world.shared().held.len() == 3);
+    other.send(FLUSH, 99, 0, 0, &[]);
+    world.change(|shared| shared.room = Some(5));
+    assert_eq!(world.shared().held.len(), 3, "it waits for a reply");
+    world.change(|shared| shared.hold = false);
+    for cookie in 0..50 {
+        assert_eq!(client.reply(), (0, cookie));
+    }
+    assert_eq!(other.reply(), (0, 99));
 }
 
 #[test]

@@ -106,6 +106,8 @@ pub(super) struct Driver<C> {
     pub(super) resumed: BTreeSet<usize>,
     /// NBD connections that wait for others to hold less.
     pub(super) starved: BTreeSet<usize>,
+    /// NBD connections whose volume has no room for more; the next reply may make some.
+    pub(super) crowded: BTreeSet<usize>,
     /// Listeners that could not accept, to be tried again after a while.
     stalled: BTreeSet<usize>,
     /// Device connections with frames to be written.
@@ -148,6 +150,7 @@ impl<C: Core> Driver<C> {
             ready: VecDeque::new(),
             resumed: BTreeSet::new(),
             starved: BTreeSet::new(),
+            crowded: BTreeSet::new(),
             stalled: BTreeSet::new(),
             unsent: BTreeSet::new(),
             volumes: Volumes::default(),
@@ -402,6 +405,7 @@ impl<C: Core> Driver<C> {
     }
 
     fn reply(&mut self, op: OpId, result: Result<VolumeReply, VolumeError>) {
+        self.resumed.append(&mut self.crowded);
         // What was given up at an end in haste has nobody waiting.
         let Some(pending) = self.pending.try_remove(op.0 as usize) else {
             return;
@@ -525,7 +529,7 @@ impl<C: Core> Driver<C> {
             }
         }
         self.metrics.guests.set(self.guests as f64);
-        self.metrics.devices.set(self.by_conn.len() as f64);
+        self.metrics.load(self.core.device_load());
         self.metrics.guest_bytes.set(self.guest_bytes as f64);
     }
 

@@ -7,4 +7,7 @@ pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod raft;
+mod service;
 pub mod state;
+
+pub use service::{MetaError, run, run_on};

@@ -68,7 +68,7 @@ pub const ELECTION_SPREAD: u64 = 16;
 /// Ticks after which a snapshot that was not acknowledged is sent again.
 pub const SNAPSHOT_RETRY_TICKS: u64 = 100;
 /// Ticks after which a read or a proposal without an answer is given up.
-pub const ANSWER_TICKS: u64 = 50;
+pub const ANSWER_TICKS: u64 = 30;
 /// Ticks that are made up for at the most after the process was held up.
 pub const CATCH_UP_TICKS: u64 = 3;
 
@@ -84,6 +84,8 @@ pub const REPORT_INTERVAL_MS: u64 = 30_000;
 pub const EVENTS_MAX: usize = 1024;
 /// Messages to one member that wait at the most; more are dropped, and Raft sends again.
 pub const OUTGOING_MAX: usize = 256;
+/// Bytes of messages to one member that wait at the most, a single larger one excepted.
+pub const OUTGOING_BYTES_MAX: usize = 16 << 20;
 /// Bytes of one request or answer at the most.
 pub const RPC_BYTES_MAX: usize = 4 << 20;
 /// Requests in work at one gRPC connection at the most.

@@ -281,6 +281,14 @@ impl<L: LogStore> MetaNode<L> {
         Ok(())
     }
 
+    /// The transport could not reach another member.
+    pub fn report_unreachable(&mut self, id: u64) {
+        self.settle();
+        if !self.failed {
+            self.raw.report_unreachable(id);
+        }
+    }
+
     /// Goes one step on. While it says true, take the actions and call it again.
     ///
     /// # Errors

@@ -237,6 +237,11 @@ impl State {
         &self.members
     }
 
+    /// Whether a metadata server with this id was removed.
+    pub fn was_member(&self, id: u64) -> bool {
+        id <= self.last_member && !self.members.contains_key(&id)
+    }
+
     /// The volumes by name.
     pub fn names(&self) -> &BTreeMap<String, VolumeId> {
         &self.names

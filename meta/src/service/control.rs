@@ -1,0 +1,341 @@
+//! The service of clients and operators.
+
+use std::collections::BTreeMap;
+
+use cairn_proto::capability::{Capability, ClusterKey, Rights};
+use cairn_proto::control::v1::control_server::Control;
+use cairn_proto::control::v1::*;
+use cairn_proto::control::{Code, v1};
+use cairn_proto::ids::{ClusterId, DeviceId, Epoch, Generation, GroupIndex, NodeId, VolumeId};
+use tonic::{Request, Response, Status};
+
+use super::convert::*;
+use super::driver::{Failure, Handle, World};
+use super::health;
+use crate::limits::{CHANGES_MAX, PAGE_MAX};
+use crate::state::command::{self, Command};
+use crate::state::{Outcome, Refusal};
+
+pub(super) struct ControlService {
+    pub(super) handle: Handle,
+    pub(super) key: ClusterKey,
+}
+
+type Answered<T> = Result<Response<T>, Status>;
+
+fn refuse(refusal: Refusal) -> Status {
+    Failure::from(refusal).into()
+}
+
+/// A small number of a request that must fit where it goes.
+fn small(number: u32, what: &str) -> Result<u8, Refusal> {
+    u8::try_from(number).map_err(|_| invalid(format!("{number} is too large for the {what}")))
+}
+
+fn page(limit: u32) -> usize {
+    if limit == 0 {
+        PAGE_MAX
+    } else {
+        (limit as usize).min(PAGE_MAX)
+    }
+}
+
+fn volume_of(outcome: Outcome) -> v1::Volume {
+    match outcome {
+        Outcome::Volume(id, volume) => to_volume(id, &volume),
+        other => unreachable!("not the outcome of a command on a volume: {other:?}"),
+    }
+}
+
+/// How many groups each device is a member of.
+fn group_counts(world: &World<'_>) -> BTreeMap<DeviceId, u64> {
+    let mut counts = BTreeMap::new();
+    for group in world.state.groups().values() {
+        for device in group.in_sync.iter().chain(&group.joining) {
+            *counts.entry(*device).or_default() += 1;
+        }
+    }
+    counts
+}
+
+impl ControlService {
+    async fn change_volume(&self, command: impl Into<Command> + Send + 'static) -> Result<v1::Volume, Status> {
+        self.handle
+            .propose(|_| Ok(command.into()), |outcome, _| volume_of(outcome))
+            .await
+    }
+
+    fn grant(&self, world: &World<'_>, volume: VolumeId, generation: Generation) -> (Vec<u8>, ClusterId) {
+        let cluster = world
+            .state
+            .cluster()
+            .expect("nothing is granted before the cluster has its id");
+        let mut bytes = Vec::new();
+        Capability::grant(&self.key, cluster, volume, generation, Rights::Write).encode(&mut bytes);
+        (bytes, cluster)
+    }
+}
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Answered<CreateVolumeResponse> {
+        let request = request.into_inner();
+        let make = |request: CreateVolumeRequest, world: &World<'_>| {
+            let replicas = if request.replicas == 0 { 3 } else { request.replicas };
+            let quorum = if request.write_quorum == 0 {
+                replicas / 2 + 1
+            } else {
+                request.write_quorum
+            };
+            Ok(command::CreateVolume {
+                name: request.name,
+                size_bytes: request.size_bytes,
+                replicas: small(replicas, "number of copies")?,
+                write_quorum: small(quorum, "write quorum")?,
+                min_copies_one: request.min_copies_one,
+                spread: spread(request.spread)?,
+                silent: world.soft.silent(world.state, world.now),
+            })
+        };
+        let volume = self.handle.propose(
+            move |world| make(request, world).map(Command::from),
+            |outcome, _| volume_of(outcome),
+        );
+        Ok(Response::new(CreateVolumeResponse {
+            volume: Some(volume.await?),
+        }))
+    }
+
+    async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Answered<GetVolumeResponse> {
+        let selector = selector(request.into_inner().volume).map_err(refuse)?;
+        let read = self.handle.read(move |world| {
+            let (id, volume) = world.state.find(&selector)?;
+            let groups = world
+                .state
+                .groups_of(id)
+                .map(|(index, group)| to_group(index, group))
+                .collect();
+            Ok(GetVolumeResponse {
+                volume: Some(to_volume(id, volume)),
+                groups,
+            })
+        });
+        read.await.map(Response::new)
+    }
+
+    async fn list_volumes(&self, request: Request<ListVolumesRequest>) -> Answered<ListVolumesResponse> {
+        let request = request.into_inner();
+        let read = self.handle.read(move |world| {
+            let limit = page(request.limit);
+            let after = (std::ops::Bound::Excluded(request.after), std::ops::Bound::Unbounded);
+            let mut ids = world.state.names().range(after).map(|(_, id)| *id);
+            let volumes = ids
+                .by_ref()
+                .take(limit)
+                .map(|id| to_volume(id, &world.state.volumes()[&id]))
+                .collect();
+            let more = ids.next().is_some();
+            Ok(ListVolumesResponse { volumes, more })
+        });
+        read.await.map(Response::new)
+    }
+
+    async fn grow_volume(&self, request: Request<GrowVolumeRequest>) -> Answered<GrowVolumeResponse> {
+        let request = request.into_inner();
+        let volume = selector(request.volume).map_err(refuse)?;
+        let volume = self
+            .change_volume(command::GrowVolume {
+                volume,
+                size_bytes: request.size_bytes,
+            })
+            .await?;
+        Ok(Response::new(GrowVolumeResponse { volume: Some(volume) }))
+    }
+
+    async fn delete_volume(&self, request: Request<DeleteVolumeRequest>) -> Answered<DeleteVolumeResponse> {
+        let request = request.into_inner();
+        let volume = selector(request.volume).map_err(refuse)?;
+        let volume = self
+            .change_volume(command::DeleteVolume {
+                volume,
+                force: request.force,
+            })
+            .await?;
+        Ok(Response::new(DeleteVolumeResponse { volume: Some(volume) }))
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Answered<AttachResponse> {
+        let request = request.into_inner();
+        let attach = command::Attach {
+            volume: selector(request.volume).map_err(refuse)?,
+            client: client_id(&request.client_id).map_err(refuse)?,
+            address: request.address,
+            force: request.force,
+        };
+        let service = ControlService {
+            handle: self.handle.clone(),
+            key: self.key.clone(),
+        };
+        let answer = self.handle.propose(
+            |_| Ok(attach.into()),
+            move |outcome, world| {
+                let Outcome::Attached { id, volume, groups } = outcome else {
+                    unreachable!("not the outcome of an attachment: {outcome:?}")
+                };
+                let (capability, cluster) = service.grant(world, id, volume.generation);
+                AttachResponse {
+                    volume: Some(to_volume(id, &volume)),
+                    generation: volume.generation.get(),
+                    capability,
+                    groups: groups
+                        .iter()
+                        .zip(0..)
+                        .map(|(group, index)| to_group(GroupIndex(index), group))
+                        .collect(),
+                    devices: devices_of(groups.iter(), world),
+                    cluster_id: cluster.0.to_vec(),
+                    feature_level: world.state.feature_level(),
+                }
+            },
+        );
+        answer.await.map(Response::new)
+    }
+
+    async fn detach(&self, request: Request<DetachRequest>) -> Answered<DetachResponse> {
+        let request = request.into_inner();
+        let detach = command::Detach {
+            volume: selector(request.volume).map_err(refuse)?,
+            generation: generation(request.generation).map_err(refuse)?,
+        };
+        let answer = self.handle.propose(|_| Ok(detach.into()), |_, _| DetachResponse {});
+        answer.await.map(Response::new)
+    }
+
+    async fn get_groups(&self, request: Request<GetGroupsRequest>) -> Answered<GetGroupsResponse> {
+        let selector = selector(request.into_inner().volume).map_err(refuse)?;
+        let read = self.handle.read(move |world| {
+            let (id, volume) = world.state.find(&selector)?;
+            let volume = Some(to_volume(id, volume));
+            let groups = world
+                .state
+                .groups_of(id)
+                .map(|(index, group)| to_group(index, group))
+                .collect();
+            let devices = devices_of(world.state.groups_of(id).map(|(_, group)| group), world);
+            Ok(GetGroupsResponse {
+                volume,
+                groups,
+                devices,
+            })
+        });
+        read.await.map(Response::new)
+    }
+
+    async fn configure_groups(&self, request: Request<ConfigureGroupsRequest>) -> Answered<ConfigureGroupsResponse> {
+        let request = request.into_inner();
+        let change = |change: GroupChange| {
+            Ok(command::GroupChange {
+                index: group_index(change.index)?,
+                epoch: Epoch(change.epoch),
+                in_sync: device_ids(&change.in_sync)?,
+                joining: device_ids(&change.joining)?,
+            })
+        };
+        if request.changes.len() > CHANGES_MAX {
+            return Err(refuse(invalid(format!(
+                "at most {CHANGES_MAX} groups can be changed at once"
+            ))));
+        }
+        let changes: Result<Vec<_>, Refusal> = request.changes.into_iter().map(change).collect();
+        let configure = command::ConfigureGroups {
+            volume: selector(request.volume).map_err(refuse)?,
+            generation: generation(request.generation).map_err(refuse)?,
+            changes: changes.map_err(refuse)?,
+        };
+        let answer = self.handle.propose(
+            |_| Ok(configure.into()),
+            |outcome, _| {
+                let Outcome::Configured(outcomes) = outcome else {
+                    unreachable!("not the outcome of a configuration: {outcome:?}")
+                };
+                let outcome = |(index, group, refusal): (GroupIndex, _, Option<Refusal>)| GroupOutcome {
+                    config: Some(to_group(index, &group)),
+                    code: refusal
+                        .as_ref()
+                        .map(|refusal| refusal.code.as_str().to_string())
+                        .unwrap_or_default(),
+                    message: refusal.map(|refusal| refusal.message).unwrap_or_default(),
+                };
+                ConfigureGroupsResponse {
+                    outcomes: outcomes.into_iter().map(outcome).collect(),
+                }
+            },
+        );
+        answer.await.map(Response::new)
+    }
+
+    async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Answered<ListNodesResponse> {
+        let request = request.into_inner();
+        let read = self.handle.read(move |world| {
+            let counts = group_counts(world);
+            let mut devices: BTreeMap<NodeId, Vec<v1::Device>> = BTreeMap::new();
+            for (id, device) in world.state.devices() {
+                let groups = counts.get(id).copied().unwrap_or_default();
+                devices
+                    .entry(device.node)
+                    .or_default()
+                    .extend(to_device(id, world, groups));
+            }
+            let after = (
+                std::ops::Bound::Excluded(NodeId(request.after)),
+                std::ops::Bound::Unbounded,
+            );
+            let mut found = world.state.nodes().range(after);
+            let nodes = found.by_ref().take(page(request.limit));
+            let nodes = nodes.map(|(id, node)| to_node(*id, node, world, devices.remove(id).unwrap_or_default()));
+            Ok(ListNodesResponse {
+                nodes: nodes.collect(),
+                more: found.next().is_some(),
+            })
+        });
+        read.await.map(Response::new)
+    }
+
+    async fn list_devices(&self, request: Request<ListDevicesRequest>) -> Answered<ListDevicesResponse> {
+        let request = request.into_inner();
+        let after = request
+            .after
+            .as_ref()
+            .map(|id| device_id(Some(id)))
+            .transpose()
+            .map_err(refuse)?;
+        let read = self.handle.read(move |world| {
+            let counts = group_counts(world);
+            let after = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+            let mut found = world.state.devices().range((after, std::ops::Bound::Unbounded));
+            let devices = found.by_ref().take(page(request.limit));
+            let devices =
+                devices.filter_map(|(id, _)| to_device(id, world, counts.get(id).copied().unwrap_or_default()));
+            Ok(ListDevicesResponse {
+                devices: devices.collect(),
+                more: found.next().is_some(),
+            })
+        });
+        read.await.map(Response::new)
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Answered<StatusResponse> {
+        self.handle
+            .look(|world| Ok(health::status(world)))
+            .await
+            .map(Response::new)
+    }
+}
+
+/// Used where a service needs the code of a missing token.
+pub(super) fn unauthenticated() -> Status {
+    refuse(Refusal::new(
+        Code::Unauthenticated,
+        "this call needs the cluster key: start the caller with the key file of this cluster",
+    ))
+}

@@ -1,0 +1,216 @@
+//! Between the records of the state and the messages of the control plane.
+
+use std::collections::BTreeSet;
+
+use cairn_proto::control::{Code, v1};
+use cairn_proto::ids::*;
+
+use super::driver::World;
+use crate::state::Refusal;
+use crate::state::command::{DeviceReport, Selector};
+use crate::state::model::{self, DeviceState, Group, Holder, Node, Spread, Volume};
+
+pub(super) fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(Code::InvalidArgument, message)
+}
+
+fn uuid(bytes: &[u8], what: &str) -> Result<[u8; 16], Refusal> {
+    bytes
+        .try_into()
+        .map_err(|_| invalid(format!("{what} has {} bytes, not 16", bytes.len())))
+}
+
+pub(super) fn client_id(bytes: &[u8]) -> Result<ClientId, Refusal> {
+    uuid(bytes, "the client's id").map(ClientId)
+}
+
+pub(super) fn run_id(bytes: &[u8]) -> Result<[u8; 16], Refusal> {
+    uuid(bytes, "the run's id")
+}
+
+pub(super) fn cluster_id(bytes: &[u8]) -> Result<Option<ClusterId>, Refusal> {
+    if bytes.is_empty() {
+        Ok(None)
+    } else {
+        uuid(bytes, "the cluster's id").map(|id| Some(ClusterId(id)))
+    }
+}
+
+pub(super) fn device_id(id: Option<&v1::DeviceId>) -> Result<DeviceId, Refusal> {
+    let id = id.ok_or_else(|| invalid("a device's id is missing"))?;
+    let uuid = uuid(&id.uuid, "a device's UUID").map(DeviceUuid)?;
+    Ok(DeviceId {
+        uuid,
+        incarnation: Incarnation(id.incarnation),
+    })
+}
+
+pub(super) fn device_ids(ids: &[v1::DeviceId]) -> Result<Vec<DeviceId>, Refusal> {
+    ids.iter().map(|id| device_id(Some(id))).collect()
+}
+
+pub(super) fn generation(number: u32) -> Result<Generation, Refusal> {
+    Generation::new(number).ok_or_else(|| {
+        invalid(format!(
+            "{number} is no generation: the last one is {}",
+            Generation::MAX
+        ))
+    })
+}
+
+pub(super) fn group_index(number: u32) -> Result<GroupIndex, Refusal> {
+    u8::try_from(number)
+        .map(GroupIndex)
+        .map_err(|_| invalid(format!("there is no group {number}")))
+}
+
+pub(super) fn selector(volume: Option<v1::VolumeSelector>) -> Result<Selector, Refusal> {
+    match volume.and_then(|volume| volume.by) {
+        Some(v1::volume_selector::By::Id(id)) => Ok(Selector::Id(VolumeId(id))),
+        Some(v1::volume_selector::By::Name(name)) if name.len() <= 4096 => Ok(Selector::Name(name)),
+        Some(v1::volume_selector::By::Name(_)) => Err(invalid("the volume's name is too long")),
+        None => Err(invalid("say which volume, by id or by name")),
+    }
+}
+
+pub(super) fn spread(number: i32) -> Result<Spread, Refusal> {
+    match v1::Spread::try_from(number) {
+        Ok(v1::Spread::Unspecified | v1::Spread::Host) => Ok(Spread::Host),
+        Ok(v1::Spread::Device) => Ok(Spread::Device),
+        Ok(v1::Spread::Rack) => Ok(Spread::Rack),
+        Ok(v1::Spread::Room) => Ok(Spread::Room),
+        Err(_) => Err(invalid(format!("this version knows no spread {number}"))),
+    }
+}
+
+pub(super) fn domain(domain: Option<v1::FailureDomain>) -> model::FailureDomain {
+    let v1::FailureDomain { room, rack, host } = domain.unwrap_or_default();
+    model::FailureDomain { room, rack, host }
+}
+
+pub(super) fn device_report(report: &v1::DeviceHeartbeat) -> Result<DeviceReport, Refusal> {
+    Ok(DeviceReport {
+        id: device_id(report.id.as_ref())?,
+        capacity_bytes: report.capacity_bytes,
+        used_bytes: report.used_bytes,
+        commit_seq: CommitSeq(report.commit_seq),
+        failed: report.failed,
+        trouble: report.trouble.chars().take(64).collect(),
+    })
+}
+
+pub(super) fn to_device_id(id: &DeviceId) -> v1::DeviceId {
+    v1::DeviceId {
+        uuid: id.uuid.0.to_vec(),
+        incarnation: id.incarnation.0,
+    }
+}
+
+fn to_device_ids(ids: &[DeviceId]) -> Vec<v1::DeviceId> {
+    ids.iter().map(to_device_id).collect()
+}
+
+pub(super) fn to_volume(id: VolumeId, volume: &Volume) -> v1::Volume {
+    let holder = |holder: &Holder| v1::Holder {
+        client_id: holder.client.0.to_vec(),
+        address: holder.address.clone(),
+        generation: holder.generation.get(),
+        since_unix_ms: holder.since_ms,
+    };
+    v1::Volume {
+        id: id.0,
+        name: volume.name.clone(),
+        size_bytes: volume.size_bytes,
+        group_count: volume.group_count.get().into(),
+        replicas: volume.replicas.into(),
+        write_quorum: volume.write_quorum.into(),
+        min_copies_one: volume.min_copies_one,
+        checksum_algorithm: volume.checksum as u32,
+        layer: volume.layer.0,
+        generation: volume.generation.get(),
+        holder: volume.holder.as_ref().map(holder),
+        created_unix_ms: volume.created_ms,
+    }
+}
+
+pub(super) fn to_group(index: GroupIndex, group: &Group) -> v1::GroupConfig {
+    v1::GroupConfig {
+        index: index.0.into(),
+        epoch: group.epoch.0,
+        in_sync: to_device_ids(&group.in_sync),
+        joining: to_device_ids(&group.joining),
+        stale: to_device_ids(&group.stale),
+        rescue: to_device_ids(&group.rescue),
+    }
+}
+
+fn to_domain(domain: &model::FailureDomain) -> v1::FailureDomain {
+    let model::FailureDomain { room, rack, host } = domain.clone();
+    v1::FailureDomain { room, rack, host }
+}
+
+/// A device with what was heard of it lately. `groups` is how many it is a member of, where that was counted.
+pub(super) fn to_device(id: &DeviceId, world: &World<'_>, groups: u64) -> Option<v1::Device> {
+    let device = world.state.devices().get(id)?;
+    let report = world.soft.report(id);
+    let state = match device.state {
+        DeviceState::Active if report.is_some_and(|report| report.failed) => v1::DeviceState::Failed,
+        DeviceState::Active => v1::DeviceState::Active,
+        DeviceState::Failed => v1::DeviceState::Failed,
+        DeviceState::Replaced => v1::DeviceState::Replaced,
+        DeviceState::Removed => v1::DeviceState::Removed,
+    };
+    let in_use = matches!(device.state, DeviceState::Active | DeviceState::Failed);
+    let node = world.state.nodes().get(&device.node);
+    let trouble = report
+        .map(|report| &report.trouble)
+        .filter(|trouble| !trouble.is_empty() && !device.forgot);
+    Some(v1::Device {
+        id: Some(to_device_id(id)),
+        node_id: device.node.0,
+        addresses: device.addresses.clone(),
+        capacity_bytes: report.map_or(device.capacity_bytes, |report| report.capacity_bytes),
+        used_bytes: report.map_or(device.used_bytes, |report| report.used_bytes),
+        domain: node.map(|node| to_domain(&node.domain)),
+        state: state.into(),
+        seems_alive: in_use && world.soft.is_alive(device.node, world.now),
+        commit_seq: report
+            .map_or(device.commit_seq, |report| report.commit_seq.max(device.commit_seq))
+            .0,
+        heard_ms_ago: world.soft.heard_ms_ago(device.node, world.now),
+        groups,
+        trouble: trouble.unwrap_or(&device.trouble).clone(),
+    })
+}
+
+/// Every device that one of the groups names.
+pub(super) fn devices_of<'a>(groups: impl Iterator<Item = &'a Group>, world: &World<'_>) -> Vec<v1::Device> {
+    let ids: BTreeSet<DeviceId> = groups.flat_map(Group::named).copied().collect();
+    ids.iter().filter_map(|id| to_device(id, world, 0)).collect()
+}
+
+pub(super) fn to_node(id: NodeId, node: &Node, world: &World<'_>, devices: Vec<v1::Device>) -> v1::Node {
+    v1::Node {
+        id: id.0,
+        name: node.name.clone(),
+        domain: Some(to_domain(&node.domain)),
+        seems_alive: world.soft.is_alive(id, world.now),
+        heard_ms_ago: world.soft.heard_ms_ago(id, world.now),
+        version: node.version.clone(),
+        devices,
+    }
+}
+
+pub(super) fn members(world: &World<'_>) -> Vec<v1::Member> {
+    let leads = world.status.leader == world.status.id;
+    let member = |(id, member): (&u64, &model::Member)| {
+        let peer = world.status.peers.iter().find(|peer| peer.id == *id);
+        v1::Member {
+            id: *id,
+            address: member.address.clone(),
+            seems_alive: *id == world.status.id || world.soft.is_member_alive(*id, world.now),
+            matched_index: peer.filter(|_| leads).map(|peer| peer.matched),
+        }
+    };
+    world.state.members().iter().map(member).collect()
+}

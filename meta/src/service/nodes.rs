@@ -1,0 +1,198 @@
+//! The service of storage nodes.
+
+use cairn_proto::capability::ClusterKey;
+use cairn_proto::control::v1::nodes_server::Nodes;
+use cairn_proto::control::v1::*;
+use cairn_proto::control::{Code, TOKEN_KEY, TokenPurpose};
+use cairn_proto::ids::{CommitSeq, DeviceUuid, NodeId, VolumeId};
+use tonic::{Request, Response, Status};
+
+use super::control::unauthenticated;
+use super::convert::*;
+use super::driver::{Failure, Handle, World};
+use crate::limits::{ADDRESSES_MAX, DEVICES_PER_NODE_MAX, INVENTORY_PAGE_MAX, NODE_HEARTBEAT_MS};
+use crate::state::command::{self, DeviceRegistration};
+use crate::state::{Outcome, Refusal};
+
+pub(super) struct NodesService {
+    pub(super) handle: Handle,
+    pub(super) key: ClusterKey,
+}
+
+/// Refuses a call without the right token.
+pub(super) fn check_token<T>(request: &Request<T>, key: &ClusterKey, purpose: TokenPurpose) -> Result<(), Status> {
+    let token = request.metadata().get(TOKEN_KEY).and_then(|token| token.to_str().ok());
+    let right = token.is_some_and(|token| purpose.verify(key, token));
+    if right { Ok(()) } else { Err(unauthenticated()) }
+}
+
+fn refuse(refusal: Refusal) -> Status {
+    Failure::from(refusal).into()
+}
+
+/// The node must be registered, by this run of its process.
+fn check_node(world: &World<'_>, id: NodeId, run: [u8; 16]) -> Result<(), Refusal> {
+    world.check_leads()?;
+    match world.state.nodes().get(&id) {
+        None => Err(Refusal::new(
+            Code::NodeNotFound,
+            format!("no storage node has the id {id}: register it again"),
+        )),
+        Some(node) if node.run != run => Err(Refusal::new(
+            Code::NodeSuperseded,
+            format!(
+                "another process has registered as node `{}` since: stop one of the two, or give it another name",
+                node.name
+            ),
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+fn registration(device: &RegisterDevice) -> Result<DeviceRegistration, Refusal> {
+    if device.addresses.len() > ADDRESSES_MAX {
+        return Err(invalid(format!("a device has at most {ADDRESSES_MAX} addresses")));
+    }
+    Ok(DeviceRegistration {
+        id: device_id(device.id.as_ref())?,
+        addresses: device.addresses.clone(),
+        capacity_bytes: device.capacity_bytes,
+        used_bytes: device.used_bytes,
+        commit_seq: CommitSeq(device.commit_seq),
+        cluster: cluster_id(&device.cluster_id)?,
+        displace: false,
+    })
+}
+
+/// Whether no node that seems alive has the device.
+fn may_displace(world: &World<'_>, uuid: DeviceUuid) -> bool {
+    let mut formats = world.state.devices().iter().filter(|(id, _)| id.uuid == uuid);
+    formats.all(|(_, device)| !world.soft.is_alive(device.node, world.now))
+}
+
+#[tonic::async_trait]
+impl Nodes for NodesService {
+    async fn register_node(
+        &self,
+        request: Request<RegisterNodeRequest>,
+    ) -> Result<Response<RegisterNodeResponse>, Status> {
+        check_token(&request, &self.key, TokenPurpose::Node)?;
+        let request = request.into_inner();
+        if request.devices.len() > DEVICES_PER_NODE_MAX {
+            return Err(refuse(invalid(format!(
+                "a node serves at most {DEVICES_PER_NODE_MAX} devices"
+            ))));
+        }
+        let devices: Result<Vec<_>, Refusal> = request.devices.iter().map(registration).collect();
+        let mut register = command::RegisterNode {
+            name: request.name,
+            run: run_id(&request.run_id).map_err(refuse)?,
+            domain: domain(request.domain),
+            version: request.version,
+            feature_level: request.feature_level,
+            devices: devices.map_err(refuse)?,
+        };
+        let answer = self.handle.propose(
+            move |world| {
+                for device in &mut register.devices {
+                    device.displace = may_displace(world, device.id.uuid);
+                }
+                Ok(register.into())
+            },
+            |outcome, world| {
+                let Outcome::Registered { node, devices } = outcome else {
+                    unreachable!("not the outcome of a registration: {outcome:?}")
+                };
+                world.soft.heard_node(node, world.now);
+                let device = |device: crate::state::DeviceOutcome| DeviceOutcome {
+                    id: Some(to_device_id(&device.id)),
+                    code: device
+                        .refusal
+                        .as_ref()
+                        .map(|refusal| refusal.code.as_str().to_string())
+                        .unwrap_or_default(),
+                    message: device.refusal.map(|refusal| refusal.message).unwrap_or_default(),
+                    forgot: device.forgot,
+                };
+                RegisterNodeResponse {
+                    node_id: node.0,
+                    cluster_id: world
+                        .state
+                        .cluster()
+                        .map(|cluster| cluster.0.to_vec())
+                        .unwrap_or_default(),
+                    feature_level: world.state.feature_level(),
+                    heartbeat_interval_ms: NODE_HEARTBEAT_MS,
+                    devices: devices.into_iter().map(device).collect(),
+                }
+            },
+        );
+        answer.await.map(Response::new)
+    }
+
+    async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
+        check_token(&request, &self.key, TokenPurpose::Node)?;
+        let request = request.into_inner();
+        if request.devices.len() > DEVICES_PER_NODE_MAX {
+            return Err(refuse(invalid(format!(
+                "a node serves at most {DEVICES_PER_NODE_MAX} devices"
+            ))));
+        }
+        let run = run_id(&request.run_id).map_err(refuse)?;
+        let answer = self.handle.look(move |world| {
+            let node = NodeId(request.node_id);
+            check_node(world, node, run)?;
+            world.soft.heard_node(node, world.now);
+            let deletions = world.state.deletions();
+            let mut send_inventory = Vec::new();
+            for device in &request.devices {
+                let report = device_report(device)?;
+                let id = report.id;
+                let known = world.state.devices().get(&id).is_some_and(|known| known.node == node);
+                if known && world.soft.heard_device(report, device.inventory_digest, deletions) {
+                    send_inventory.push(to_device_id(&id));
+                }
+            }
+            Ok(HeartbeatResponse {
+                heartbeat_interval_ms: NODE_HEARTBEAT_MS,
+                send_inventory,
+                members: world
+                    .state
+                    .members()
+                    .values()
+                    .map(|member| member.address.clone())
+                    .collect(),
+                feature_level: world.state.feature_level(),
+            })
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn report_inventory(
+        &self,
+        request: Request<InventoryRequest>,
+    ) -> Result<Response<InventoryResponse>, Status> {
+        check_token(&request, &self.key, TokenPurpose::Node)?;
+        let request = request.into_inner();
+        if request.groups.len() > INVENTORY_PAGE_MAX {
+            return Err(refuse(invalid(format!(
+                "a page of an inventory has at most {INVENTORY_PAGE_MAX} groups"
+            ))));
+        }
+        let run = run_id(&request.run_id).map_err(refuse)?;
+        let device = device_id(request.device.as_ref()).map_err(refuse)?;
+        let answer = self.handle.look(move |world| {
+            check_node(world, NodeId(request.node_id), run)?;
+            let deletions = world.state.deletions();
+            world
+                .soft
+                .heard_inventory(device, request.page, request.last, request.inventory_digest, deletions);
+            // Only what was deleted for good: a replica that is no member now may become one again at any moment.
+            let drop = |held: &HeldGroup| world.state.is_deleted(VolumeId(held.volume_id));
+            Ok(InventoryResponse {
+                drop: request.groups.iter().filter(|held| drop(held)).copied().collect(),
+            })
+        });
+        answer.await.map(Response::new)
+    }
+}

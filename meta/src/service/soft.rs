@@ -1,0 +1,192 @@
+//! What the leader knows and need not remember: who was heard of when. A new leader begins with nothing, and gives
+//! everybody time to be heard before it holds anybody for dead.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cairn_proto::ids::{DeviceId, NodeId};
+use cairn_proto::time::Time;
+
+use crate::limits::{MEMBER_SILENCE_MS, NODE_SILENCE_MS, REPORT_INTERVAL_MS, REPORTS_MAX};
+use crate::state::command::DeviceReport;
+use crate::state::model::{DeviceState, State};
+
+/// What was heard of a device.
+#[derive(Clone, Debug)]
+struct SoftDevice {
+    report: DeviceReport,
+    digest: u64,
+    /// Digest and count of deletions when its inventory was last looked at completely.
+    inventory: Option<(u64, u64)>,
+    /// The page of an inventory that is expected next, and the count of deletions at its first.
+    pages: (u32, u64),
+    written: Time,
+}
+
+/// What was heard of a metadata server.
+#[derive(Clone, Debug)]
+pub(super) struct SeenMember {
+    pub(super) address: String,
+    pub(super) directory: u64,
+    pub(super) heard: Time,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Soft {
+    leader_since: Time,
+    nodes: BTreeMap<NodeId, Time>,
+    devices: BTreeMap<DeviceId, SoftDevice>,
+    pub(super) members: BTreeMap<u64, SeenMember>,
+}
+
+impl Soft {
+    /// This member has just become the leader, or has ceased to be.
+    pub(super) fn reset(&mut self, now: Time) {
+        self.leader_since = now;
+        self.nodes.clear();
+        self.devices.clear();
+    }
+
+    pub(super) fn heard_node(&mut self, node: NodeId, now: Time) {
+        self.nodes.insert(node, now);
+    }
+
+    /// Whether the node seems alive.
+    pub(super) fn is_alive(&self, node: NodeId, now: Time) -> bool {
+        let heard = self.nodes.get(&node).copied().unwrap_or(self.leader_since);
+        now.saturating_since(heard) < Duration::from_millis(NODE_SILENCE_MS)
+    }
+
+    /// Milliseconds since the node was heard of.
+    pub(super) fn heard_ms_ago(&self, node: NodeId, now: Time) -> Option<u64> {
+        let heard = self.nodes.get(&node)?;
+        Some(now.saturating_since(*heard).as_millis() as u64)
+    }
+
+    pub(super) fn is_member_alive(&self, id: u64, now: Time) -> bool {
+        let heard = self.members.get(&id).map(|seen| seen.heard);
+        heard.is_some_and(|heard| now.saturating_since(heard) < Duration::from_millis(MEMBER_SILENCE_MS))
+    }
+
+    /// Notes what a device says of itself. Whether its inventory should be looked at.
+    pub(super) fn heard_device(&mut self, report: DeviceReport, digest: u64, deletions: u64) -> bool {
+        let device = self.devices.entry(report.id).or_insert_with(|| SoftDevice {
+            report: report.clone(),
+            digest,
+            inventory: None,
+            pages: (0, 0),
+            written: Time::ZERO,
+        });
+        device.report = report;
+        device.digest = digest;
+        device.inventory != Some((digest, deletions))
+    }
+
+    /// Notes a page of an inventory. Pages out of order are answered all the same, but do not complete it.
+    pub(super) fn heard_inventory(&mut self, device: DeviceId, page: u32, last: bool, digest: u64, deletions: u64) {
+        let Some(device) = self.devices.get_mut(&device) else {
+            return;
+        };
+        if page == 0 {
+            device.pages = (0, deletions);
+        }
+        if device.pages.0 != page {
+            return;
+        }
+        device.pages.0 += 1;
+        if last {
+            device.inventory = Some((digest, device.pages.1));
+        }
+    }
+
+    /// The freshest report of a device.
+    pub(super) fn report(&self, device: &DeviceId) -> Option<&DeviceReport> {
+        self.devices.get(device).map(|device| &device.report)
+    }
+
+    /// Devices on which nothing new should be placed.
+    pub(super) fn silent(&self, state: &State, now: Time) -> Vec<DeviceId> {
+        let devices = state
+            .devices()
+            .iter()
+            .filter(|(_, device)| device.state == DeviceState::Active);
+        let silent = devices.filter(|(id, device)| {
+            let failed = self.report(id).is_some_and(|report| report.failed);
+            failed || !self.is_alive(device.node, now)
+        });
+        silent.map(|(id, _)| *id).collect()
+    }
+
+    /// What should be written to the log now: at once when a device fails or recovers, now and then when its usage or
+    /// commit sequence has moved.
+    pub(super) fn due_reports(&mut self, state: &State, now: Time) -> Vec<DeviceReport> {
+        let mut due = Vec::new();
+        for (id, soft) in &mut self.devices {
+            let Some(device) = state.devices().get(id) else {
+                continue;
+            };
+            let report = &soft.report;
+            let failed = device.state == DeviceState::Failed;
+            let in_use = matches!(device.state, DeviceState::Active | DeviceState::Failed);
+            let urgent = in_use && failed != report.failed;
+            let moved = device.used_bytes != report.used_bytes
+                || device.capacity_bytes != report.capacity_bytes
+                || device.commit_seq < report.commit_seq
+                || (!device.forgot && device.trouble != report.trouble);
+            let waited = now.saturating_since(soft.written) >= Duration::from_millis(REPORT_INTERVAL_MS);
+            if (urgent || (moved && waited)) && due.len() < REPORTS_MAX {
+                soft.written = now;
+                due.push(report.clone());
+            }
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cairn_proto::ids::CommitSeq;
+
+    fn at(ms: u64) -> Time {
+        Time::ZERO + Duration::from_millis(ms)
+    }
+
+    fn report() -> DeviceReport {
+        DeviceReport {
+            id: DeviceId::default(),
+            capacity_bytes: 10,
+            used_bytes: 1,
+            commit_seq: CommitSeq(1),
+            failed: false,
+            trouble: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_new_leader_gives_everybody_time_to_be_heard() {
+        let mut soft = Soft::default();
+        soft.reset(at(1000));
+        assert!(soft.is_alive(NodeId(1), at(2000)));
+        assert!(!soft.is_alive(NodeId(1), at(1000 + NODE_SILENCE_MS)));
+        soft.heard_node(NodeId(1), at(9000));
+        assert!(soft.is_alive(NodeId(1), at(9001)));
+        assert_eq!(soft.heard_ms_ago(NodeId(1), at(9001)), Some(1));
+    }
+
+    #[test]
+    fn an_inventory_is_asked_for_again_when_it_or_the_deletions_have_changed() {
+        let (mut soft, id) = (Soft::default(), DeviceId::default());
+        assert!(soft.heard_device(report(), 7, 0));
+        soft.heard_inventory(id, 0, false, 7, 0);
+        assert!(soft.heard_device(report(), 7, 0), "only a page of it was seen");
+        soft.heard_inventory(id, 1, true, 7, 0);
+        assert!(!soft.heard_device(report(), 7, 0));
+        assert!(soft.heard_device(report(), 7, 1), "a volume was deleted");
+        assert!(soft.heard_device(report(), 8, 0), "the device holds something else");
+        // A deletion between two pages: the first page was answered without it.
+        soft.heard_inventory(id, 0, false, 7, 1);
+        soft.heard_inventory(id, 1, true, 7, 2);
+        assert!(soft.heard_device(report(), 7, 2));
+    }
+}

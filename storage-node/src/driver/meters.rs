@@ -1,0 +1,126 @@
+//! What a device's thread measures.
+
+use cairn_proto::frame::Class;
+use cairn_proto::ids::DeviceUuid;
+use cairn_proto::message::{Envelope, Message};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use super::budget::Budget;
+use crate::host::HostStatus;
+
+/// The metrics of one device, looked up once.
+pub(super) struct Meters {
+    device: String,
+    write_queue: Histogram,
+    write: Histogram,
+    flush: Histogram,
+    read_queue: Histogram,
+    read: Histogram,
+    bytes_read: [Counter; 3],
+    bytes_written: [Counter; 3],
+    accepted: Counter,
+    connections: Gauge,
+    strangers: Gauge,
+    requests: Gauge,
+    queued: Gauge,
+    receive_bytes: Gauge,
+    used: Gauge,
+    capacity: Gauge,
+    failed: Gauge,
+}
+
+impl Meters {
+    pub(super) fn new(device: DeviceUuid) -> Meters {
+        let device = device.to_string();
+        let stage = |operation: &'static str, stage: &'static str| histogram!("cairn_node_request_seconds", "device" => device.clone(), "operation" => operation, "stage" => stage);
+        let gauge = |name: &'static str| gauge!(name, "device" => device.clone());
+        let bytes = |name: &'static str| {
+            ["guest", "repair", "scrub"].map(|class| counter!(name, "device" => device.clone(), "class" => class))
+        };
+        Meters {
+            write_queue: stage("write", "queue"),
+            write: stage("write", "write"),
+            flush: stage("write", "flush"),
+            read_queue: stage("read", "queue"),
+            read: stage("read", "read"),
+            bytes_read: bytes("cairn_node_read_bytes_total"),
+            bytes_written: bytes("cairn_node_write_bytes_total"),
+            accepted: counter!("cairn_node_connections_accepted_total", "device" => device.clone()),
+            connections: gauge("cairn_node_connections"),
+            strangers: gauge("cairn_node_connections_without_hello"),
+            requests: gauge("cairn_node_requests_in_flight"),
+            queued: gauge("cairn_node_requests_queued"),
+            receive_bytes: gauge("cairn_node_receive_buffer_bytes"),
+            used: gauge("cairn_node_used_blocks"),
+            capacity: gauge("cairn_node_capacity_blocks"),
+            failed: gauge("cairn_node_device_failed"),
+            device,
+        }
+    }
+
+    /// Somebody has connected.
+    pub(super) fn accepted(&self) {
+        self.accepted.increment(1);
+    }
+
+    /// A frame came in.
+    pub(super) fn received(&self, envelope: &Envelope) {
+        let bytes = match &envelope.message {
+            Message::Write(write) => match &write.data {
+                cairn_proto::message::WriteData::Data { bytes, .. } => bytes.len(),
+                _ => 0,
+            },
+            Message::Copy(copy) => copy.bytes.len(),
+            _ => return,
+        };
+        self.bytes_written[class(envelope.class)].increment(bytes as u64);
+    }
+
+    /// An answer goes out.
+    pub(super) fn sent(&self, envelope: &Envelope) {
+        let seconds = |micros: u32| f64::from(micros) / 1e6;
+        match &envelope.message {
+            Message::Durable(durable) => {
+                self.write_queue.record(seconds(durable.queue_us));
+                self.write.record(seconds(durable.write_us));
+                self.flush.record(seconds(durable.flush_us));
+            }
+            Message::ReadAnswer(answer) => {
+                self.read_queue.record(seconds(answer.queue_us));
+                self.read.record(seconds(answer.read_us));
+                let bytes: usize = answer.bytes.iter().map(bytes::Bytes::len).sum();
+                self.bytes_read[class(envelope.class)].increment(bytes as u64);
+            }
+            Message::Failed(failed) => {
+                let kind = format!("{:?}", failed.kind);
+                counter!("cairn_node_errors_total", "device" => self.device.clone(), "kind" => kind).increment(1);
+            }
+            _ => {}
+        }
+    }
+
+    /// A connection was closed because of what its peer did.
+    pub(super) fn closed(&self, why: &'static str) {
+        counter!("cairn_node_connections_closed_total", "device" => self.device.clone(), "why" => why).increment(1);
+    }
+
+    /// How the device is, now and then.
+    pub(super) fn status(&self, status: &HostStatus, budget: &Budget) {
+        self.connections.set(status.peers as f64);
+        self.strangers.set(status.strangers as f64);
+        self.requests.set(status.requests as f64);
+        self.queued.set(status.queued as f64);
+        self.receive_bytes.set(budget.used() as f64);
+        self.used.set(status.used_blocks as f64);
+        self.capacity.set(status.capacity_blocks as f64);
+        self.failed.set(if status.failed.is_some() { 1.0 } else { 0.0 });
+    }
+}
+
+fn class(class: Class) -> usize {
+    match class {
+        Class::Guest => 0,
+        Class::Repair => 1,
+        Class::Scrub => 2,
+    }
+}

@@ -1,0 +1,18 @@
+//! The driver of one device: a thread with an io_uring that serves the device file and its sockets. It takes completions,
+//! tells the [`DeviceHost`](crate::host::DeviceHost), does what that wants, and submits once. DESIGN.md, "Driver".
+
+mod budget;
+pub mod clock;
+mod connection;
+mod control;
+mod device;
+mod limits;
+mod meters;
+mod open;
+mod ring;
+mod serve;
+mod thread;
+
+pub use device::{DeviceError, DeviceFile, DevicePath};
+pub use limits::DriverLimits;
+pub use thread::{DeviceThread, DriverError, Opened, ThreadConfig};

@@ -1,0 +1,94 @@
+//! Formatting and opening a store on a device: nothing else happens on the ring meanwhile.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use cairn_proto::disk::DiskGeometry;
+
+use super::clock;
+use super::control::ControlQueue;
+use super::ring::{Completion, Ring};
+use super::thread::DriverError;
+use crate::store::{FormatParams, Formatter, Identity, OpenExpectation, Store, StoreAction, StoreLimits, StoreState};
+
+/// How long the ring is waited for before the control thread is looked at again.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Writes a fresh device.
+pub(super) fn format(
+    ring: &mut Ring,
+    file: &Rc<OwnedFd>,
+    params: FormatParams,
+    geometry: DiskGeometry,
+) -> Result<Identity, DriverError> {
+    let mut formatter: Formatter = Store::format(params, geometry).map_err(DriverError::Store)?;
+    loop {
+        while let Some(op) = formatter.poll_op() {
+            ring.disk(file, op);
+        }
+        if let Some(result) = formatter.result() {
+            return result.map_err(DriverError::Store);
+        }
+        ring.submit_and_wait(PATIENCE).map_err(ring_error)?;
+        while let Some(completion) = ring.completion() {
+            match completion {
+                Completion::Disk(done) => formatter.handle_disk(done),
+                _ => unreachable!("the ring serves the device alone"),
+            }
+        }
+    }
+}
+
+/// Opens the store. Recovery may take a while; the control thread can end it.
+pub(super) fn open(
+    ring: &mut Ring,
+    file: &Rc<OwnedFd>,
+    expect: OpenExpectation,
+    geometry: DiskGeometry,
+    limits: StoreLimits,
+    control: &ControlQueue,
+) -> Result<Store, DriverError> {
+    let mut store = Store::open(expect, geometry, limits, clock::now());
+    loop {
+        while let Some(action) = store.poll_action() {
+            match action {
+                StoreAction::Disk(op) => ring.disk(file, op),
+                StoreAction::Reply(ticket, _) => unreachable!("{ticket:?} was not asked"),
+            }
+        }
+        match store.state() {
+            StoreState::Open => return Ok(store),
+            StoreState::Refused(error) => return Err(DriverError::Store(error)),
+            StoreState::Poisoned(error) => {
+                return Err(DriverError::Io {
+                    doing: "recovering the device",
+                    error: io::Error::from_raw_os_error(error.errno),
+                });
+            }
+            StoreState::Opening(_) if control.is_stopping() => return Err(DriverError::Stopped),
+            StoreState::Opening(_) => {}
+        }
+        let now = clock::now();
+        let timer = store.poll_timeout().map_or(PATIENCE, |at| at.saturating_since(now));
+        ring.submit_and_wait(timer.min(PATIENCE)).map_err(ring_error)?;
+        let now = clock::now();
+        while let Some(completion) = ring.completion() {
+            match completion {
+                Completion::Disk(done) => store.handle_disk(now, done),
+                _ => unreachable!("the ring serves the device alone"),
+            }
+        }
+        if store.poll_timeout().is_some_and(|at| at <= now) {
+            store.handle_timeout(now);
+        }
+    }
+}
+
+pub(super) fn ring_error(error: io::Error) -> DriverError {
+    DriverError::Io {
+        doing: "waiting for the io_uring",
+        error,
+    }
+}

@@ -103,10 +103,13 @@ impl Failure {
                     kind,
                     format!("can't {doing}: the metadata servers ({tried}) have not done it in time{unknown}"),
                 )
-                .hint(format!(
-                    "{}. `cairn status` shows who is missing.",
-                    first_sentence(&error.message)
-                ))
+                .hint(match error.code {
+                    Code::NotLeader | Code::NotReady => format!("They have no leader: {MAJORITY}"),
+                    _ => format!(
+                        "{}. `cairn status` shows who is missing.",
+                        first_sentence(&error.message)
+                    ),
+                })
             }
             _ => Failure::new(kind, format!("can't {doing}: {error}")),
         }
@@ -118,6 +121,9 @@ impl Failure {
     }
 }
 
+/// What the metadata servers need to decide anything.
+const MAJORITY: &str = "a majority of them must run and reach each other, `cairn status` shows who is missing. \
+                                   Volumes that are in use go on meanwhile.";
 const OTHER_CLUSTER: &str = "Is the cluster running? `cairn dev` starts one here; --meta or --config name another one.";
 
 fn first_sentence(text: &str) -> &str {

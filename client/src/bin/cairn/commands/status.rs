@@ -18,7 +18,7 @@ pub(crate) fn run(global: &Global, args: &Status) -> Result<(), Failure> {
     output::show(global.json, &record, || describe(&record))?;
     if record.leader_id.is_none() {
         return Err(Failure::new(Kind::Unreachable, "no metadata server leads")
-            .hint("A majority of them must run and reach each other; volumes that are in use go on meanwhile."));
+            .hint("A majority of them must run and reach each other. Volumes that are in use go on meanwhile."));
     }
     if args.check && !record.problems.is_empty() {
         let problems = count(record.problems.len() as u64, "problem");

@@ -1,24 +1,35 @@
 //! `cairn meta`: flags and configuration become a metadata server.
 
 use cairn_client::config::Config;
+use cairn_meta::MetaError;
 use cairn_meta::config::{MetaConfig, MetaStart};
+use cairn_meta::metrics::MetricsError;
 
 use super::{Settings, key, required};
 use crate::args::{Global, Meta};
 use crate::context::{named_config, process_meta_addresses};
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 
 pub(crate) fn run(global: &Global, args: &Meta) -> Result<(), Failure> {
     let config = named_config(global)?;
     let settings = Settings::new(global.log.as_deref(), &args.process, &config.process);
     let meta = meta_config(global, args, &config, &settings)?;
     super::run("meta", &settings, |shutdown| async move {
-        super::shutdown_requested(shutdown).await;
-        Err(Failure::failed(format!(
-            "this build can't run metadata server {} yet",
-            meta.id
-        )))
+        cairn_meta::run(meta, super::shutdown_requested(shutdown))
+            .await
+            .map_err(failure)
     })
+}
+
+fn failure(error: MetaError) -> Failure {
+    let kind = match &error {
+        MetaError::Config(_) => Kind::Usage,
+        MetaError::Listen(_, source) if source.kind() == std::io::ErrorKind::AddrInUse => Kind::Occupied,
+        MetaError::Metrics(MetricsError::Listen(..)) => Kind::Occupied,
+        MetaError::Removed(_) | MetaError::Rejected(_) => Kind::Refused,
+        _ => Kind::Failed,
+    };
+    Failure::new(kind, error.to_string())
 }
 
 fn meta_config(global: &Global, args: &Meta, config: &Config, settings: &Settings) -> Result<MetaConfig, Failure> {

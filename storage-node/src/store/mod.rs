@@ -1,12 +1,29 @@
 //! The store of one device: sans-I/O. See [the crate's page](crate) for formats and invariants.
 
+mod allocator;
 pub mod api;
+mod batch;
 mod canary;
+mod catalog;
+mod checkpoint;
+mod checkpoint_header;
+mod chunk;
+mod collect;
 mod crc;
+mod directory;
+mod engine;
+mod entry;
 mod format;
+mod io;
 pub mod limits;
+mod load;
+mod read;
+mod record;
+mod recovery;
+mod space;
 mod status;
 pub mod superblock;
+mod zero_ahead;
 
 use cairn_proto::disk::{DiskDone, DiskGeometry};
 use cairn_proto::ids::{CommitSeq, Generation, GroupId, VolumeId};
@@ -19,100 +36,234 @@ pub use limits::StoreLimits;
 pub use status::{Counters, FormatParams, OpenError, OpenExpectation, Progress, ReplicaInfo, Space, StoreState};
 pub use superblock::{Identity, Probe, Superblock, probe};
 
+use catalog::Replica;
+use engine::Engine;
+use io::Io;
+use recovery::{Outcome, Recovery};
+
 /// The store of one device.
 #[derive(Debug)]
 pub struct Store {
     limits: StoreLimits,
+    inner: Inner,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Opening(Box<Recovery>),
+    Running(Box<Engine>),
+    Refused(Box<Refused>),
+}
+
+#[derive(Debug)]
+struct Refused {
+    error: OpenError,
+    identity: Option<Identity>,
+    io: Io,
 }
 
 impl Store {
-    /// Starts to write a fresh device.
-    pub fn format(_params: FormatParams, _geometry: DiskGeometry) -> Result<Formatter, OpenError> {
-        unimplemented!()
+    /// Starts to write a fresh device. Fails if the device is too short. The caller probes it first: everything on it
+    /// is lost.
+    pub fn format(params: FormatParams, geometry: DiskGeometry) -> Result<Formatter, OpenError> {
+        Formatter::new(params, geometry)
     }
 
     /// Starts to open a device. It reads until [`Store::state`] is `Open` or `Refused`.
-    pub fn open(_expect: OpenExpectation, _geometry: DiskGeometry, limits: StoreLimits, _now: Time) -> Store {
-        Store { limits }
+    pub fn open(expect: OpenExpectation, geometry: DiskGeometry, limits: StoreLimits, _now: Time) -> Store {
+        let recovery = Recovery::new(expect, geometry, limits.clone());
+        let inner = match recovery.refused_at_once() {
+            Some(error) => Inner::Refused(Box::new(Refused {
+                error,
+                identity: None,
+                io: Io::default(),
+            })),
+            None => Inner::Opening(Box::new(recovery)),
+        };
+        Store { limits, inner }
     }
 
-    /// Takes a request; its answer comes from [`Store::poll_action`], perhaps at once.
-    pub fn submit(&mut self, _now: Time, _ticket: Ticket, _request: StoreRequest) {
-        unimplemented!()
+    /// Takes a request; its answer comes from [`Store::poll_action`], perhaps at once. Requests in flight at the same
+    /// time may be done in any order.
+    pub fn submit(&mut self, now: Time, ticket: Ticket, request: StoreRequest) {
+        let io = match &mut self.inner {
+            Inner::Running(engine) if engine.opened => return engine.submit(now, ticket, request),
+            Inner::Running(engine) => &mut engine.io,
+            Inner::Opening(recovery) => &mut recovery.io,
+            Inner::Refused(refused) => &mut refused.io,
+        };
+        io.reply(ticket, StoreReply::Failed(StoreError::Opening));
     }
 
     /// An operation has completed.
-    pub fn handle_disk(&mut self, _now: Time, _done: DiskDone) {
-        unimplemented!()
+    pub fn handle_disk(&mut self, now: Time, done: DiskDone) {
+        match &mut self.inner {
+            Inner::Running(engine) => engine.handle_disk(now, done),
+            Inner::Refused(_) => {}
+            Inner::Opening(recovery) => match recovery.handle_disk(done) {
+                Outcome::Working => {}
+                Outcome::Refused(error) => {
+                    self.inner = Inner::Refused(Box::new(Refused {
+                        error,
+                        identity: recovery.identity,
+                        io: std::mem::take(&mut recovery.io),
+                    }));
+                }
+                Outcome::Ready(mut engine, erase) => {
+                    engine.begin(now, erase);
+                    self.inner = Inner::Running(engine);
+                }
+            },
+        }
     }
 
     /// The time of [`Store::poll_timeout`] has come. Calling it earlier does no harm.
-    pub fn handle_timeout(&mut self, _now: Time) {
-        unimplemented!()
+    pub fn handle_timeout(&mut self, now: Time) {
+        if let Inner::Running(engine) = &mut self.inner {
+            engine.handle_timeout(now);
+        }
     }
 
     /// What the store wants done next. Take until it is `None` after each call of the others.
     pub fn poll_action(&mut self) -> Option<StoreAction> {
-        unimplemented!()
+        match &mut self.inner {
+            Inner::Running(engine) => engine.io.pop(),
+            Inner::Opening(recovery) => recovery.io.pop(),
+            Inner::Refused(refused) => refused.io.pop(),
+        }
     }
 
     /// When it wants [`Store::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Time> {
-        unimplemented!()
+        self.engine().and_then(Engine::poll_timeout)
+    }
+
+    fn engine(&self) -> Option<&Engine> {
+        match &self.inner {
+            Inner::Running(engine) => Some(engine),
+            Inner::Opening(_) | Inner::Refused(_) => None,
+        }
     }
 
     /// How far it is.
     pub fn state(&self) -> StoreState {
-        unimplemented!()
+        match &self.inner {
+            Inner::Opening(recovery) => StoreState::Opening(recovery.progress),
+            Inner::Refused(refused) => StoreState::Refused(refused.error.clone()),
+            Inner::Running(engine) => match (engine.poisoned, engine.opened) {
+                (Some(error), true) => StoreState::Poisoned(error),
+                (Some(error), false) => StoreState::Refused(OpenError::Device {
+                    doing: "writing the batch that ends recovery",
+                    error,
+                }),
+                (None, true) => StoreState::Open,
+                (None, false) => StoreState::Opening(Progress {
+                    metadata_blocks: 0,
+                    batches: engine.io.counters.replayed,
+                }),
+            },
+        }
     }
 
     /// Who the device is; `None` until its superblock is read.
     pub fn identity(&self) -> Option<Identity> {
-        unimplemented!()
+        match &self.inner {
+            Inner::Running(engine) => Some(engine.identity),
+            Inner::Opening(recovery) => recovery.identity,
+            Inner::Refused(refused) => refused.identity,
+        }
     }
 
-    /// The last durable commit.
+    /// The last durable commit. Zero before the store is open.
     pub fn commit_seq(&self) -> CommitSeq {
-        unimplemented!()
+        CommitSeq(self.engine().map_or(0, |engine| engine.log.seq))
     }
 
-    /// The last durable commit as it was found when the device was opened: for the hello.
+    /// The last durable commit as it was found when the device was opened: for the hello. Zero before that.
     pub fn recovered_seq(&self) -> CommitSeq {
-        unimplemented!()
+        CommitSeq(self.engine().map_or(0, |engine| engine.recovered_seq))
     }
 
     /// The highest generation seen of each volume, in order of the volumes. Durable ones only.
     pub fn seals(&self) -> impl Iterator<Item = (VolumeId, Generation)> {
-        std::iter::empty()
+        let engine = self.engine().into_iter();
+        engine.flat_map(|engine| {
+            engine
+                .catalog
+                .seals
+                .iter()
+                .map(|(volume, generation)| (*volume, *generation))
+        })
     }
 
     /// The highest durable generation seen of a volume; [`Generation::NONE`] if none.
-    pub fn seal_of(&self, _volume: VolumeId) -> Generation {
-        unimplemented!()
+    pub fn seal_of(&self, volume: VolumeId) -> Generation {
+        self.engine()
+            .map_or(Generation::NONE, |engine| engine.catalog.seal_of(volume))
     }
 
     /// The replicas, in order of the groups. Durable ones only.
     pub fn replicas(&self) -> impl Iterator<Item = ReplicaInfo> {
-        std::iter::empty()
+        let engine = self.engine().into_iter();
+        engine.flat_map(|engine| {
+            engine
+                .catalog
+                .replicas
+                .iter()
+                .map(|(group, replica)| info(*group, replica))
+        })
     }
 
-    /// The replica of a group.
-    pub fn replica_of(&self, _group: GroupId) -> Option<ReplicaInfo> {
-        unimplemented!()
+    /// The durable replica of a group.
+    pub fn replica_of(&self, group: GroupId) -> Option<ReplicaInfo> {
+        let replica = self.engine()?.catalog.replicas.get(&group)?;
+        Some(info(group, replica))
     }
 
-    /// Space.
+    /// Space. All zero before the store is open.
     pub fn space(&self) -> Space {
-        unimplemented!()
+        let Some(engine) = self.engine() else {
+            return Space::default();
+        };
+        let space = engine.space.allocator.space();
+        Space {
+            capacity: space.end - space.start,
+            free: engine.space.free(),
+            reserved: engine.metadata_reserve() + engine.limits.overwrite_reserve_blocks,
+            data: engine.space.data_blocks,
+        }
     }
 
     /// What it has done since it was opened.
     pub fn counters(&self) -> Counters {
-        unimplemented!()
+        match &self.inner {
+            Inner::Running(engine) => Counters {
+                index_pages_resident: engine.catalog.resident.len() as u64,
+                index_pages_dirty: engine.catalog.dirty.len() as u64,
+                ..engine.io.counters
+            },
+            Inner::Opening(recovery) => recovery.io.counters,
+            Inner::Refused(refused) => refused.io.counters,
+        }
     }
 
     /// The limits it was opened with.
     pub fn limits(&self) -> &StoreLimits {
         &self.limits
+    }
+
+    /// Panics when something is counted twice or lost. Looks at all of the index in memory: for tests.
+    pub fn check_invariants(&self) {
+        if let Some(engine) = self.engine() {
+            engine.check_invariants();
+        }
+    }
+}
+
+fn info(group: GroupId, replica: &Replica) -> ReplicaInfo {
+    ReplicaInfo {
+        group,
+        role: replica.role,
+        blocks_used: replica.blocks,
     }
 }

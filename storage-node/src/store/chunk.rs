@@ -1,0 +1,202 @@
+//! The index of one chunk in one layer: a floor, and pages where it is more than that.
+
+use std::collections::BTreeMap;
+
+use cairn_proto::codec::{DecodeError, Put, Reader};
+use cairn_proto::ids::{ChunkIndex, GroupId, Layer};
+use cairn_proto::limits::BLOCK_BYTES;
+
+use super::entry::{Entry, Uniform, check_place};
+use super::limits::{PAGE_ENTRIES, PAGES_PER_CHUNK};
+use super::record::{get_group, put_group};
+
+/// Names a chunk; in the order in which blocks are listed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct ChunkKey {
+    pub(super) group: GroupId,
+    pub(super) chunk: ChunkIndex,
+    pub(super) layer: Layer,
+}
+
+/// Names an index page.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct PageKey {
+    pub(super) chunk: ChunkKey,
+    pub(super) page: u8,
+}
+
+/// Where an index page stands on the device, and the CRC of its content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Home {
+    pub(super) place: u32,
+    pub(super) crc: u32,
+}
+
+/// An index page in memory.
+#[derive(Clone, Debug)]
+pub(super) struct Resident {
+    pub(super) entries: [Entry; PAGE_ENTRIES as usize],
+    /// Where the last checkpoint (perhaps one still being written) has it.
+    pub(super) home: Option<Home>,
+    /// Whether it differs from there.
+    pub(super) dirty: bool,
+    /// Whether it was used since eviction last looked at it.
+    pub(super) used: bool,
+}
+
+/// One page of a chunk. A page that is missing from the chunk is uniform at its floor.
+#[derive(Clone, Debug)]
+pub(super) enum Page {
+    Uniform(Uniform),
+    Resident(Box<Resident>),
+    OnDisk(Home),
+    /// It could not be read back, so nothing is known about its blocks.
+    Broken,
+}
+
+/// All that is known of a chunk in one layer.
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    pub(super) floor: Uniform,
+    pub(super) pages: BTreeMap<u8, Page>,
+}
+
+impl Chunk {
+    pub(super) const NEVER: Chunk = Chunk {
+        floor: Uniform::NEVER,
+        pages: BTreeMap::new(),
+    };
+
+    /// The entry of a block; `None` if its page is not in memory.
+    pub(super) fn entry(&self, block: u32) -> Option<Entry> {
+        match self.pages.get(&page_of(block)) {
+            None => Some(self.floor.entry()),
+            Some(Page::Uniform(uniform)) => Some(uniform.entry()),
+            Some(Page::Resident(resident)) => Some(resident.entries[slot_of(block)]),
+            Some(Page::OnDisk(_) | Page::Broken) => None,
+        }
+    }
+
+    /// Appends its directory entry: group, chunk, layer, floor, number of pages, then for each page its number, kind
+    /// (0 absent, 1 zero, 2 page, 3 broken), two zero bytes, and version, or place and CRC, or zero.
+    pub(super) fn encode(&self, key: ChunkKey, out: &mut Vec<u8>) {
+        put_group(out, key.group);
+        out.put_u32(key.chunk.0);
+        out.put_u32(key.layer.0);
+        self.floor.encode(out);
+        out.put_u32(self.pages.len() as u32);
+        for (number, page) in &self.pages {
+            out.put_u8(*number);
+            match page {
+                Page::Uniform(uniform) => uniform.encode(out),
+                Page::Resident(resident) => put_home(out, resident.home.expect("a snapshot gave it a home")),
+                Page::OnDisk(home) => put_home(out, *home),
+                Page::Broken => {
+                    out.put_u8(3);
+                    out.put_bytes(&[0; 11]);
+                }
+            }
+        }
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>, end: u32) -> Result<(ChunkKey, Chunk), DecodeError> {
+        let key = ChunkKey {
+            group: get_group(reader)?,
+            chunk: ChunkIndex(reader.u32()?),
+            layer: Layer(reader.u32()?),
+        };
+        let floor = Uniform::decode(reader)?;
+        let count = reader.count("pages", PAGES_PER_CHUNK as usize)?;
+        let mut pages = BTreeMap::new();
+        for _ in 0..count {
+            let number = reader.u8()?;
+            if u32::from(number) >= PAGES_PER_CHUNK || pages.last_key_value().is_some_and(|(last, _)| *last >= number) {
+                return Err(DecodeError::Invalid("page number"));
+            }
+            pages.insert(number, decode_page(reader, end)?);
+        }
+        Ok((key, Chunk { floor, pages }))
+    }
+}
+
+fn put_home(out: &mut Vec<u8>, home: Home) {
+    out.put_u8(2);
+    out.put_bytes(&[0; 3]);
+    out.put_u32(home.place);
+    out.put_u32(home.crc);
+}
+
+fn decode_page(reader: &mut Reader<'_>, end: u32) -> Result<Page, DecodeError> {
+    match reader.clone().u8()? {
+        0 | 1 => Uniform::decode(reader).map(Page::Uniform),
+        2 => {
+            reader.u8()?;
+            reader.zeroes(3)?;
+            let home = Home {
+                place: reader.u32()?,
+                crc: reader.u32()?,
+            };
+            check_place(home.place, end)?;
+            Ok(Page::OnDisk(home))
+        }
+        3 => {
+            reader.u8()?;
+            reader.zeroes(11)?;
+            Ok(Page::Broken)
+        }
+        _ => Err(DecodeError::Invalid("page kind")),
+    }
+}
+
+impl Resident {
+    /// A page that was never on the device.
+    pub(super) fn new(uniform: Uniform) -> Resident {
+        Resident {
+            entries: [uniform.entry(); PAGE_ENTRIES as usize],
+            home: None,
+            dirty: false,
+            used: true,
+        }
+    }
+
+    /// The hole that the whole page is, if it is one.
+    pub(super) fn uniform(&self) -> Option<Uniform> {
+        let first = Uniform::of(&self.entries[0])?;
+        self.entries
+            .iter()
+            .all(|entry| *entry == self.entries[0])
+            .then_some(first)
+    }
+
+    /// Writes the page as it stands on the device; returns its CRC.
+    pub(super) fn encode(&self, block: &mut [u8]) -> u32 {
+        let mut out = Vec::with_capacity(BLOCK_BYTES);
+        self.entries.iter().for_each(|entry| entry.encode(&mut out));
+        block.copy_from_slice(&out);
+        crc32fast::hash(block)
+    }
+
+    /// Reads a page that was at `home`; `None` if it is not what was written there.
+    pub(super) fn decode(block: &[u8], home: Home, end: u32) -> Option<Resident> {
+        if block.len() != BLOCK_BYTES || crc32fast::hash(block) != home.crc {
+            return None;
+        }
+        let mut reader = Reader::new(block);
+        let mut resident = Resident::new(Uniform::NEVER);
+        for entry in &mut resident.entries {
+            *entry = Entry::decode(&mut reader, end).ok()?;
+        }
+        resident.home = Some(home);
+        Some(resident)
+    }
+}
+
+/// The page of a block.
+pub(super) fn page_of(block: u32) -> u8 {
+    (block / PAGE_ENTRIES) as u8
+}
+
+/// The block's place in its page.
+pub(super) fn slot_of(block: u32) -> usize {
+    (block % PAGE_ENTRIES) as usize
+}

@@ -1,0 +1,178 @@
+//! Listing what a replica holds.
+
+use cairn_proto::block::{BlockState, Content, Cursor, Run};
+use cairn_proto::ids::{GroupId, Version};
+use cairn_proto::limits::BLOCKS_PER_CHUNK;
+use cairn_proto::units::BlockRange;
+
+use super::api::{StoreError, StoreReply, Ticket};
+use super::catalog::Unknown;
+use super::chunk::{Chunk, ChunkKey, Page, PageKey};
+use super::engine::Engine;
+use super::limits::{PAGE_ENTRIES, PAGES_PER_CHUNK};
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CollectRequest {
+    group: GroupId,
+    from: Cursor,
+    above: Version,
+    runs_max: usize,
+}
+
+/// Runs that grow block by block.
+struct Runs {
+    runs: Vec<Run>,
+    max: usize,
+}
+
+impl Runs {
+    /// Adds blocks; returns whether there was room.
+    fn push(&mut self, run: Run) -> bool {
+        let kind = |state: &BlockState| std::mem::discriminant(&state.content);
+        if let Some(last) = self.runs.last_mut() {
+            let follows = last.layer == run.layer
+                && last.range.chunk() == run.range.chunk()
+                && last.range.end() == run.range.start()
+                && last.state.version == run.state.version
+                && kind(&last.state) == kind(&run.state);
+            if follows {
+                let count = last.range.count() + run.range.count();
+                last.range = BlockRange::new(run.range.chunk(), last.range.start(), count).expect("within the chunk");
+                return true;
+            }
+        }
+        if self.runs.len() == self.max {
+            return false;
+        }
+        self.runs.push(run);
+        true
+    }
+}
+
+/// Why listing stopped early.
+enum Stop {
+    Full(Cursor),
+    Unknown(Unknown, Cursor),
+}
+
+impl Engine {
+    pub(super) fn submit_collect(
+        &mut self,
+        ticket: Ticket,
+        group: GroupId,
+        from: Cursor,
+        above: Version,
+        runs_max: usize,
+    ) {
+        if runs_max == 0 || from.block >= BLOCKS_PER_CHUNK {
+            return self.fail(
+                ticket,
+                StoreError::Invalid("a listing has room for a run and begins at a block"),
+            );
+        }
+        let request = CollectRequest {
+            group,
+            from,
+            above,
+            runs_max,
+        };
+        self.wait_collect(ticket, request);
+    }
+
+    /// Returns whether it was answered; else it waits for index pages.
+    pub(super) fn try_collect(&mut self, ticket: Ticket, request: &CollectRequest) -> bool {
+        if !self.catalog.replicas.contains_key(&request.group) {
+            self.fail(ticket, StoreError::NoReplica);
+            return true;
+        }
+        let mut runs = Runs {
+            runs: Vec::new(),
+            max: request.runs_max,
+        };
+        let next = match self.list(request, &mut runs) {
+            Ok(()) => None,
+            Err(Stop::Full(cursor)) => Some(cursor),
+            Err(Stop::Unknown(Unknown::Broken, _)) if runs.runs.is_empty() => {
+                self.fail(ticket, StoreError::IndexDamaged);
+                return true;
+            }
+            Err(Stop::Unknown(unknown, cursor)) => {
+                self.load_all(vec![unknown]);
+                if runs.runs.is_empty() {
+                    return false;
+                }
+                Some(cursor)
+            }
+        };
+        let runs = runs.runs;
+        self.io.reply(ticket, StoreReply::Collected { runs, next });
+        true
+    }
+
+    fn list(&self, request: &CollectRequest, runs: &mut Runs) -> Result<(), Stop> {
+        let first = ChunkKey {
+            group: request.group,
+            chunk: request.from.chunk,
+            layer: request.from.layer,
+        };
+        for (key, chunk) in self.catalog.chunks_from(first) {
+            let from = if *key == first { request.from.block } else { 0 };
+            list_chunk(key, chunk, from, request.above, runs)?;
+        }
+        Ok(())
+    }
+}
+
+fn list_chunk(key: &ChunkKey, chunk: &Chunk, from: u32, above: Version, runs: &mut Runs) -> Result<(), Stop> {
+    let cursor = |block| Cursor {
+        chunk: key.chunk,
+        layer: key.layer,
+        block,
+    };
+    let mut add = |start: u32, count: u32, state: BlockState| {
+        let nothing = state.content == Content::Absent && state.version == Version::ZERO;
+        if nothing || state.version <= above {
+            return Ok(());
+        }
+        let range = BlockRange::new(key.chunk, start, count).expect("within the chunk");
+        let layer = key.layer;
+        if runs.push(Run { layer, range, state }) {
+            Ok(())
+        } else {
+            Err(Stop::Full(cursor(start)))
+        }
+    };
+    let mut block = from;
+    while block < BLOCKS_PER_CHUNK {
+        let page = (block / PAGE_ENTRIES) as u8;
+        let end = (u32::from(page) + 1) * PAGE_ENTRIES;
+        match chunk.pages.get(&page) {
+            Some(Page::Resident(resident)) => {
+                for block in block..end {
+                    add(block, 1, resident.entries[(block % PAGE_ENTRIES) as usize].state())?;
+                }
+                block = end;
+            }
+            Some(Page::Uniform(uniform)) => {
+                add(block, end - block, uniform.entry().state())?;
+                block = end;
+            }
+            None => {
+                let next = chunk
+                    .pages
+                    .range(page..)
+                    .next()
+                    .map_or(PAGES_PER_CHUNK, |(page, _)| u32::from(*page));
+                add(block, next * PAGE_ENTRIES - block, chunk.floor.entry().state())?;
+                block = next * PAGE_ENTRIES;
+            }
+            Some(Page::OnDisk(home)) => {
+                let key = PageKey { chunk: *key, page };
+                return Err(Stop::Unknown(Unknown::OnDisk(key, *home), cursor(block)));
+            }
+            Some(Page::Broken) => return Err(Stop::Unknown(Unknown::Broken, cursor(block))),
+        }
+    }
+    Ok(())
+}

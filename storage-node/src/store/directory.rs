@@ -1,0 +1,225 @@
+//! The directory of a checkpoint: a chain of blocks with whole entries in each. The layout is in DESIGN.md.
+
+use bytes::Bytes;
+use cairn_proto::buffer::BlockBuf;
+use cairn_proto::codec::{DecodeError, Put, Reader};
+use cairn_proto::ids::{DeviceId, DeviceUuid, Generation, GroupId, Incarnation, VolumeId};
+use cairn_proto::limits::BLOCK_BYTES;
+
+use super::catalog::{Catalog, Replica};
+use super::chunk::{Chunk, ChunkKey, Home};
+use super::crc;
+use super::entry::check_place;
+use super::record::{get_group, put_group};
+
+const MAGIC: [u8; 8] = *b"CAIRNDIR";
+const FORMAT: u16 = 1;
+const CRC_FIELD: usize = 12;
+const HEADER_BYTES: usize = 64;
+const PAYLOAD_BYTES: usize = BLOCK_BYTES - HEADER_BYTES;
+/// Type, a zero byte, length with this head.
+const HEAD_BYTES: usize = 4;
+
+/// One entry.
+#[derive(Clone, Debug)]
+pub(super) enum DirectoryEntry {
+    Seal(VolumeId, Generation),
+    Replica(GroupId, Replica),
+    Chunk(ChunkKey, Chunk),
+    MapPage(u32, Home),
+}
+
+/// Entries packed into blocks, before the blocks have places.
+#[derive(Debug, Default)]
+pub(super) struct DirectoryWriter {
+    payloads: Vec<(Vec<u8>, u32)>,
+    scratch: Vec<u8>,
+}
+
+impl DirectoryWriter {
+    pub(super) fn catalog(&mut self, catalog: &Catalog) {
+        for (volume, generation) in &catalog.seals {
+            self.add(1, |out| {
+                out.put_u64(volume.0);
+                out.put_u32(generation.get());
+            });
+        }
+        for (group, replica) in &catalog.replicas {
+            self.add(2, |out| {
+                put_group(out, *group);
+                out.put_u8(replica.role);
+                out.put_bytes(&[0; 3]);
+                out.put_u64(replica.blocks);
+            });
+        }
+        for (key, chunk) in &catalog.chunks {
+            self.add(3, |out| chunk.encode(*key, out));
+        }
+    }
+
+    pub(super) fn map_page(&mut self, page: u32, home: Home) {
+        self.add(4, |out| {
+            out.put_u32(page);
+            out.put_u32(home.place);
+            out.put_u32(home.crc);
+        });
+    }
+
+    fn add(&mut self, number: u8, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.scratch.clear();
+        self.scratch.put_bytes(&[number, 0, 0, 0]);
+        encode(&mut self.scratch);
+        let bytes = u16::try_from(self.scratch.len()).expect("an entry fits a block");
+        self.scratch[2..4].copy_from_slice(&bytes.to_le_bytes());
+        match self.payloads.last_mut() {
+            Some((payload, count)) if payload.len() + self.scratch.len() <= PAYLOAD_BYTES => {
+                payload.extend_from_slice(&self.scratch);
+                *count += 1;
+            }
+            _ => {
+                let mut payload = Vec::with_capacity(PAYLOAD_BYTES);
+                payload.extend_from_slice(&self.scratch);
+                self.payloads.push((payload, 1));
+            }
+        }
+    }
+
+    pub(super) fn blocks(&self) -> usize {
+        self.payloads.len()
+    }
+
+    /// The blocks, for these places.
+    pub(super) fn finish(self, device: DeviceId, sequence: u64, places: &[u32]) -> Vec<Bytes> {
+        assert_eq!(places.len(), self.payloads.len(), "places for the directory");
+        let blocks = self.payloads.iter().enumerate().map(|(index, (payload, count))| {
+            let next = places.get(index + 1).copied().unwrap_or(0);
+            encode_block(device, sequence, index as u32, next, payload, *count)
+        });
+        blocks.collect()
+    }
+}
+
+fn encode_block(device: DeviceId, sequence: u64, index: u32, next: u32, payload: &[u8], entries: u32) -> Bytes {
+    let mut out = Vec::with_capacity(BLOCK_BYTES);
+    out.put_bytes(&MAGIC);
+    out.put_u16(FORMAT);
+    out.put_u16(0);
+    out.put_u32(0);
+    out.put_bytes(&device.uuid.0);
+    out.put_u64(device.incarnation.0);
+    out.put_u64(sequence);
+    out.put_u32(index);
+    out.put_u32(next);
+    out.put_u32(payload.len() as u32);
+    out.put_u32(entries);
+    out.put_bytes(payload);
+    let mut block = BlockBuf::copied_from(&out);
+    crc::put(&mut block, CRC_FIELD);
+    block.freeze()
+}
+
+/// A block of the directory, read.
+#[derive(Clone, Debug)]
+pub(super) struct DirectoryBlock {
+    /// Zero at the end.
+    pub(super) next: u32,
+    pub(super) entries: Vec<DirectoryEntry>,
+}
+
+/// Reads block `index` of the directory of a checkpoint. `end` is the first block after the space.
+pub(super) fn decode_block(
+    block: &[u8],
+    device: DeviceId,
+    sequence: u64,
+    index: u32,
+    end: u32,
+) -> Result<DirectoryBlock, DecodeError> {
+    if block.len() != BLOCK_BYTES || !block.starts_with(&MAGIC) {
+        return Err(DecodeError::Invalid("magic"));
+    }
+    if !crc::matches(block, CRC_FIELD) {
+        return Err(DecodeError::Invalid("crc"));
+    }
+    let mut reader = Reader::new(block);
+    reader.array::<8>()?;
+    if reader.u16()? != FORMAT {
+        return Err(DecodeError::Invalid("format"));
+    }
+    reader.zeroes(2)?;
+    reader.u32()?;
+    let written_by = DeviceId {
+        uuid: DeviceUuid(reader.array()?),
+        incarnation: Incarnation(reader.u64()?),
+    };
+    if written_by != device || (reader.u64()?, reader.u32()?) != (sequence, index) {
+        return Err(DecodeError::Invalid("place in the chain"));
+    }
+    let next = reader.u32()?;
+    if next != 0 {
+        check_place(next, end)?;
+    }
+    let bytes = reader.count("payload", PAYLOAD_BYTES)?;
+    let count = reader.u32()?;
+    let mut payload = Reader::new(reader.bytes(bytes)?);
+    let mut entries = Vec::new();
+    while payload.remaining() > 0 {
+        entries.push(decode_entry(&mut payload, end)?);
+    }
+    reader.zeroes(reader.remaining())?;
+    if entries.len() != count as usize {
+        return Err(DecodeError::Invalid("number of entries"));
+    }
+    Ok(DirectoryBlock { next, entries })
+}
+
+fn decode_entry(reader: &mut Reader<'_>, end: u32) -> Result<DirectoryEntry, DecodeError> {
+    let number = reader.u8()?;
+    reader.zeroes(1)?;
+    let bytes = usize::from(reader.u16()?);
+    let body = bytes.checked_sub(HEAD_BYTES).ok_or(DecodeError::Invalid("length"))?;
+    let mut body = Reader::new(reader.bytes(body)?);
+    let entry = match number {
+        1 => {
+            let volume = VolumeId(body.u64()?);
+            let generation = Generation::new(body.u32()?).ok_or(DecodeError::Invalid("generation"))?;
+            DirectoryEntry::Seal(volume, generation)
+        }
+        2 => {
+            let group = get_group(&mut body)?;
+            let role = body.u8()?;
+            body.zeroes(3)?;
+            let blocks = body.u64()?;
+            DirectoryEntry::Replica(group, Replica { role, blocks })
+        }
+        3 => {
+            let (key, chunk) = Chunk::decode(&mut body, end)?;
+            DirectoryEntry::Chunk(key, chunk)
+        }
+        4 => {
+            let page = body.u32()?;
+            let (place, crc) = (body.u32()?, body.u32()?);
+            check_place(place, end)?;
+            DirectoryEntry::MapPage(page, Home { place, crc })
+        }
+        _ => return Err(DecodeError::Invalid("entry type")),
+    };
+    body.finish()?;
+    Ok(entry)
+}
+
+/// Blocks that the directory of a catalog takes at the most.
+pub(super) fn blocks_max(catalog: &Catalog, map_pages: usize) -> u64 {
+    let bytes = catalog.seals.len() * 16
+        + catalog.replicas.len() * 28
+        + catalog.chunks.len() * (HEAD_BYTES + 36)
+        + catalog.pages * 12
+        + map_pages * 16;
+    // A block is left once the next entry does not fit: at least this much of it is used.
+    let used = PAYLOAD_BYTES - CHUNK_ENTRY_BYTES_MAX;
+    (bytes / used + 1) as u64
+}
+
+/// The largest entry.
+const CHUNK_ENTRY_BYTES_MAX: usize = HEAD_BYTES + 36 + super::limits::PAGES_PER_CHUNK as usize * 12;
+
+const _: () = assert!(CHUNK_ENTRY_BYTES_MAX * 2 < PAYLOAD_BYTES);

@@ -1,0 +1,237 @@
+//! A store that is open: takes requests and completions, and decides what is next.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use cairn_proto::buffer::BlockBuf;
+use cairn_proto::collections::Map;
+use cairn_proto::disk::{DiskDone, DiskError, DiskGeometry};
+use cairn_proto::time::Time;
+
+use super::api::{StoreError, StoreReply, StoreRequest, Ticket};
+use super::batch::{Batch, Queued};
+use super::catalog::Catalog;
+use super::checkpoint::{Checkpoint, Checkpoints};
+use super::io::Io;
+use super::limits::StoreLimits;
+use super::load::Loads;
+use super::read::Reads;
+use super::record::MarkerKind;
+use super::space::SpaceMap;
+use super::superblock::Identity;
+use super::zero_ahead::ZeroAhead;
+
+/// What an operation in flight is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// Record pages and data of the batch.
+    BatchWrite,
+    BatchFlush,
+    /// A piece of a request's read, by the read's number and the piece's.
+    Read(u64, usize),
+    /// An index page, by the read's number.
+    Load(u64),
+    CheckpointWrite,
+    CheckpointFlush,
+    HeaderWrite,
+    HeaderFlush,
+    ZeroAhead,
+}
+
+/// Where the log is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct LogPosition {
+    /// The last durable commit.
+    pub(super) seq: u64,
+    /// The CRC of its record.
+    pub(super) crc: u32,
+}
+
+/// The running store.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) identity: Identity,
+    pub(super) geometry: DiskGeometry,
+    pub(super) limits: StoreLimits,
+    pub(super) io: Io,
+    pub(super) in_flight: Map<u64, Purpose>,
+    pub(super) poisoned: Option<DiskError>,
+
+    pub(super) catalog: Catalog,
+    pub(super) space: SpaceMap,
+    pub(super) log: LogPosition,
+    pub(super) recovered_seq: u64,
+    /// Whether the batch that ends recovery is durable: nothing is served before.
+    pub(super) opened: bool,
+
+    pub(super) queue: VecDeque<Queued>,
+    pub(super) batch: Option<Batch>,
+    /// When to write an empty batch, so that the last one is confirmed.
+    pub(super) confirm_at: Option<Time>,
+    pub(super) reads: Reads,
+    pub(super) loads: Loads,
+    pub(super) checkpoint: Option<Box<Checkpoint>>,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) zero_ahead: ZeroAhead,
+}
+
+impl Engine {
+    /// Writes the batch that ends recovery: what was not believed can't come back after it, and the checkpoint that was
+    /// not chosen (in `other_slot`, if there is one) can't be chosen once its blocks are used for something else.
+    pub(super) fn begin(&mut self, now: Time, other_slot: Option<u32>) {
+        self.send_marker(now, MarkerKind::Recovered);
+        if let Some(place) = other_slot {
+            self.batch.as_mut().expect("it was just sent").add_write();
+            self.write(Purpose::BatchWrite, place, vec![BlockBuf::zeroed(1).freeze()]);
+        }
+    }
+
+    pub(super) fn submit(&mut self, now: Time, ticket: Ticket, request: StoreRequest) {
+        match request {
+            StoreRequest::Read { group, layer, range } => self.submit_read(ticket, group, layer, range),
+            StoreRequest::Collect {
+                group,
+                from,
+                above,
+                runs_max,
+            } => self.submit_collect(ticket, group, from, above, runs_max),
+            request => self.enqueue(now, ticket, request),
+        }
+        self.pump(now);
+    }
+
+    fn enqueue(&mut self, now: Time, ticket: Ticket, request: StoreRequest) {
+        if let Some(error) = self.poisoned {
+            return self.fail(ticket, StoreError::Poisoned(error));
+        }
+        if self.queue.len() >= self.limits.queued_requests_max {
+            return self.fail(ticket, StoreError::Busy);
+        }
+        if let Err(error) = super::batch::check_request(&request) {
+            return self.fail(ticket, error);
+        }
+        self.queue.push_back(Queued {
+            ticket,
+            since: now,
+            request,
+            waits_since_checkpoint: None,
+        });
+    }
+
+    pub(super) fn handle_disk(&mut self, now: Time, done: DiskDone) {
+        let purpose = self.in_flight.remove(&done.token.0);
+        let purpose = purpose.unwrap_or_else(|| panic!("{:?} is not in flight", done.token));
+        match purpose {
+            Purpose::Read(read, piece) => self.read_done(read, piece, done.result),
+            Purpose::Load(read) => self.load_done(read, done.result),
+            purpose => match done.result {
+                Ok(_) => self.write_done(now, purpose),
+                Err(error) => self.poison(error),
+            },
+        }
+        self.pump(now);
+    }
+
+    fn write_done(&mut self, now: Time, purpose: Purpose) {
+        if self.poisoned.is_some() {
+            return;
+        }
+        match purpose {
+            Purpose::BatchWrite => self.batch_write_done(now),
+            Purpose::BatchFlush => self.batch_durable(now),
+            Purpose::CheckpointWrite => self.checkpoint_write_done(),
+            Purpose::CheckpointFlush => self.checkpoint_flushed(),
+            Purpose::HeaderWrite => self.header_written(),
+            Purpose::HeaderFlush => self.checkpoint_durable(),
+            Purpose::ZeroAhead => self.zero_ahead_done(),
+            Purpose::Read(..) | Purpose::Load(_) => unreachable!("reads are handled before"),
+        }
+    }
+
+    /// Stops acknowledging, for good. Nothing is known any more about what the device holds of the writes that had not
+    /// been flushed.
+    fn poison(&mut self, error: DiskError) {
+        if self.poisoned.is_some() {
+            return;
+        }
+        self.poisoned = Some(error);
+        self.confirm_at = None;
+        self.checkpoint = None;
+        let batch = self.batch.take();
+        let waiting = batch.into_iter().flat_map(|batch| batch.tickets());
+        let queued: Vec<Ticket> = waiting
+            .chain(self.queue.drain(..).map(|queued| queued.ticket))
+            .collect();
+        for ticket in queued {
+            self.fail(ticket, StoreError::Poisoned(error));
+        }
+    }
+
+    pub(super) fn fail(&mut self, ticket: Ticket, error: StoreError) {
+        self.io.counters.no_space += u64::from(error == StoreError::NoSpace);
+        self.io.reply(ticket, StoreReply::Failed(error));
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Time) {
+        self.pump(now);
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        self.confirm_at
+    }
+
+    pub(super) fn write(&mut self, purpose: Purpose, place: u32, buffers: Vec<Bytes>) {
+        let token = self.io.write(place, buffers);
+        self.in_flight.insert(token, purpose);
+    }
+
+    pub(super) fn flush(&mut self, purpose: Purpose) {
+        let token = self.io.flush();
+        self.in_flight.insert(token, purpose);
+    }
+
+    /// Does what can be done now.
+    fn pump(&mut self, now: Time) {
+        self.release_quarantine();
+        if self.poisoned.is_some() {
+            return;
+        }
+        if self.batch.is_none() && self.opened {
+            self.consider_checkpoint();
+            self.build_batch(now);
+            if self.batch.is_none() && self.checkpoint_wanted() {
+                self.consider_checkpoint();
+            }
+        }
+        self.pump_checkpoint();
+        self.pump_zero_ahead();
+        self.evict();
+    }
+
+    fn release_quarantine(&mut self) {
+        let oldest = self.reads.oldest();
+        self.space.reads_done(oldest);
+    }
+
+    /// Panics when something is counted twice or lost. Costs as much as the index is large: for tests.
+    pub(super) fn check_invariants(&self) {
+        self.catalog.check_invariants();
+        self.space.check_invariants();
+        let mut blocks = std::collections::BTreeMap::new();
+        for (key, chunk) in &self.catalog.chunks {
+            for page in chunk.pages.values() {
+                let super::chunk::Page::Resident(page) = page else {
+                    continue;
+                };
+                for place in page.entries.iter().filter_map(super::entry::Entry::data_place) {
+                    assert!(
+                        self.space.data.get(place),
+                        "block {place} of {key:?} is not marked as data"
+                    );
+                    let other = blocks.insert(place, key);
+                    assert!(other.is_none(), "block {place} belongs to {key:?} and {other:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Index pages come into memory when they are needed, and leave it when there are too many.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use cairn_proto::disk::DiskError;
+
+use super::catalog::Unknown;
+use super::chunk::{Home, PageKey, Resident};
+use super::engine::{Engine, Purpose};
+
+/// Pages on their way.
+#[derive(Debug, Default)]
+pub(super) struct Loads {
+    in_flight: BTreeMap<u64, (PageKey, Home)>,
+    keys: BTreeMap<PageKey, u64>,
+    /// Where eviction goes on.
+    hand: Option<PageKey>,
+}
+
+impl Engine {
+    /// Loads what is not in memory. Returns whether there was nothing to load.
+    pub(super) fn load_all(&mut self, unknown: Vec<Unknown>) -> bool {
+        let mut none = true;
+        for unknown in unknown {
+            let Unknown::OnDisk(key, home) = unknown else { continue };
+            none = false;
+            if self.loads.keys.contains_key(&key) {
+                continue;
+            }
+            let number = self.reads.begin();
+            let token = self.io.read(home.place, 1);
+            self.in_flight.insert(token, Purpose::Load(number));
+            self.loads.in_flight.insert(number, (key, home));
+            self.loads.keys.insert(key, number);
+            self.io.counters.index_loads += 1;
+        }
+        none
+    }
+
+    pub(super) fn load_done(&mut self, number: u64, result: Result<Bytes, DiskError>) {
+        let (key, home) = self.loads.in_flight.remove(&number).expect("the load is in flight");
+        self.loads.keys.remove(&key);
+        self.reads.end(number);
+        let end = self.space.allocator.space().end as u32;
+        let page = result.ok().and_then(|block| Resident::decode(&block, home, end));
+        self.catalog.loaded(key, home, page);
+        self.retry_waiting();
+    }
+
+    /// Drops clean pages from memory while there are too many: the ones not used since the hand last passed.
+    pub(super) fn evict(&mut self) {
+        if self.checkpoint.is_some() {
+            return; // Pages whose new home is not written yet look clean.
+        }
+        let mut looks = 2 * self.catalog.resident.len().min(EVICTION_LOOKS_MAX);
+        while self.catalog.resident.len() > self.limits.resident_pages_max && looks > 0 {
+            looks -= 1;
+            let from = self.loads.hand;
+            let next = match from {
+                Some(hand) => self.catalog.resident.range(hand..).nth(1),
+                None => self.catalog.resident.first(),
+            };
+            let Some(key) = next.or(self.catalog.resident.first()).copied() else {
+                return;
+            };
+            self.loads.hand = Some(key);
+            if self.catalog.evict(key) {
+                self.io.counters.index_evictions += 1;
+            }
+        }
+    }
+}
+
+/// Pages looked at by one call at the most.
+const EVICTION_LOOKS_MAX: usize = 256;

@@ -1,0 +1,226 @@
+//! Reads of blocks. They see what is durable.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use cairn_proto::block::{BlockState, Content};
+use cairn_proto::checksum::{Checksum, block_checksum};
+use cairn_proto::disk::DiskError;
+use cairn_proto::ids::{GroupId, Layer};
+use cairn_proto::limits::BLOCK_BYTES;
+use cairn_proto::units::BlockRange;
+
+use super::api::{StoreError, StoreReply, Ticket};
+use super::batch::target;
+use super::catalog::Unknown;
+use super::collect::CollectRequest;
+use super::engine::{Engine, Purpose};
+use super::limits::REQUEST_BLOCKS_MAX;
+use super::record::Target;
+
+/// Reads in flight, numbered in the order in which they were sent: a block that was given back is not reused before all
+/// earlier reads have completed.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    next: u64,
+    numbers: BTreeSet<u64>,
+    in_flight: BTreeMap<u64, ReadInFlight>,
+    /// Those that wait for index pages.
+    waiting: VecDeque<Waiting>,
+}
+
+#[derive(Clone, Debug)]
+enum Waiting {
+    Read(Ticket, Target),
+    Collect(Ticket, CollectRequest),
+}
+
+#[derive(Debug)]
+struct ReadInFlight {
+    ticket: Ticket,
+    at: Target,
+    blocks: Vec<BlockState>,
+    pieces: Vec<Piece>,
+    left: usize,
+    error: Option<DiskError>,
+}
+
+/// Blocks that follow each other on the device.
+#[derive(Debug)]
+struct Piece {
+    /// The block of the range that each is.
+    indices: Vec<u32>,
+    content: Bytes,
+}
+
+impl Reads {
+    /// The number that the next read gets.
+    pub(super) fn next_number(&self) -> u64 {
+        self.next
+    }
+
+    /// All reads with a lower number have completed.
+    pub(super) fn oldest(&self) -> u64 {
+        self.numbers.first().copied().unwrap_or(self.next)
+    }
+
+    pub(super) fn begin(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.numbers.insert(number);
+        number
+    }
+
+    pub(super) fn end(&mut self, number: u64) {
+        assert!(self.numbers.remove(&number), "read {number} is in flight");
+    }
+}
+
+impl Engine {
+    pub(super) fn submit_read(&mut self, ticket: Ticket, group: GroupId, layer: Layer, range: BlockRange) {
+        if range.count() > REQUEST_BLOCKS_MAX {
+            return self.fail(ticket, StoreError::Invalid("a read has at most 256 blocks"));
+        }
+        self.try_or_wait(Waiting::Read(ticket, target(group, layer, range)));
+    }
+
+    pub(super) fn wait_collect(&mut self, ticket: Ticket, request: CollectRequest) {
+        self.try_or_wait(Waiting::Collect(ticket, request));
+    }
+
+    fn try_or_wait(&mut self, waiting: Waiting) {
+        if self.try_waiting(&waiting) {
+            return;
+        }
+        if self.reads.waiting.len() >= self.limits.queued_requests_max {
+            let (Waiting::Read(ticket, _) | Waiting::Collect(ticket, _)) = waiting;
+            return self.fail(ticket, StoreError::Busy);
+        }
+        self.reads.waiting.push_back(waiting);
+    }
+
+    /// Index pages have come: tries all that wait for some.
+    pub(super) fn retry_waiting(&mut self) {
+        for waiting in std::mem::take(&mut self.reads.waiting) {
+            if !self.try_waiting(&waiting) {
+                self.reads.waiting.push_back(waiting);
+            }
+        }
+    }
+
+    fn try_waiting(&mut self, waiting: &Waiting) -> bool {
+        match waiting {
+            Waiting::Read(ticket, at) => self.try_read(*ticket, *at),
+            Waiting::Collect(ticket, request) => self.try_collect(*ticket, request),
+        }
+    }
+
+    /// Returns whether the read was sent or answered; else it waits for index pages.
+    fn try_read(&mut self, ticket: Ticket, at: Target) -> bool {
+        if !self.catalog.replicas.contains_key(&at.group) {
+            self.fail(ticket, StoreError::NoReplica);
+            return true;
+        }
+        let unknown: Vec<Unknown> = self.catalog.unknown(at.key(), at.range).collect();
+        if unknown.contains(&Unknown::Broken) {
+            self.fail(ticket, StoreError::IndexDamaged);
+            return true;
+        }
+        if !self.load_all(unknown) {
+            return false;
+        }
+        self.catalog.touch(at.key(), at.range);
+        let mut blocks = Vec::with_capacity(at.range.count() as usize);
+        let mut pieces: Vec<(u32, Vec<u32>)> = Vec::new();
+        for (index, entry) in (0..).zip(self.catalog.entries(at.key(), at.range)) {
+            blocks.push(entry.state());
+            let Some(place) = entry.data_place() else { continue };
+            match pieces.last_mut() {
+                Some((first, indices)) if *first + indices.len() as u32 == place => indices.push(index),
+                _ => pieces.push((place, vec![index])),
+            }
+        }
+        if pieces.is_empty() {
+            let bytes = Vec::new();
+            self.io.reply(ticket, StoreReply::Read { blocks, bytes });
+            return true;
+        }
+        self.send_read(ticket, at, blocks, pieces);
+        true
+    }
+
+    fn send_read(&mut self, ticket: Ticket, at: Target, blocks: Vec<BlockState>, pieces: Vec<(u32, Vec<u32>)>) {
+        let number = self.reads.begin();
+        let left = pieces.len();
+        let pieces = pieces.into_iter().enumerate().map(|(i, (place, indices))| {
+            self.io.counters.blocks_read += indices.len() as u64;
+            let token = self.io.read(place, indices.len() as u32);
+            self.in_flight.insert(token, Purpose::Read(number, i));
+            Piece {
+                indices,
+                content: Bytes::new(),
+            }
+        });
+        let pieces = pieces.collect();
+        let read = ReadInFlight {
+            ticket,
+            at,
+            blocks,
+            pieces,
+            left,
+            error: None,
+        };
+        self.reads.in_flight.insert(number, read);
+    }
+
+    pub(super) fn read_done(&mut self, number: u64, piece: usize, result: Result<Bytes, DiskError>) {
+        let read = self.reads.in_flight.get_mut(&number).expect("the read is in flight");
+        read.left -= 1;
+        let piece = &mut read.pieces[piece];
+        match result {
+            Ok(content) if content.len() == piece.indices.len() * BLOCK_BYTES => piece.content = content,
+            Ok(content) => panic!(
+                "a read of {} blocks returned {} bytes",
+                piece.indices.len(),
+                content.len()
+            ),
+            Err(error) => read.error = Some(error),
+        }
+        if read.left > 0 {
+            return;
+        }
+        let read = self.reads.in_flight.remove(&number).expect("it is there");
+        self.reads.end(number);
+        match read.error {
+            Some(error) => self.fail(read.ticket, StoreError::Unreadable(error)),
+            None => self.answer_read(read),
+        }
+    }
+
+    fn answer_read(&mut self, mut read: ReadInFlight) {
+        let mut bytes = Vec::with_capacity(read.pieces.len());
+        for piece in &read.pieces {
+            let mut good = 0;
+            let mut end = 0;
+            for index in &piece.indices {
+                let block = &piece.content[end..end + BLOCK_BYTES];
+                let state = &mut read.blocks[*index as usize];
+                let found = block_checksum(read.at.group.volume, read.at.range.volume_block(*index), block);
+                if state.content != Content::Data(Checksum(found.0)) {
+                    state.content = Content::Damaged;
+                    self.io.counters.blocks_damaged += 1;
+                    if good < end {
+                        bytes.push(piece.content.slice(good..end));
+                    }
+                    good = end + BLOCK_BYTES;
+                }
+                end += BLOCK_BYTES;
+            }
+            if good < end {
+                bytes.push(piece.content.slice(good..end));
+            }
+        }
+        let blocks = read.blocks;
+        self.io.reply(read.ticket, StoreReply::Read { blocks, bytes });
+    }
+}

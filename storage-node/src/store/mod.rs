@@ -267,3 +267,6 @@ fn info(group: GroupId, replica: &Replica) -> ReplicaInfo {
         blocks_used: replica.blocks,
     }
 }
+
+#[cfg(test)]
+mod tests;

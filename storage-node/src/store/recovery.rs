@@ -68,7 +68,6 @@ struct Loaded {
 #[derive(Clone, Debug)]
 struct PendingRecord {
     header: BatchHeader,
-    crc: u32,
     records: Vec<Record>,
 }
 
@@ -395,7 +394,7 @@ impl Recovery {
         }
         self.loaded.position = LogPosition { seq: header.seq, crc };
         self.loaded.next = header.next;
-        let record = PendingRecord { header, crc, records };
+        let record = PendingRecord { header, records };
         match self.loaded.pending.take() {
             None => {
                 self.loaded.pending = Some(record);

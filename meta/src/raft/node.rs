@@ -76,8 +76,11 @@ impl<L: LogStore> MetaNode<L> {
     /// # Errors
     /// The log or the state in it can't be used.
     pub fn new(config: NodeConfig, mut log: L) -> Result<MetaNode<L>, NodeError> {
-        let stored = log.load()?;
+        let mut stored = log.load()?;
         let snapshot = &stored.snapshot;
+        // A snapshot is durable at once, the commit index that came before it only with the next flush: a crash between
+        // the two leaves the snapshot ahead. What it covers is committed, or it would not have been applied.
+        stored.hard_state.commit = stored.hard_state.commit.max(snapshot.get_metadata().index);
         let state = if snapshot.is_empty() {
             State::default()
         } else {

@@ -263,6 +263,25 @@ fn everything_applied_survives_a_power_cut_of_all() {
 }
 
 #[test]
+fn a_crash_after_a_snapshot_and_before_the_flush_of_its_commit_index_is_survived() {
+    let mut world = World::new(1, 1);
+    world.init();
+    // A snapshot after each entry: whenever the power fails, the commit index is behind it.
+    for round in 0..4 {
+        let mut log = world.nodes.remove(&1).unwrap().into_log();
+        log.crash(0);
+        let every_entry = NodeConfig {
+            snapshot_entries: 1,
+            kept_entries: 1,
+            ..NodeConfig::new(1, 100 + round)
+        };
+        world.nodes.insert(1, MetaNode::new(every_entry, log).unwrap());
+        world.await_leader();
+        world.write(1);
+    }
+}
+
+#[test]
 fn one_seed_gives_one_trace() {
     let run = |seed| {
         let mut world = World::new(3, seed);

@@ -90,7 +90,12 @@ impl<L: LogStore> MetaNode<L> {
         let conf_state = snapshot.get_metadata().get_conf_state().clone();
         let removed = !snapshot.is_empty() && !conf_state.voters.contains(&config.id);
         let mirror = Mirror::new(stored, conf_state);
-        let raw = RawNode::new(&config.raft(applied), mirror, &logger())?;
+        let is_alone = mirror.conf_state.voters == [config.id];
+        let mut raw = RawNode::new(&config.raft(applied), mirror, &logger())?;
+        if is_alone {
+            // There is nobody to wait for.
+            raw.campaign()?;
+        }
         Ok(MetaNode {
             config,
             raw,
@@ -282,6 +287,24 @@ impl<L: LogStore> MetaNode<L> {
             ));
         }
         Ok(())
+    }
+
+    /// Asks the member that is furthest to lead in place of this one, if this one leads: before it stops.
+    pub fn hand_over(&mut self) {
+        self.settle();
+        if self.failed || self.raw.raft.state != StateRole::Leader {
+            return;
+        }
+        let others = self
+            .raw
+            .raft
+            .prs()
+            .iter()
+            .filter(|(id, progress)| **id != self.config.id && progress.recent_active);
+        let next = others.map(|(id, progress)| (progress.matched, *id)).max();
+        if let Some((_, id)) = next {
+            self.raw.transfer_leader(id);
+        }
     }
 
     /// The transport could not reach another member.

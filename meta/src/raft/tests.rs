@@ -422,6 +422,23 @@ fn a_read_sees_what_was_committed_and_a_deposed_leader_gives_none() {
 }
 
 #[test]
+fn a_leader_that_is_to_stop_hands_over_at_once() {
+    let mut world = World::new(3, 1);
+    world.init();
+    let leader = world.await_leader();
+    let before = world.now;
+    world.nodes.get_mut(&leader).unwrap().hand_over();
+    world.until("another leader", |world| {
+        world.leader().is_some_and(|now| now != leader)
+    });
+    assert!(
+        world.now - before < Duration::from_millis(100),
+        "well below an election timeout"
+    );
+    world.write(3);
+}
+
+#[test]
 fn proposals_in_flight_are_bounded_and_share_flushes() {
     let mut world = World::new(3, 1);
     world.init();

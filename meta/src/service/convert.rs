@@ -173,7 +173,7 @@ pub(super) fn to_device(id: &DeviceId, world: &World<'_>, groups: u64) -> Option
         used_bytes: report.map_or(device.used_bytes, |report| report.used_bytes),
         domain: node.map(|node| to_domain(&node.domain)),
         state: state.into(),
-        seems_alive: in_use && world.soft.is_alive(device.node, world.now),
+        seems_alive: in_use && world.soft.is_served(id, world.now),
         commit_seq: report
             .map_or(device.commit_seq, |report| report.commit_seq.max(device.commit_seq))
             .0,
@@ -210,6 +210,7 @@ pub(super) fn members(world: &World<'_>) -> Vec<v1::Member> {
             address: member.address.clone(),
             seems_alive: *id == world.status.id || world.soft.is_member_alive(*id, world.now),
             matched_index: peer.filter(|_| leads).map(|peer| peer.matched),
+            directory: member.directory,
         }
     };
     world.state.members().iter().map(member).collect()

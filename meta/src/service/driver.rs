@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use cairn_proto::control::{CODE_KEY, Code, LEADER_KEY};
 use cairn_proto::ids::ClusterId;
 use cairn_proto::time::Time;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tonic::Status;
 
 use super::soft::{SeenMember, Soft};
@@ -22,6 +22,10 @@ use crate::state::{FEATURE_LEVEL, Outcome, Refusal};
 
 /// How often the leader looks after what is due.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether somebody else leads before this member stops, and how long between.
+const HAND_OVER_CHECKS: u32 = 20;
+const HAND_OVER_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a request failed, and who might do better.
 #[derive(Clone, Debug)]
@@ -101,6 +105,8 @@ pub(super) enum Event {
     Unreachable(u64),
     /// Another member says that this one has no place in the cluster.
     Rejected(Refusal),
+    /// Somebody else should lead.
+    HandOver,
     /// The end.
     Stop,
 }
@@ -113,6 +119,8 @@ pub(super) type Rejections = Arc<Mutex<BTreeMap<(u64, u64), Refusal>>>;
 pub(super) struct Handle {
     events: SyncSender<Event>,
     pub(super) rejections: Rejections,
+    /// Says true when the process is to stop: streams end then.
+    stopping: Arc<watch::Sender<bool>>,
 }
 
 /// The channel to a driver that is still to be started.
@@ -122,6 +130,7 @@ pub(super) fn channel() -> (Handle, Receiver<Event>) {
         Handle {
             events,
             rejections: Rejections::default(),
+            stopping: Arc::default(),
         },
         receiver,
     )
@@ -136,6 +145,26 @@ impl Handle {
                 Refusal::new(Code::Internal, "this metadata server has stopped: see its log")
             }
         })
+    }
+
+    /// The process is to stop: somebody else should lead, and streams end. Waits for that a little.
+    pub(super) async fn wind_down(&self) {
+        // If the driver is too busy or gone the others find out by themselves.
+        let _ = self.offer(Event::HandOver);
+        for _ in 0..HAND_OVER_CHECKS {
+            let leads = self.look(|world| Ok(world.leads && world.status.peers.len() > 1)).await;
+            if !matches!(leads, Ok(true)) {
+                break;
+            }
+            tokio::time::sleep(HAND_OVER_PAUSE).await;
+        }
+        self.stopping.send_replace(true);
+    }
+
+    /// Completes when the process is to stop.
+    pub(super) async fn stopping(&self) {
+        // The sender lives as long as this handle, so there is no error.
+        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
     /// Proposes the command that `make` makes, and says what `then` makes of its outcome.
@@ -317,6 +346,7 @@ impl Driver {
             }
             Event::Look(look) => look(&mut self.world()),
             Event::Unreachable(id) => self.node.report_unreachable(id),
+            Event::HandOver => self.node.hand_over(),
             Event::Rejected(refusal) => return Some(End::Rejected(refusal)),
             Event::Stop => return Some(End::Stopped),
         }

@@ -40,7 +40,7 @@ pub(super) fn status(world: &World<'_>) -> StatusResponse {
     for (id, device) in state.devices().iter().filter(|(_, device)| in_use(device)) {
         let report = world.soft.report(id);
         answer.devices += 1;
-        answer.devices_alive += u64::from(world.leads && world.soft.is_alive(device.node, world.now));
+        answer.devices_alive += u64::from(world.leads && world.soft.is_served(id, world.now));
         answer.capacity_bytes += report.map_or(device.capacity_bytes, |report| report.capacity_bytes);
         answer.used_bytes += report.map_or(device.used_bytes, |report| report.used_bytes);
     }
@@ -147,8 +147,8 @@ fn device_problem(world: &World<'_>, id: &DeviceId, device: &Device) -> Option<(
 
 fn degraded_groups(world: &World<'_>) -> usize {
     let devices = world.state.devices().iter();
-    let reachable = devices
-        .filter(|(_, device)| device.state == DeviceState::Active && world.soft.is_alive(device.node, world.now));
+    let reachable =
+        devices.filter(|(id, device)| device.state == DeviceState::Active && world.soft.is_served(id, world.now));
     let reachable: BTreeSet<DeviceId> = reachable.map(|(id, _)| *id).collect();
     let groups = world.state.groups().iter();
     let degraded = groups.filter(|(id, group)| {

@@ -67,7 +67,12 @@ impl Members for MembersService {
         let mut stream = request.into_inner();
         let mut message = Vec::new();
         let mut checked = false;
-        while let Some(piece) = stream.message().await? {
+        loop {
+            let piece = tokio::select! {
+                piece = stream.message() => piece?,
+                () = self.handle.stopping() => None,
+            };
+            let Some(piece) = piece else { break };
             self.check(&piece, message.len())?;
             if !checked && !piece.cluster_id.is_empty() {
                 self.check_cluster(piece.cluster_id).await?;

@@ -226,7 +226,7 @@ fn check(config: &MetaConfig, listener: &TcpListener) -> Result<String, MetaErro
 /// Opens the directory, or makes a new one. The flag: the log is empty, so the member waits to be added.
 fn open(id: u64, dir: PathBuf, start: &MetaStart) -> Result<(SledLogStore, Identity, bool), MetaError> {
     let mut log = SledLogStore::open(&dir)?;
-    let identity = match log.identity()? {
+    let identity = match log.identity() {
         Some(identity) if identity.id != id => {
             return Err(MetaError::Config(format!(
                 "{} belongs to metadata server {}, not {id}: give each one its own directory",
@@ -306,7 +306,7 @@ async fn serve(
         key: key.clone(),
     };
     let members = MembersService {
-        handle,
+        handle: handle.clone(),
         key: key.clone(),
         id: config.id,
     };
@@ -336,8 +336,8 @@ async fn serve(
         }
         () = &mut shutdown => Ok(()),
     };
+    handle.wind_down().await;
     drop(stop);
-    // Streams of other members stay open as long as those live: they are cut after a while.
     let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, server).await;
     result
 }

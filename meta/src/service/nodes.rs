@@ -64,10 +64,10 @@ fn registration(device: &RegisterDevice) -> Result<DeviceRegistration, Refusal> 
     })
 }
 
-/// Whether no node that seems alive has the device.
+/// Whether no node says any more that it serves the device.
 fn may_displace(world: &World<'_>, uuid: DeviceUuid) -> bool {
-    let mut formats = world.state.devices().iter().filter(|(id, _)| id.uuid == uuid);
-    formats.all(|(_, device)| !world.soft.is_alive(device.node, world.now))
+    let mut formats = world.state.devices().keys().filter(|id| id.uuid == uuid);
+    formats.all(|id| !world.soft.is_served(id, world.now))
 }
 
 #[tonic::async_trait]
@@ -104,6 +104,9 @@ impl Nodes for NodesService {
                     unreachable!("not the outcome of a registration: {outcome:?}")
                 };
                 world.soft.heard_node(node, world.now);
+                for device in devices.iter().filter(|device| device.refusal.is_none()) {
+                    world.soft.heard_served(device.id, world.now);
+                }
                 let device = |device: crate::state::DeviceOutcome| DeviceOutcome {
                     id: Some(to_device_id(&device.id)),
                     code: device
@@ -149,6 +152,9 @@ impl Nodes for NodesService {
                 let report = device_report(device)?;
                 let id = report.id;
                 let known = world.state.devices().get(&id).is_some_and(|known| known.node == node);
+                if known {
+                    world.soft.heard_served(id, world.now);
+                }
                 if known && world.soft.heard_device(report, device.inventory_digest, deletions) {
                     send_inventory.push(to_device_id(&id));
                 }

@@ -35,6 +35,8 @@ pub(super) struct SeenMember {
 pub(super) struct Soft {
     leader_since: Time,
     nodes: BTreeMap<NodeId, Time>,
+    /// When which device was last said to be served.
+    served: BTreeMap<DeviceId, Time>,
     devices: BTreeMap<DeviceId, SoftDevice>,
     pub(super) members: BTreeMap<u64, SeenMember>,
 }
@@ -44,11 +46,23 @@ impl Soft {
     pub(super) fn reset(&mut self, now: Time) {
         self.leader_since = now;
         self.nodes.clear();
+        self.served.clear();
         self.devices.clear();
     }
 
     pub(super) fn heard_node(&mut self, node: NodeId, now: Time) {
         self.nodes.insert(node, now);
+    }
+
+    /// A node said that it serves the device.
+    pub(super) fn heard_served(&mut self, device: DeviceId, now: Time) {
+        self.served.insert(device, now);
+    }
+
+    /// Whether the device seems to be served by somebody.
+    pub(super) fn is_served(&self, device: &DeviceId, now: Time) -> bool {
+        let heard = self.served.get(device).copied().unwrap_or(self.leader_since);
+        now.saturating_since(heard) < Duration::from_millis(NODE_SILENCE_MS)
     }
 
     /// Whether the node seems alive.
@@ -110,9 +124,9 @@ impl Soft {
             .devices()
             .iter()
             .filter(|(_, device)| device.state == DeviceState::Active);
-        let silent = devices.filter(|(id, device)| {
+        let silent = devices.filter(|(id, _)| {
             let failed = self.report(id).is_some_and(|report| report.failed);
-            failed || !self.is_alive(device.node, now)
+            failed || !self.is_served(id, now)
         });
         silent.map(|(id, _)| *id).collect()
     }
@@ -172,6 +186,10 @@ mod tests {
         soft.heard_node(NodeId(1), at(9000));
         assert!(soft.is_alive(NodeId(1), at(9001)));
         assert_eq!(soft.heard_ms_ago(NodeId(1), at(9001)), Some(1));
+        let device = DeviceId::default();
+        assert!(soft.is_served(&device, at(2000)) && !soft.is_served(&device, at(9001)));
+        soft.heard_served(device, at(9000));
+        assert!(soft.is_served(&device, at(9001)));
     }
 
     #[test]

@@ -441,8 +441,14 @@ async fn a_member_that_lost_its_directory_is_turned_away() {
     client.register_node(registration(1)).await.unwrap();
     let leader = cluster.leader().await;
     let victim = (1..=3).find(|id| *id != leader).unwrap();
-    // The leader has to have learned its directory.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    for attempt in 0.. {
+        assert!(attempt < 1000, "the leader does not learn whose directory is which");
+        let status = client.status().await.unwrap();
+        if status.members.iter().all(|member| member.directory != 0) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     cluster.stop(victim).await.unwrap();
     std::fs::remove_dir_all(cluster.dir.path().join(format!("meta-{victim}"))).unwrap();
     cluster.restart(victim).await;

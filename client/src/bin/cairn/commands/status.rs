@@ -159,6 +159,7 @@ mod tests {
             address: format!("127.0.0.1:740{id}"),
             seems_alive: alive,
             matched_index: None,
+            directory: 0,
         };
         v1::StatusResponse {
             cluster_id: vec![0x11; 16],

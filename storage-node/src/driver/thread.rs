@@ -138,6 +138,17 @@ impl DeviceThread {
         self.control.stop();
     }
 
+    /// How it has ended, if it has. Told once.
+    pub fn try_ended(&mut self) -> Option<Result<(), DriverError>> {
+        let outcome = match self.ended.as_mut()?.try_recv() {
+            Ok(outcome) => outcome,
+            Err(oneshot::error::TryRecvError::Empty) => return None,
+            Err(oneshot::error::TryRecvError::Closed) => Err(DriverError::Panicked),
+        };
+        self.ended = None;
+        Some(outcome)
+    }
+
     /// Waits until it has ended. May be asked once for the outcome, and again after a wait that was given up.
     pub async fn ended(&mut self) -> Result<(), DriverError> {
         let Some(ended) = &mut self.ended else {

@@ -1,0 +1,589 @@
+//! A real node over loopback, with a real metadata server or none.
+
+use std::future::Future;
+use std::io::{Read, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use cairn_meta::config::{MetaConfig, MetaStart};
+use cairn_proto::buffer::BlockBuf;
+use cairn_proto::capability::{Capability, ClusterKey, Rights};
+use cairn_proto::checksum::range_checksums;
+use cairn_proto::control::v1;
+use cairn_proto::frame::FrameHeader;
+use cairn_proto::ids::*;
+use cairn_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES};
+use cairn_proto::message::*;
+use cairn_proto::units::{BlockRange, ByteSize};
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::config::{DeviceConfig, FailureDomain, NodeLimits};
+use crate::driver::DeviceError;
+use crate::store::OpenError;
+
+const KEY: ClusterKey = ClusterKey([5; 32]);
+const VOLUME: VolumeId = VolumeId(7);
+
+fn config(dir: &Path, meta: &str) -> NodeConfig {
+    NodeConfig {
+        name: "node-1".to_string(),
+        devices: vec![DeviceConfig {
+            create_size: Some(ByteSize(256 << 20)),
+            ..DeviceConfig::new(dir.join("device"))
+        }],
+        listen: "127.0.0.1:0".parse().unwrap(),
+        advertise: String::new(),
+        meta: vec![meta.to_string()],
+        cluster_key: KEY,
+        domain: FailureDomain {
+            host: "node-1".to_string(),
+            ..FailureDomain::default()
+        },
+        metrics_listen: None,
+        limits: NodeLimits::default(),
+    }
+}
+
+/// Something that runs until it is told to stop.
+struct Running<E> {
+    stop: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<Result<(), E>>,
+}
+
+impl<E: std::error::Error + Send + 'static> Running<E> {
+    fn spawn<F: Future<Output = Result<(), E>> + Send + 'static>(
+        run: impl FnOnce(oneshot::Receiver<()>) -> F,
+    ) -> Running<E> {
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(run(stopped));
+        Running { stop, task }
+    }
+
+    async fn stop(self) {
+        let _ = self.stop.send(());
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+async fn until(stopped: oneshot::Receiver<()>) {
+    let _ = stopped.await;
+}
+
+struct Meta {
+    address: String,
+    running: Running<cairn_meta::MetaError>,
+}
+
+impl Meta {
+    async fn start(dir: &Path) -> Meta {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let config = MetaConfig {
+            id: 1,
+            dir: dir.join("meta"),
+            listen: listener.local_addr().unwrap(),
+            advertise: String::new(),
+            start: MetaStart::Bootstrap(vec![(1, address.clone())]),
+            cluster_key: KEY,
+            metrics_listen: None,
+        };
+        let running = Running::spawn(|stopped| cairn_meta::run_on(listener, config, until(stopped)));
+        Meta { address, running }
+    }
+
+    fn client(&self) -> MetaClient {
+        MetaClient::new(vec![self.address.clone()])
+    }
+
+    /// The first device, as soon as it is registered and heard of.
+    async fn device(&self) -> v1::Device {
+        for _ in 0..200 {
+            if let Ok(answer) = self.client().list_devices(v1::ListDevicesRequest::default()).await
+                && let Some(device) = answer.devices.into_iter().next()
+                && device.seems_alive
+            {
+                return device;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("no device was registered within ten seconds");
+    }
+}
+
+struct Served {
+    address: SocketAddr,
+    running: Running<NodeError>,
+}
+
+impl Served {
+    async fn start(config: NodeConfig) -> Served {
+        let node = Node::start(config).await.unwrap();
+        let address = node.addresses()[0];
+        let running = Running::spawn(|stopped| node.run(until(stopped)));
+        Served { address, running }
+    }
+}
+
+/// Who the device says to be.
+#[derive(Clone, Copy)]
+struct Whom {
+    cluster: ClusterId,
+    device: DeviceId,
+}
+
+impl Whom {
+    async fn of(meta: &Meta) -> Whom {
+        let status = meta.client().status().await.unwrap();
+        let id = meta.device().await.id.unwrap();
+        Whom {
+            cluster: ClusterId(status.cluster_id.try_into().unwrap()),
+            device: DeviceId {
+                uuid: DeviceUuid(id.uuid.try_into().unwrap()),
+                incarnation: Incarnation(id.incarnation),
+            },
+        }
+    }
+
+    fn capability(&self, generation: u32) -> Capability {
+        let generation = holder(generation).generation;
+        Capability::grant(&KEY, self.cluster, VOLUME, generation, Rights::Write)
+    }
+}
+
+fn holder(generation: u32) -> Holder {
+    Holder {
+        volume: VOLUME,
+        generation: Generation::new(generation).unwrap(),
+    }
+}
+
+/// A client that waits for each answer.
+struct Client {
+    stream: TcpStream,
+    correlation: u64,
+}
+
+impl Client {
+    fn connect(address: SocketAddr) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client { stream, correlation: 0 }
+    }
+
+    fn send(&mut self, message: Message) {
+        self.correlation += 1;
+        let frame = Envelope::new(Correlation(self.correlation), message).encode();
+        let mut bytes = frame.head.to_vec();
+        frame.data.iter().for_each(|piece| bytes.extend_from_slice(piece));
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    fn receive(&mut self) -> Envelope {
+        let mut start = [0; FRAME_HEADER_BYTES];
+        self.stream.read_exact(&mut start).unwrap();
+        let header = FrameHeader::decode(&start).unwrap();
+        let mut head = start.to_vec();
+        head.resize(FRAME_HEADER_BYTES + header.control_bytes as usize, 0);
+        self.stream.read_exact(&mut head[FRAME_HEADER_BYTES..]).unwrap();
+        let mut data = vec![0; header.data_bytes as usize];
+        self.stream.read_exact(&mut data).unwrap();
+        Envelope::decode(&header, &head, data.into()).unwrap()
+    }
+
+    fn ask(&mut self, message: Message) -> Message {
+        self.send(message);
+        let envelope = self.receive();
+        assert_eq!(envelope.correlation, Correlation(self.correlation));
+        envelope.message
+    }
+
+    /// Whether the peer has closed the connection without another word.
+    fn is_closed(&mut self) -> bool {
+        let mut byte = [0];
+        matches!(self.stream.read(&mut byte), Ok(0))
+            || self.stream.take_error().ok().flatten().is_some()
+            || matches!(self.stream.read(&mut byte), Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
+    }
+
+    fn hello(&mut self, whom: Whom) -> Message {
+        self.ask(Message::Hello(Hello {
+            version_min: Hello::VERSION,
+            version_max: Hello::VERSION,
+            purpose: Purpose::Guest,
+            features: 0,
+            cluster: whom.cluster,
+            device: whom.device,
+            recovered: CommitSeq(0),
+            commit: CommitSeq(0),
+            client: ClientId([1; 16]),
+            limits: PeerLimits::default(),
+            capability: None,
+        }))
+    }
+
+    /// Connected, greeted, sealed and joined.
+    fn attached(address: SocketAddr, whom: Whom, generation: u32) -> Client {
+        let mut client = Client::connect(address);
+        assert!(matches!(client.hello(whom), Message::Hello(_)));
+        let capability = whom.capability(generation);
+        let sealed = client.ask(Message::Seal(Seal { capability }));
+        assert!(matches!(sealed, Message::Sealed(_)), "{sealed:?}");
+        let joined = client.ask(Message::Join(Join {
+            holder: holder(generation),
+            group: GroupIndex(0),
+            role: ReplicaRole::InSync,
+            epoch: Epoch(1),
+        }));
+        assert!(matches!(joined, Message::Joined(_)), "{joined:?}");
+        client
+    }
+
+    fn write(&mut self, generation: u32, seq: u64, range: BlockRange, fill: u8) -> Message {
+        let bytes = BlockBuf::copied_from(&vec![fill; range.bytes()]).freeze();
+        let checksums = range_checksums(VOLUME, range, &bytes);
+        self.ask(Message::Write(Write {
+            holder: holder(generation),
+            group: GroupIndex(0),
+            layer: Layer(0),
+            range,
+            version: Version::new(holder(generation).generation, Seq::new(seq).unwrap()),
+            stable: Version::ZERO,
+            data: WriteData::Data { bytes, checksums },
+        }))
+    }
+
+    /// The first byte of each block that is data.
+    fn read(&mut self, generation: u32, range: BlockRange) -> Vec<u8> {
+        let answer = self.ask(Message::Read(cairn_proto::message::Read {
+            holder: holder(generation),
+            group: GroupIndex(0),
+            layer: Layer(0),
+            range,
+        }));
+        let Message::ReadAnswer(answer) = answer else {
+            panic!("{answer:?}")
+        };
+        let blocks = answer.bytes.iter().flat_map(|bytes| bytes.chunks(BLOCK_BYTES));
+        blocks
+            .map(|block| {
+                assert!(block.iter().all(|byte| *byte == block[0]));
+                block[0]
+            })
+            .collect()
+    }
+}
+
+fn range(start: u32, count: u32) -> BlockRange {
+    BlockRange::new(ChunkIndex(0), start, count).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_stores_what_it_acknowledges_and_has_it_after_a_restart_without_meta() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta::start(dir.path()).await;
+    let served = Served::start(config(dir.path(), &meta.address)).await;
+    let whom = Whom::of(&meta).await;
+    let device = meta.device().await;
+    assert_eq!(device.addresses, [served.address.to_string()]);
+    assert!(device.capacity_bytes > 200 << 20, "{}", device.capacity_bytes);
+
+    let mut client = Client::attached(served.address, whom, 1);
+    for (seq, start, count) in [(1, 0, 1), (2, 10, 256), (3, 300, 7)] {
+        let answer = client.write(1, seq, range(start, count), seq as u8);
+        assert!(matches!(answer, Message::Durable(_)), "{answer:?}");
+    }
+    assert_eq!(client.read(1, range(0, 1)), [1]);
+    assert_eq!(client.read(1, range(10, 256)), [2; 256]);
+    served.running.stop().await;
+    assert!(client.is_closed());
+    meta.running.stop().await;
+
+    let served = Served::start(config(dir.path(), "127.0.0.1:1")).await;
+    let mut client = Client::attached(served.address, whom, 1);
+    assert_eq!(client.read(1, range(0, 1)), [1]);
+    assert_eq!(client.read(1, range(10, 256)), [2; 256]);
+    assert_eq!(client.read(1, range(299, 10)), [3; 7]);
+    assert!(matches!(client.write(1, 4, range(0, 2), 9), Message::Durable(_)));
+    assert_eq!(client.read(1, range(0, 3)), [9, 9]);
+    served.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_sends_nonsense_loses_its_connection_and_nobody_else_notices() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta::start(dir.path()).await;
+    let served = Served::start(config(dir.path(), &meta.address)).await;
+    let whom = Whom::of(&meta).await;
+    let mut client = Client::attached(served.address, whom, 1);
+
+    let mut garbage = Client::connect(served.address);
+    garbage
+        .stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nAccept: something long enough\r\n\r\n\r\n")
+        .unwrap();
+    assert!(garbage.is_closed());
+
+    let mut oversized = Client::connect(served.address);
+    assert!(matches!(oversized.hello(whom), Message::Hello(_)));
+    let mut head = Envelope::new(Correlation(1), Message::Ping(Empty))
+        .encode()
+        .head
+        .to_vec();
+    head[12..16].copy_from_slice(&(1u32 << 30).to_le_bytes());
+    oversized.stream.write_all(&head).unwrap();
+    assert!(oversized.is_closed());
+
+    let mut damaged = Client::connect(served.address);
+    assert!(matches!(damaged.hello(whom), Message::Hello(_)));
+    let mut head = Envelope::new(Correlation(1), Message::Ping(Empty))
+        .encode()
+        .head
+        .to_vec();
+    head[20] ^= 1;
+    damaged.stream.write_all(&head).unwrap();
+    assert!(damaged.is_closed());
+
+    let mut impatient = Client::connect(served.address);
+    impatient.send(Message::Ping(Empty));
+    assert!(impatient.is_closed());
+
+    let mut stranger = Client::connect(served.address);
+    let other = Whom {
+        cluster: ClusterId([9; 16]),
+        ..whom
+    };
+    let answer = stranger.hello(other);
+    assert!(
+        matches!(&answer, Message::Failed(failed) if failed.kind == FailureKind::WrongCluster),
+        "{answer:?}"
+    );
+    assert!(stranger.is_closed());
+
+    let mut thief = Client::connect(served.address);
+    assert!(matches!(thief.hello(whom), Message::Hello(_)));
+    let generation = holder(9).generation;
+    let capability = Capability::grant(&ClusterKey([1; 32]), whom.cluster, VOLUME, generation, Rights::Write);
+    let answer = thief.ask(Message::Seal(Seal { capability }));
+    assert!(
+        matches!(&answer, Message::Failed(failed) if failed.kind == FailureKind::Unauthorized),
+        "{answer:?}"
+    );
+
+    // Cut off in the middle of a frame, and many that only connect.
+    let mut torn = Client::connect(served.address);
+    assert!(matches!(torn.hello(whom), Message::Hello(_)));
+    torn.stream
+        .write_all(&Envelope::new(Correlation(1), Message::Ping(Empty)).encode().head[..30])
+        .unwrap();
+    drop(torn);
+    let scan: Vec<_> = (0..200).map(|_| Client::connect(served.address)).collect();
+    drop(scan);
+
+    assert!(matches!(client.write(1, 1, range(0, 4), 4), Message::Durable(_)));
+    assert_eq!(client.read(1, range(0, 4)), [4; 4]);
+    served.running.stop().await;
+    meta.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_holder_fences_the_older_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta::start(dir.path()).await;
+    let served = Served::start(config(dir.path(), &meta.address)).await;
+    let whom = Whom::of(&meta).await;
+    let mut old = Client::attached(served.address, whom, 1);
+    assert!(matches!(old.write(1, 1, range(0, 1), 1), Message::Durable(_)));
+    let mut new = Client::attached(served.address, whom, 2);
+    let answer = old.write(1, 2, range(0, 1), 2);
+    assert!(
+        matches!(&answer, Message::Failed(failed) if failed.seen == holder(2).generation),
+        "{answer:?}"
+    );
+    assert_eq!(new.read(2, range(0, 1)), [1]);
+    served.running.stop().await;
+    meta.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_requests_at_once_are_all_answered_and_memory_stays_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta::start(dir.path()).await;
+    let served = Served::start(config(dir.path(), &meta.address)).await;
+    let whom = Whom::of(&meta).await;
+    let mut client = Client::attached(served.address, whom, 1);
+    let bytes = BlockBuf::copied_from(&[7; 64 * BLOCK_BYTES]).freeze();
+    let count = 400u64;
+    let mut writer = client.stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        for seq in 1..=count {
+            let at = range((seq as u32 % 200) * 64, 64);
+            let write = Write {
+                holder: holder(1),
+                group: GroupIndex(0),
+                layer: Layer(0),
+                range: at,
+                version: Version::new(holder(1).generation, Seq::new(seq).unwrap()),
+                stable: Version::ZERO,
+                data: WriteData::Data {
+                    bytes: bytes.clone(),
+                    checksums: range_checksums(VOLUME, at, &bytes),
+                },
+            };
+            let frame = Envelope::new(Correlation(1000 + seq), Message::Write(write)).encode();
+            writer.write_all(&frame.head).unwrap();
+            frame.data.iter().for_each(|piece| writer.write_all(piece).unwrap());
+        }
+    });
+    let mut answers: Vec<_> = (0..count)
+        .map(|_| {
+            let envelope = client.receive();
+            assert!(
+                matches!(envelope.message, Message::Durable(_)),
+                "{:?}",
+                envelope.message
+            );
+            envelope.correlation.0 - 1000
+        })
+        .collect();
+    sender.join().unwrap();
+    answers.sort_unstable();
+    assert_eq!(answers, (1..=count).collect::<Vec<_>>());
+    assert_eq!(client.read(1, range(64, 64)), [7; 64]);
+    served.running.stop().await;
+    meta.running.stop().await;
+}
+
+async fn refusal(config: NodeConfig) -> NodeError {
+    match Node::start(config).await {
+        Ok(_) => panic!("it started"),
+        Err(error) => error,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_that_cannot_be_used_are_refused_with_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta::start(dir.path()).await;
+    let served = Served::start(config(dir.path(), &meta.address)).await;
+    meta.device().await;
+    let error = refusal(config(dir.path(), &meta.address)).await;
+    assert!(
+        matches!(
+            error,
+            NodeError::Device {
+                error: DeviceError::InUse,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    served.running.stop().await;
+
+    let path = dir.path().join("device");
+    std::fs::copy(&path, dir.path().join("copy")).unwrap();
+    let mut twice = config(dir.path(), &meta.address);
+    twice.devices.push(DeviceConfig::new(dir.path().join("copy")));
+    let error = refusal(twice).await;
+    assert!(error.to_string().contains("one is a copy of the other"), "{error}");
+
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(100 << 20).unwrap();
+    let error = refusal(config(dir.path(), &meta.address)).await;
+    assert!(
+        matches!(
+            error,
+            NodeError::Store {
+                error: OpenError::Truncated { .. },
+                ..
+            }
+        ),
+        "{error}"
+    );
+    file.write_all_at(&[0xab; 1 << 20], 0).unwrap();
+    let error = refusal(config(dir.path(), &meta.address)).await;
+    assert!(
+        matches!(
+            error,
+            NodeError::Store {
+                error: OpenError::Foreign { .. },
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+    meta.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_of_another_cluster_is_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta::start(dir.path()).await;
+    let served = Served::start(config(dir.path(), &meta.address)).await;
+    meta.device().await;
+    served.running.stop().await;
+    meta.running.stop().await;
+
+    let other = tempfile::tempdir().unwrap();
+    let meta = Meta::start(other.path()).await;
+    let node = Node::start(config(dir.path(), &meta.address)).await.unwrap();
+    let outcome = tokio::time::timeout(Duration::from_secs(30), node.run(std::future::pending())).await;
+    let error = outcome.expect("it ends").unwrap_err();
+    assert!(matches!(error, NodeError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("another cluster"), "{error}");
+    meta.running.stop().await;
+}
+
+#[tokio::test]
+async fn configurations_that_make_no_sense_are_refused_with_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = config(dir.path(), "127.0.0.1:1");
+    let cases = [
+        (
+            NodeConfig {
+                name: "a b".to_string(),
+                ..good.clone()
+            },
+            "no name for a node",
+        ),
+        (
+            NodeConfig {
+                devices: Vec::new(),
+                ..good.clone()
+            },
+            "1 to 64 devices",
+        ),
+        (
+            NodeConfig {
+                meta: Vec::new(),
+                ..good.clone()
+            },
+            "no metadata server",
+        ),
+        (
+            NodeConfig {
+                listen: "0.0.0.0:0".parse().unwrap(),
+                ..good.clone()
+            },
+            "every address",
+        ),
+        (
+            NodeConfig {
+                advertise: "host".to_string(),
+                ..good.clone()
+            },
+            "host:port",
+        ),
+    ];
+    for (config, expected) in cases {
+        let error = refusal(config).await;
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap();
+    let error = refusal(NodeConfig { listen, ..good }).await;
+    assert!(matches!(error, NodeError::Listen { .. }), "{error}");
+}

@@ -135,8 +135,8 @@ struct Whom {
 
 impl Whom {
     async fn of(meta: &Meta) -> Whom {
-        let status = meta.client().status().await.unwrap();
         let id = meta.device().await.id.unwrap();
+        let status = meta.client().status().await.unwrap();
         Whom {
             cluster: ClusterId(status.cluster_id.try_into().unwrap()),
             device: DeviceId {

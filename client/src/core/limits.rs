@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use cairn_proto::replication::ReplicationLimits;
+
+use crate::volume::limits::VolumeLimits;
+
 /// Bounds of the client's core. They can be set tiny for tests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CoreLimits {
@@ -17,6 +21,12 @@ pub struct CoreLimits {
     pub retry_max: Duration,
     /// How often the addresses of a volume's devices are asked for at the most.
     pub refresh_interval: Duration,
+    /// How long a volume may take to be closed in order; what is left then ends as it is.
+    pub close_timeout: Duration,
+    /// Of each volume's data path.
+    pub volume: VolumeLimits,
+    /// Of each attachment.
+    pub replication: ReplicationLimits,
 }
 
 impl CoreLimits {
@@ -28,6 +38,9 @@ impl CoreLimits {
         retry_min: Duration::from_millis(50),
         retry_max: Duration::from_secs(2),
         refresh_interval: Duration::from_secs(2),
+        close_timeout: Duration::from_secs(10),
+        volume: VolumeLimits::DEFAULT,
+        replication: ReplicationLimits::DEFAULT,
     };
 }
 

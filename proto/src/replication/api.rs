@@ -112,6 +112,8 @@ pub enum Event {
         device: DeviceId,
         /// Its commit sequence, as it stood in its hello.
         commit: CommitSeq,
+        /// The commit sequence that it recovered at its start, as it stood in its hello.
+        recovered: CommitSeq,
     },
     /// The connection is over. No answer to what was sent on it will come.
     Disconnected {

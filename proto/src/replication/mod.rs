@@ -1,10 +1,425 @@
 //! The coordinator side of replication: DESIGN.md, "Replication", has the rules and why each of them is there.
+//!
+//! Reading order: [`api`] and [`config`], then this file (what is owned and where events go), `attach` (seal and join),
+//! `reconcile`, `write`, `read` with `grants`, `catch_up`, `no_space`; `group`, `member`, `bitmap` and `mask` hold state.
 
 pub mod api;
+mod attach;
+mod bitmap;
+mod catch_up;
 pub mod config;
+mod failure;
+mod grants;
+mod group;
+pub mod limits;
+mod mask;
+mod member;
+mod no_space;
+mod read;
+mod reconcile;
+mod status;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use api::{
     Action, Event, GroupPhase, GroupStatus, MemberStatus, Notice, OpError, OpToken, Operation, Outcome, ReadOutcome,
     RequestId,
 };
 pub use config::{Grant, GroupConfig, VolumeSettings};
+pub use limits::ReplicationLimits;
+
+use self::group::Group;
+use self::mask::Mask;
+use self::member::Member;
+use self::read::ReadFailure;
+use crate::collections::Map;
+use crate::frame::Class;
+use crate::ids::{DeviceId, Generation, GroupIndex, Version};
+use crate::message::{Holder, Message};
+use crate::time::Time;
+
+/// One attachment of one volume: the state machine of its only writer.
+///
+/// Made anew for each grant (rule 1), with the group map read at or after the grant's commit (rule 2).
+pub struct Coordinator {
+    settings: VolumeSettings,
+    limits: ReplicationLimits,
+    grant: Grant,
+    holder: Holder,
+    now: Time,
+    members: Vec<Member>,
+    member_of: BTreeMap<DeviceId, usize>,
+    groups: Vec<Group>,
+    next_request: u64,
+    sent: Map<RequestId, Sent>,
+    timers: BTreeSet<(Time, Timer)>,
+    actions: VecDeque<Action>,
+    /// The generation that took the volume over, once one was seen.
+    fenced: Option<Generation>,
+    release: ReleaseState,
+    /// Groups in which something happened that may let a catch-up go on.
+    touched: BTreeSet<usize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ReleaseState {
+    No,
+    Draining,
+    Asked,
+    Done,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Timer {
+    /// A read of a group may be asked of another member.
+    Hedge(usize, u64),
+    /// What a member refused is tried again.
+    Member(usize),
+    /// What members of a group refused is tried again.
+    Group(usize),
+}
+
+/// A request without all of its answers.
+struct Sent {
+    what: What,
+    at: Time,
+    /// Whose answer is missing: places in the group, or place 0 for who is asked alone.
+    to: Mask,
+}
+
+/// What a request is for, and so where its answer goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum What {
+    Seal { member: usize },
+    Confirm { member: usize },
+    Release { member: usize },
+    Join { group: usize },
+    Write { group: usize, seq: u64, bytes: u64 },
+    UndoRead { group: usize, seq: u64 },
+    Read { group: usize, read: u64 },
+    Repair { group: usize },
+    Reconcile { group: usize, id: u64 },
+    Compare { group: usize, target: usize, id: u64 },
+    CopyRead { group: usize, target: usize, job: u64 },
+    CopyWrite { group: usize, target: usize, job: u64 },
+}
+
+impl What {
+    /// `None` for what is asked of a device as a whole.
+    fn group(self) -> Option<usize> {
+        match self {
+            What::Seal { .. } | What::Confirm { .. } | What::Release { .. } => None,
+            What::Join { group }
+            | What::Write { group, .. }
+            | What::UndoRead { group, .. }
+            | What::Read { group, .. }
+            | What::Repair { group }
+            | What::Reconcile { group, .. }
+            | What::Compare { group, .. }
+            | What::CopyRead { group, .. }
+            | What::CopyWrite { group, .. } => Some(group),
+        }
+    }
+}
+
+impl Coordinator {
+    /// A coordinator for this grant. `groups` are the configurations in order of the group index, one for each group of
+    /// the volume. Errors: why a configuration can't be served.
+    pub fn new(
+        settings: VolumeSettings,
+        grant: Grant,
+        groups: Vec<GroupConfig>,
+        limits: ReplicationLimits,
+    ) -> Result<Coordinator, &'static str> {
+        if groups.len() != usize::from(settings.groups.get()) {
+            return Err("there is not one configuration for each group");
+        }
+        if let Some(problem) = groups.iter().find_map(GroupConfig::problem) {
+            return Err(problem);
+        }
+        if settings.write_quorum == 0 || grant.capability.generation != grant.generation {
+            return Err("the grant or the write quorum is not valid");
+        }
+        let mut coordinator = Coordinator {
+            settings,
+            limits,
+            grant,
+            holder: Holder {
+                volume: settings.id,
+                generation: grant.generation,
+            },
+            now: Time::ZERO,
+            members: Vec::new(),
+            member_of: BTreeMap::new(),
+            groups: Vec::new(),
+            next_request: 1,
+            sent: Map::default(),
+            timers: BTreeSet::new(),
+            actions: VecDeque::new(),
+            fenced: None,
+            release: ReleaseState::No,
+            touched: BTreeSet::new(),
+        };
+        for (config, index) in groups.into_iter().zip(0..) {
+            coordinator.add_group(GroupIndex(index), config);
+        }
+        Ok(coordinator)
+    }
+
+    fn add_group(&mut self, index: GroupIndex, config: GroupConfig) {
+        let g = self.groups.len();
+        let mut places = Vec::new();
+        for (place, device) in config.in_sync.iter().enumerate() {
+            let m = *self.member_of.entry(*device).or_insert_with(|| {
+                self.members.push(Member::new(*device));
+                self.members.len() - 1
+            });
+            self.members[m].groups.push((g, place));
+            places.push(m);
+        }
+        let group = Group::new(index, config, places.into_iter(), &self.limits);
+        self.groups.push(group);
+    }
+
+    /// The attachment's number.
+    pub fn generation(&self) -> Generation {
+        self.grant.generation
+    }
+
+    /// The devices it needs connections to.
+    pub fn devices(&self) -> impl Iterator<Item = DeviceId> {
+        self.members.iter().map(|member| member.device)
+    }
+
+    /// Whether a newer attachment has taken the volume over.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced.is_some()
+    }
+
+    /// Takes an event.
+    pub fn handle(&mut self, now: Time, event: Event) {
+        self.advance(now);
+        match event {
+            Event::Connected {
+                device,
+                commit,
+                recovered,
+            } => self.connected(device, commit, recovered),
+            Event::Disconnected { device } => self.disconnected(device),
+            Event::Answer {
+                device,
+                request,
+                grant,
+                message,
+            } => self.answered(device, request, grant, message),
+            Event::Submit { op, operation } => self.submit(op, operation),
+            Event::Release => self.start_release(),
+        }
+        self.settle();
+    }
+
+    /// Does what was to be done by now.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.advance(now);
+        while let Some((_, timer)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.timers.pop_first();
+            match timer {
+                Timer::Hedge(g, read) => self.hedge_read(g, read),
+                Timer::Member(m) => self.retry_member(m),
+                Timer::Group(g) => self.retry_group(g),
+            }
+        }
+        self.settle();
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    fn advance(&mut self, now: Time) {
+        assert!(now >= self.now, "time went back from {:?} to {now:?}", self.now);
+        self.now = now;
+    }
+
+    fn settle(&mut self) {
+        while let Some(g) = self.touched.pop_first() {
+            self.catch_up(g);
+        }
+        self.check_release();
+        self.check_invariants();
+    }
+
+    fn submit(&mut self, op: OpToken, operation: Operation) {
+        assert_eq!(self.release, ReleaseState::No, "submitted after the release");
+        if self.fenced.is_some() && !self.limits.ignore_fenced() {
+            return self.done(op, Err(OpError::Fenced));
+        }
+        let g = usize::from(self.settings.groups.group_of(operation.range().chunk()).0);
+        let group = &mut self.groups[g];
+        if group.phase != GroupPhase::Serving || group.draining {
+            assert!(
+                group.queued.len() < self.limits.queued_max,
+                "more operations are queued than are ever admitted"
+            );
+            group.queued.push_back((op, operation));
+            return;
+        }
+        self.start(g, op, operation);
+    }
+
+    fn start(&mut self, g: usize, op: OpToken, operation: Operation) {
+        if operation.is_read() {
+            self.start_read(g, op, &operation);
+        } else {
+            self.start_operation_write(g, op, operation);
+        }
+    }
+
+    fn done(&mut self, op: OpToken, result: Result<Outcome, OpError>) {
+        self.actions.push_back(Action::Done { op, result });
+    }
+
+    /// Sends one message to members of a group.
+    fn send(&mut self, g: usize, to: Mask, class: Class, message: Message, what: What) -> RequestId {
+        let group = &self.groups[g];
+        let devices = to.iter().map(|place| self.members[group.replicas[place].member].device);
+        let devices = devices.collect();
+        self.send_to(devices, to, class, message, what)
+    }
+
+    /// Sends one message to a device as a whole.
+    fn send_to_member(&mut self, m: usize, message: Message, what: What) -> RequestId {
+        let devices = vec![self.members[m].device];
+        self.send_to(devices, Mask::one(0), Class::Guest, message, what)
+    }
+
+    fn send_to(&mut self, to: Vec<DeviceId>, mask: Mask, class: Class, message: Message, what: What) -> RequestId {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        let sent = Sent {
+            what,
+            at: self.now,
+            to: mask,
+        };
+        self.sent.insert(request, sent);
+        self.actions.push_back(Action::Send {
+            to,
+            request,
+            class,
+            message,
+        });
+        request
+    }
+
+    /// A member's place in the group that a request is about; 0 for one that was asked alone.
+    fn place_of(&self, what: What, m: usize) -> Option<usize> {
+        match what.group() {
+            None => Some(0),
+            Some(g) => self.groups[g].replicas.iter().position(|replica| replica.member == m),
+        }
+    }
+
+    fn answered(&mut self, device: DeviceId, request: RequestId, grant: bool, message: Message) {
+        let Some(m) = self.member_of.get(&device).copied() else {
+            return;
+        };
+        let Some((what, at)) = self.sent.get(&request).map(|sent| (sent.what, sent.at)) else {
+            return;
+        };
+        let Some(place) = self.place_of(what, m) else { return };
+        let sent = self.sent.get_mut(&request).expect("it was there");
+        if !sent.to.remove(place) {
+            return;
+        }
+        if sent.to.is_empty() {
+            self.sent.remove(&request);
+        }
+        match message {
+            Message::Failed(failed) => self.request_failed(m, place, what, &failed),
+            message => {
+                let member = &mut self.members[m];
+                member.confirmed = member.confirmed.max(Some(request));
+                if grant {
+                    // Counted from the sending of the request: the member can't have begun to count earlier.
+                    member.grant_until = member.grant_until.max(at + self.limits.grant_trusted);
+                }
+                self.dispatch(m, place, what, at, message);
+                self.member_vouched(m);
+            }
+        }
+    }
+
+    fn dispatch(&mut self, m: usize, place: usize, what: What, at: Time, message: Message) {
+        match (what, message) {
+            (What::Seal { .. }, Message::Sealed(sealed)) if sealed.holder == self.holder => self.sealed(m),
+            (What::Confirm { .. }, Message::Confirmed(_)) => self.members[m].confirming = None,
+            (What::Release { .. }, Message::Released(_)) => {}
+            (What::Join { group }, Message::Joined(joined)) => self.joined(group, place, joined.created),
+            (What::Write { group, seq, .. }, Message::Durable(durable)) => {
+                self.members[m].saw_commit(durable.commit);
+                self.write_durable(group, seq, place);
+            }
+            (What::CopyWrite { group, target, job }, Message::Durable(durable)) => {
+                self.members[m].saw_commit(durable.commit);
+                self.copy_done(group, target, job);
+            }
+            (What::Repair { .. }, Message::Durable(durable)) => self.members[m].saw_commit(durable.commit),
+            (what, Message::ReadAnswer(answer)) => {
+                self.members[m].saw_commit(answer.commit);
+                if let Some(newer) = self.newer_than_us(answer.blocks.iter().map(|block| block.version)) {
+                    return self.become_fenced(newer);
+                }
+                match what {
+                    What::Read { group, read } => {
+                        self.members[m].latency.sample(self.now.saturating_since(at));
+                        self.read_answered(group, read, place, answer);
+                    }
+                    What::UndoRead { group, seq } => self.undo_read(group, seq, Some(answer)),
+                    What::CopyRead { group, target, job } => self.copy_read(group, target, job, answer),
+                    _ => self.request_lost(m, place, what, ReadFailure::Later),
+                }
+            }
+            (what, Message::Collected(page)) => {
+                self.members[m].saw_commit(page.commit);
+                if let Some(newer) = self.newer_than_us(page.runs.iter().map(|run| run.state.version)) {
+                    return self.become_fenced(newer);
+                }
+                match what {
+                    What::Read { group, read } => self.status_answered(group, read, place, &page),
+                    What::Reconcile { group, id } => self.reconcile_page(group, id, place, page),
+                    What::Compare { group, target, id } => self.compare_page(group, target, id, place, page),
+                    _ => self.request_lost(m, place, what, ReadFailure::Later),
+                }
+            }
+            (what, message) => {
+                let words = format!("it answered {what:?} with {}", message.name());
+                self.refused(m, words);
+                self.request_lost(m, place, what, ReadFailure::Later);
+            }
+        }
+    }
+
+    /// Versions of a later attachment are as good as its refusal.
+    fn newer_than_us(&self, mut versions: impl Iterator<Item = Version>) -> Option<Generation> {
+        let ours = self.holder.generation;
+        versions
+            .find(|version| version.generation() > ours)
+            .map(|version| version.generation())
+    }
+
+    fn refused(&mut self, m: usize, words: String) {
+        let device = self.members[m].device;
+        self.actions
+            .push_back(Action::Notice(Notice::Refused { device, words }));
+    }
+}
+
+#[cfg(test)]
+mod tests;

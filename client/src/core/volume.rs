@@ -1,0 +1,127 @@
+//! One open volume: its data path, its attachment, and what it asks of meta.
+
+use std::collections::VecDeque;
+
+use cairn_proto::ids::DeviceId;
+use cairn_proto::replication::{Coordinator, OpToken, Operation, VolumeSettings};
+use cairn_proto::time::Time;
+
+use super::api::{AttachmentPhase, MetaRequestId, VolumeDescription, VolumeStatus};
+use super::backoff::Backoff;
+use super::limits::CoreLimits;
+use crate::volume::VolumeLayer;
+
+/// How far a volume is.
+pub(super) enum Phase {
+    /// No operation yet.
+    Idle,
+    /// Meta was asked for the attachment, or is asked again at `retry_at`.
+    Asking {
+        request: Option<MetaRequestId>,
+        retry_at: Time,
+    },
+    /// It is attached.
+    Attached(Box<Coordinator>),
+    /// It was released; meta is told.
+    Detaching { request: MetaRequestId },
+    /// A newer attachment has taken over.
+    Fenced,
+    /// Meta refused it.
+    Gone(String),
+}
+
+/// An open volume.
+pub(super) struct Volume {
+    pub(super) description: VolumeDescription,
+    pub(super) layer: VolumeLayer,
+    pub(super) phase: Phase,
+    /// Operations that wait for the attachment. Bounded by the layer's permits.
+    pub(super) held: VecDeque<(OpToken, Operation)>,
+    pub(super) devices: Vec<DeviceId>,
+    pub(super) backoff: Backoff,
+    /// A question for addresses that has no answer yet.
+    pub(super) refresh: Option<MetaRequestId>,
+    pub(super) refresh_wanted: bool,
+    pub(super) refreshed_at: Option<Time>,
+    /// When closing ends, in order or not.
+    pub(super) close_by: Option<Time>,
+}
+
+impl Volume {
+    pub(super) fn new(description: VolumeDescription, limits: &CoreLimits) -> Volume {
+        Volume {
+            layer: VolumeLayer::new(description.id, description.size.0, limits.volume),
+            description,
+            phase: Phase::Idle,
+            held: VecDeque::new(),
+            devices: Vec::new(),
+            backoff: Backoff::default(),
+            refresh: None,
+            refresh_wanted: false,
+            refreshed_at: None,
+            close_by: None,
+        }
+    }
+
+    pub(super) fn settings(&self) -> VolumeSettings {
+        VolumeSettings {
+            id: self.description.id,
+            groups: self.description.groups,
+            write_quorum: self.description.write_quorum,
+            min_copies: self.description.min_copies,
+            layer: self.description.layer,
+        }
+    }
+
+    pub(super) fn coordinator(&mut self) -> Option<&mut Coordinator> {
+        match &mut self.phase {
+            Phase::Attached(coordinator) => Some(coordinator),
+            _ => None,
+        }
+    }
+
+    /// When addresses may be asked for, if they are wanted.
+    pub(super) fn refresh_due(&self, limits: &CoreLimits) -> Option<Time> {
+        if !self.refresh_wanted || self.refresh.is_some() || !matches!(self.phase, Phase::Attached(_)) {
+            return None;
+        }
+        Some(self.refreshed_at.map_or(Time::ZERO, |at| at + limits.refresh_interval))
+    }
+
+    /// When something is due.
+    pub(super) fn timeout(&self, limits: &CoreLimits) -> Option<Time> {
+        let phase = match &self.phase {
+            Phase::Asking {
+                request: None,
+                retry_at,
+            } => Some(*retry_at),
+            Phase::Attached(coordinator) => coordinator.poll_timeout(),
+            _ => None,
+        };
+        [phase, self.refresh_due(limits), self.close_by]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    pub(super) fn status(&self) -> VolumeStatus {
+        let (attachment, groups) = match &self.phase {
+            Phase::Idle => (AttachmentPhase::Idle, Vec::new()),
+            Phase::Asking { .. } => (AttachmentPhase::Asking, Vec::new()),
+            Phase::Attached(coordinator) => (
+                AttachmentPhase::Attached(coordinator.generation()),
+                coordinator.status(),
+            ),
+            Phase::Detaching { .. } => (AttachmentPhase::Idle, Vec::new()),
+            Phase::Fenced => (AttachmentPhase::Fenced, Vec::new()),
+            Phase::Gone(why) => (AttachmentPhase::Gone(why.clone()), Vec::new()),
+        };
+        VolumeStatus {
+            attachment,
+            groups,
+            operations: self.layer.operations(),
+            waiting: self.layer.waiting(),
+            permit_bytes: self.layer.permit_bytes(),
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Catch-up (rule 14): a member that lacks blocks gets copies of them from one that holds them, while writes go on. One
+//! that has forgotten what it acknowledged is compared with a complete member first.
+
+use bytes::Bytes;
+
+use super::api::{Action, GroupPhase, Notice};
+use super::mask::Mask;
+use super::read::bad_blocks;
+use super::reconcile::{Stream, is_ended, next_segment};
+use super::{Coordinator, What};
+use crate::block::Content;
+use crate::buffer::BlockBuf;
+use crate::frame::Class;
+use crate::ids::{ChunkIndex, Layer};
+use crate::limits::FRAME_BLOCKS_MAX;
+use crate::message::{Collected, Copy, CopySource, Message, Read, ReadAnswer};
+use crate::time::Time;
+use crate::units::BlockRange;
+
+/// Runs without a member to copy them from that are skipped in one go.
+const SKIPS_MAX: usize = 32;
+
+/// A copy on its way to a member.
+pub(super) struct Job {
+    pub(super) layer: Layer,
+    pub(super) range: BlockRange,
+    source: usize,
+    /// Blocks of it that have come to the member by writes meanwhile, one bit each.
+    superseded: [u64; (FRAME_BLOCKS_MAX / 64) as usize],
+}
+
+impl Job {
+    /// A write of these blocks is durable on the member: should the copy fail, they are not lacking.
+    pub(super) fn supersede(&mut self, layer: Layer, range: BlockRange) {
+        if layer != self.layer {
+            return;
+        }
+        if let Some(part) = self.range.intersection(&range) {
+            for block in part.start() - self.range.start()..part.end() - self.range.start() {
+                self.superseded[(block / 64) as usize] |= 1 << (block % 64);
+            }
+        }
+    }
+
+    fn is_superseded(&self, block: u32) -> bool {
+        self.superseded[(block / 64) as usize] >> (block % 64) & 1 != 0
+    }
+}
+
+/// The comparison of a member that has forgotten something with a complete one.
+pub(super) struct Compare {
+    id: u64,
+    source: usize,
+    /// What the source holds, and what the member holds.
+    streams: [Stream; 2],
+}
+
+impl Coordinator {
+    /// Something happened that may let a catch-up go on.
+    pub(super) fn touch_catch_up(&mut self, g: usize) {
+        self.touched.insert(g);
+    }
+
+    /// Goes on with what the members of a group lack.
+    pub(super) fn catch_up(&mut self, g: usize) {
+        if self.groups[g].reads_wait {
+            self.ask_idle_reads(g);
+        }
+        let group = &mut self.groups[g];
+        match group.phase {
+            GroupPhase::Serving if group.draining => self.after_drain(g),
+            GroupPhase::Serving if group.replicas.iter().all(|r| r.is_complete() && !r.told_behind) => {
+                return group.advance_stable(self.holder.generation);
+            }
+            GroupPhase::Serving => {}
+            GroupPhase::Reconciling => self.go_on_reconcile(g),
+            GroupPhase::Sealing | GroupPhase::Waiting | GroupPhase::Fenced => return,
+        }
+        let mut stalled = false;
+        for target in 0..self.groups[g].replicas.len() {
+            let replica = &self.groups[g].replicas[target];
+            if !replica.joined || replica.behind {
+                continue;
+            }
+            if replica.stale {
+                stalled |= !self.go_on_compare(g, target);
+            } else if !replica.lack.is_empty() {
+                stalled |= !self.start_copies(g, target);
+            }
+            self.check_caught_up(g, target);
+        }
+        if stalled {
+            self.drain_if_stalled(g);
+        }
+    }
+
+    fn check_caught_up(&mut self, g: usize, target: usize) {
+        let group = &mut self.groups[g];
+        let replica = &mut group.replicas[target];
+        if group.phase != GroupPhase::Serving || !replica.is_complete() || !replica.joined {
+            return;
+        }
+        if std::mem::take(&mut replica.told_behind) {
+            let (group, device) = (group.index, self.members[replica.member].device);
+            self.actions
+                .push_back(Action::Notice(Notice::CaughtUp { group, device }));
+        }
+        self.groups[g].advance_stable(self.holder.generation);
+    }
+
+    /// Starts copies to a member. False if there is something to copy and nobody has it.
+    fn start_copies(&mut self, g: usize, target: usize) -> bool {
+        if self.groups[g].replicas[target]
+            .copy_paused
+            .is_some_and(|until| self.now < until)
+        {
+            self.arm_retry(g);
+            return true;
+        }
+        let mut wrapped = false;
+        let mut found_source = false;
+        for _ in 0..SKIPS_MAX {
+            let replica = &mut self.groups[g].replicas[target];
+            if replica.jobs.len() >= self.limits.copies_in_flight || replica.lack.is_empty() {
+                return true;
+            }
+            let (chunk, layer, block) = replica.copy_from;
+            let Some((layer, range)) = replica.lack.run_from(chunk, layer, block, self.limits.copy_blocks) else {
+                replica.copy_from = (ChunkIndex(0), Layer(0), 0);
+                if wrapped {
+                    break;
+                }
+                wrapped = true;
+                continue;
+            };
+            replica.copy_from = (range.chunk(), layer, range.end());
+            let group = &self.groups[g];
+            let hold = group.places(|replica| replica.joined && replica.holds(layer, range));
+            found_source |= !hold.minus(Mask::one(target)).is_empty();
+            let sources = group.holders(layer, range).minus(Mask::one(target));
+            let fastest = sources.iter().min_by_key(|place| {
+                let member = &self.members[group.replicas[*place].member];
+                (member.latency.expected_ns(), *place)
+            });
+            if let Some(source) = fastest {
+                self.start_copy(g, target, source, layer, range);
+            }
+        }
+        found_source || !self.groups[g].replicas[target].jobs.is_empty()
+    }
+
+    fn start_copy(&mut self, g: usize, target: usize, source: usize, layer: Layer, range: BlockRange) {
+        let group = &mut self.groups[g];
+        let job = group.next_job;
+        group.next_job += 1;
+        let replica = &mut group.replicas[target];
+        replica.lack.remove(layer, range);
+        let state = Job {
+            layer,
+            range,
+            source,
+            superseded: Default::default(),
+        };
+        replica.jobs.insert(job, state);
+        let read = Message::Read(Read {
+            holder: self.holder,
+            group: group.index,
+            layer,
+            range,
+        });
+        let what = What::CopyRead { group: g, target, job };
+        self.send(g, Mask::one(source), Class::Repair, read, what);
+    }
+
+    /// What is to be copied was read.
+    pub(super) fn copy_read(&mut self, g: usize, target: usize, job: u64, answer: ReadAnswer) {
+        let volume = self.settings.id;
+        let group = &self.groups[g];
+        let Some(state) = group.replicas[target].jobs.get(&job) else {
+            return;
+        };
+        let (layer, range, source) = (state.layer, state.range, state.source);
+        if !group.replicas[target].joined || answer.blocks.len() != range.count() as usize {
+            return self.copy_lost(g, target, job);
+        }
+        let bad = bad_blocks(volume, range, &answer);
+        if !bad.is_empty() {
+            self.source_is_damaged(g, target, source, layer, range, &bad);
+            return self.copy_lost(g, target, job);
+        }
+        let copy = Message::Copy(Copy {
+            holder: self.holder,
+            group: group.index,
+            layer,
+            range,
+            source: CopySource::Repair,
+            blocks: answer.blocks,
+            bytes: joined(answer.bytes),
+        });
+        let what = What::CopyWrite { group: g, target, job };
+        self.send(g, Mask::one(target), Class::Repair, copy, what);
+    }
+
+    /// The member that was to give a copy has damaged blocks: it lacks them too. If a comparison of all members has shown
+    /// that no other holds them they are lost, until they are written anew.
+    fn source_is_damaged(
+        &mut self,
+        g: usize,
+        target: usize,
+        source: usize,
+        layer: Layer,
+        range: BlockRange,
+        bad: &[u32],
+    ) {
+        let group = &mut self.groups[g];
+        for block in bad {
+            let block = BlockRange::new(range.chunk(), range.start() + block, 1).expect("within the range");
+            let others = group
+                .places(|replica| replica.holds(layer, block))
+                .minus(Mask::one(source));
+            if group.phase == GroupPhase::Reconciling && others.minus(Mask::one(target)).is_empty() {
+                group.lost.insert(layer, block);
+                if let Some(job) = group.replicas[target].jobs.values_mut().find(|job| job.range == range) {
+                    job.supersede(layer, block);
+                }
+            } else {
+                group.miss(source, layer, block);
+            }
+            let device = self.members[group.replicas[source].member].device;
+            let notice = Notice::Damage {
+                group: group.index,
+                device,
+                range: block,
+            };
+            self.actions.push_back(Action::Notice(notice));
+        }
+        self.tell_behind(g, source);
+    }
+
+    /// A copy is durable.
+    pub(super) fn copy_done(&mut self, g: usize, target: usize, job: u64) {
+        if self.groups[g].replicas[target].jobs.remove(&job).is_some() {
+            self.touch_catch_up(g);
+        }
+    }
+
+    /// A copy was not done: its blocks are lacking again.
+    pub(super) fn copy_lost(&mut self, g: usize, target: usize, job: u64) {
+        let pause: Time = self.now + self.limits.retry_pause;
+        let replica = &mut self.groups[g].replicas[target];
+        let Some(job) = replica.jobs.remove(&job) else { return };
+        let left = (0..job.range.count()).filter(|block| !job.is_superseded(*block));
+        for block in left {
+            let block = BlockRange::new(job.range.chunk(), job.range.start() + block, 1).expect("within the range");
+            replica.lack.insert(job.layer, block);
+        }
+        replica.copy_paused = Some(pause);
+        self.arm_retry(g);
+    }
+
+    /// Goes on comparing a member that has forgotten something. False if nobody is complete to compare it with.
+    fn go_on_compare(&mut self, g: usize, target: usize) -> bool {
+        let group = &mut self.groups[g];
+        let usable = |replica: &super::group::Replica| replica.joined && replica.is_complete() && !replica.behind;
+        if let Some(compare) = &group.replicas[target].compare
+            && !usable(&group.replicas[compare.source])
+        {
+            group.replicas[target].compare = None;
+        }
+        if group.replicas[target].compare.is_none() {
+            let Some(source) = group.places(usable).iter().next() else {
+                // Somebody may become complete by copies that are on their way.
+                return group.replicas.iter().any(|replica| !replica.jobs.is_empty());
+            };
+            let id = group.next_job;
+            group.next_job += 1;
+            group.replicas[target].lack.clear();
+            group.replicas[target].compare = Some(Compare {
+                id,
+                source,
+                streams: [Stream::new(), Stream::new()],
+            });
+        }
+        let replica = &mut group.replicas[target];
+        let compare = replica.compare.as_mut().expect("made above");
+        while let Some(segment) = next_segment(&mut compare.streams) {
+            let (source, own) = (segment.states[0], segment.states[1]);
+            if own.version < source.version || own.content == Content::Damaged {
+                replica.lack.insert(segment.layer, segment.range);
+            }
+        }
+        if is_ended(&compare.streams) {
+            replica.compare = None;
+            replica.stale = false;
+            self.touch_catch_up(g);
+            return true;
+        }
+        let (id, source) = (compare.id, compare.source);
+        let asks = [(source, compare.streams[0].ask()), (target, compare.streams[1].ask())];
+        for (place, from) in asks {
+            if let Some(from) = from {
+                self.collect(g, place, from, What::Compare { group: g, target, id });
+            }
+        }
+        true
+    }
+
+    /// A page of what one of the two holds.
+    pub(super) fn compare_page(&mut self, g: usize, target: usize, id: u64, place: usize, page: Collected) {
+        let compare = self.groups[g].replicas[target].compare.as_mut();
+        let Some(compare) = compare.filter(|compare| compare.id == id) else {
+            return;
+        };
+        let stream = usize::from(place != compare.source);
+        if !compare.streams[stream].take(page) {
+            let m = self.groups[g].replicas[place].member;
+            self.refused(m, "it listed its blocks out of order".to_string());
+            return self.compare_lost(g, target);
+        }
+        self.touch_catch_up(g);
+    }
+
+    /// The comparison can't go on: it starts anew.
+    pub(super) fn compare_lost(&mut self, g: usize, target: usize) {
+        self.groups[g].replicas[target].compare = None;
+        self.arm_retry(g);
+    }
+
+    /// All members are there, and yet nobody holds what another lacks, as far as is known: what is known is coarser than
+    /// what is. Comparing them all settles it; for that, what is in flight comes to its end first.
+    fn drain_if_stalled(&mut self, g: usize) {
+        let group = &mut self.groups[g];
+        let idle = group.replicas.iter().all(|replica| {
+            let paused = replica.copy_paused.is_some_and(|until| self.now < until);
+            replica.joined && !replica.behind && !paused && replica.jobs.is_empty() && replica.compare.is_none()
+        });
+        if idle && group.phase == GroupPhase::Serving && !group.draining {
+            group.draining = true;
+            self.after_drain(g);
+        }
+    }
+
+    /// Compares the members of a group that was to stop serving, once nothing is in flight.
+    pub(super) fn after_drain(&mut self, g: usize) {
+        if !self.groups[g].draining {
+            return;
+        }
+        self.queue_idle_reads(g);
+        let group = &self.groups[g];
+        if !group.reads.is_empty() || !group.writes.is_empty() {
+            return;
+        }
+        if group.joined() == group.all() {
+            self.start_reconcile(g);
+        } else {
+            self.groups[g].phase = GroupPhase::Waiting;
+            self.groups[g].draining = false;
+            self.update_phase(g);
+        }
+    }
+}
+
+/// Pieces as one.
+fn joined(pieces: Vec<Bytes>) -> Bytes {
+    let mut pieces = pieces;
+    if pieces.len() == 1 {
+        return pieces.swap_remove(0);
+    }
+    let mut buffer = BlockBuf::zeroed(pieces.iter().map(Bytes::len).sum::<usize>() / crate::limits::BLOCK_BYTES);
+    let mut offset = 0;
+    for piece in pieces {
+        buffer[offset..offset + piece.len()].copy_from_slice(&piece);
+        offset += piece.len();
+    }
+    buffer.freeze()
+}

@@ -1,0 +1,333 @@
+//! Reconcile (rules 9 to 11): before a group's first I/O its members are compared block by block, and whoever lacks the
+//! highest version of a block gets a copy.
+//!
+//! Members list what they hold in pages, in order; one page of each is held at a time. What a member lacks goes into its
+//! bitmap, and comparing pauses while that is full, so memory is bounded whatever the size of the group.
+
+use std::collections::VecDeque;
+
+use super::api::GroupPhase;
+use super::mask::Mask;
+use super::{Coordinator, What};
+use crate::block::{BlockState, Content, Cursor, Run};
+use crate::frame::Class;
+use crate::ids::{Layer, Version};
+use crate::limits::MEMBERS_MAX;
+use crate::message::{Collect, Collected, Message};
+use crate::units::BlockRange;
+
+/// The comparison of all members of a group.
+pub(super) struct Reconcile {
+    /// Tells answers to this comparison from answers to an earlier one.
+    pub(super) id: u64,
+    pub(super) streams: Vec<Stream>,
+    merged: bool,
+}
+
+/// What one member holds, page by page.
+pub(super) struct Stream {
+    runs: VecDeque<Run>,
+    /// Where the next page starts; `None` after the last.
+    from: Option<Cursor>,
+    asked: bool,
+}
+
+impl Stream {
+    pub(super) fn new() -> Stream {
+        Stream {
+            runs: VecDeque::new(),
+            from: Some(Cursor::default()),
+            asked: false,
+        }
+    }
+
+    fn is_starved(&self) -> bool {
+        self.runs.is_empty() && self.from.is_some()
+    }
+
+    /// Where to ask from, if a page is needed and not on its way.
+    pub(super) fn ask(&mut self) -> Option<Cursor> {
+        if !self.is_starved() || self.asked {
+            return None;
+        }
+        self.asked = true;
+        self.from
+    }
+
+    /// Takes a page. False if it is not in order, or does not get on.
+    pub(super) fn take(&mut self, page: Collected) -> bool {
+        let Some(from) = self.from else { return false };
+        self.asked = false;
+        let mut at = from;
+        for run in &page.runs {
+            let start = Cursor {
+                chunk: run.range.chunk(),
+                layer: run.layer,
+                block: run.range.start(),
+            };
+            // A run that began before the place that was asked for may be given whole.
+            let same_chunk = (start.chunk, start.layer) == (at.chunk, at.layer);
+            if start < at && !(same_chunk && run.range.end() > at.block) {
+                return false;
+            }
+            at = Cursor {
+                block: run.range.end(),
+                ..start
+            };
+        }
+        if page.next.is_some_and(|next| next <= from) {
+            return false;
+        }
+        self.from = page.next;
+        self.runs.extend(page.runs);
+        true
+    }
+
+    fn front(&self) -> Option<(Cursor, Run)> {
+        let run = *self.runs.front()?;
+        let cursor = Cursor {
+            chunk: run.range.chunk(),
+            layer: run.layer,
+            block: run.range.start(),
+        };
+        Some((cursor, run))
+    }
+
+    /// Drops what lies before the end of a range.
+    fn advance(&mut self, layer: Layer, range: BlockRange) {
+        let Some(run) = self.runs.front_mut() else { return };
+        if run.layer != layer || run.range.chunk() != range.chunk() || run.range.start() >= range.end() {
+            return;
+        }
+        let left = run.range.end().saturating_sub(range.end());
+        match BlockRange::new(range.chunk(), range.end(), left) {
+            Some(rest) => run.range = rest,
+            None => {
+                self.runs.pop_front();
+            }
+        }
+    }
+}
+
+/// Blocks in which each member holds one state throughout.
+pub(super) struct Segment {
+    pub(super) layer: Layer,
+    pub(super) range: BlockRange,
+    pub(super) states: [BlockState; MEMBERS_MAX],
+}
+
+/// The next segment; `None` when a page is needed first, or at the end.
+pub(super) fn next_segment(streams: &mut [Stream]) -> Option<Segment> {
+    if streams.iter().any(Stream::is_starved) {
+        return None;
+    }
+    let (start, _) = streams
+        .iter()
+        .filter_map(Stream::front)
+        .min_by_key(|(cursor, _)| *cursor)?;
+    let mut end = u32::MAX;
+    let mut states = [BlockState::ABSENT; MEMBERS_MAX];
+    for (stream, state) in streams.iter().zip(&mut states) {
+        let Some((cursor, run)) = stream.front() else { continue };
+        if (cursor.chunk, cursor.layer) != (start.chunk, start.layer) {
+            continue;
+        }
+        if cursor.block > start.block {
+            end = end.min(cursor.block);
+        } else {
+            *state = run.state;
+            end = end.min(run.range.end());
+        }
+    }
+    let range = BlockRange::new(start.chunk, start.block, end - start.block).expect("runs are not empty");
+    for stream in streams {
+        stream.advance(start.layer, range);
+    }
+    Some(Segment {
+        layer: start.layer,
+        range,
+        states,
+    })
+}
+
+pub(super) fn is_ended(streams: &[Stream]) -> bool {
+    streams
+        .iter()
+        .all(|stream| stream.runs.is_empty() && stream.from.is_none())
+}
+
+impl Coordinator {
+    /// Every member is sealed and joined: compare them all.
+    pub(super) fn start_reconcile(&mut self, g: usize) {
+        let group = &mut self.groups[g];
+        assert_eq!(group.joined(), group.all(), "only a whole group is compared");
+        assert!(
+            group.writes.is_empty() && group.reads.is_empty(),
+            "nothing is in flight meanwhile"
+        );
+        group.phase = GroupPhase::Reconciling;
+        group.draining = false;
+        group.lost.clear();
+        for replica in &mut group.replicas {
+            replica.lack.clear();
+            replica.jobs.clear();
+            replica.compare = None;
+            (replica.stale, replica.behind, replica.copy_paused) = (false, false, None);
+        }
+        let id = group.next_job;
+        group.next_job += 1;
+        group.reconcile = Some(Reconcile {
+            id,
+            streams: group.replicas.iter().map(|_| Stream::new()).collect(),
+            merged: false,
+        });
+        self.tell_phase(g);
+        self.ask_pages(g);
+    }
+
+    fn ask_pages(&mut self, g: usize) {
+        for place in 0..self.groups[g].replicas.len() {
+            let Some(reconcile) = &mut self.groups[g].reconcile else {
+                return;
+            };
+            let id = reconcile.id;
+            if let Some(from) = reconcile.streams[place].ask() {
+                self.collect(g, place, from, What::Reconcile { group: g, id });
+            }
+        }
+    }
+
+    pub(super) fn collect(&mut self, g: usize, place: usize, from: Cursor, what: What) {
+        let collect = Message::Collect(Collect {
+            holder: self.holder,
+            group: self.groups[g].index,
+            from,
+            above: Version::ZERO,
+        });
+        self.send(g, Mask::one(place), Class::Guest, collect, what);
+    }
+
+    /// A page of what a member holds.
+    pub(super) fn reconcile_page(&mut self, g: usize, id: u64, place: usize, page: Collected) {
+        let reconcile = self.groups[g].reconcile.as_mut();
+        let Some(reconcile) = reconcile.filter(|reconcile| reconcile.id == id) else {
+            return;
+        };
+        if !reconcile.streams[place].take(page) {
+            let m = self.groups[g].replicas[place].member;
+            self.refused(m, "it listed its blocks out of order".to_string());
+            return self.reconcile_lost(g);
+        }
+        self.touch_catch_up(g);
+    }
+
+    /// Goes on comparing, unless the bitmaps are full: then copies go first. Ends in serving.
+    pub(super) fn go_on_reconcile(&mut self, g: usize) {
+        let room = self.limits.lack_chunks_exact_max.max(2) - 1;
+        let group = &mut self.groups[g];
+        let Some(reconcile) = &mut group.reconcile else { return };
+        while !reconcile.merged && group.replicas.iter().all(|replica| replica.lack.exact_chunks() < room) {
+            let Some(segment) = next_segment(&mut reconcile.streams) else {
+                reconcile.merged = is_ended(&reconcile.streams);
+                break;
+            };
+            let states = &segment.states[..group.replicas.len()];
+            let base = states
+                .iter()
+                .map(|state| state.version)
+                .max()
+                .expect("a group has members");
+            let is_base = |state: &BlockState| state.version == base && state.content != Content::Damaged;
+            if !states.iter().any(is_base) {
+                group.lost.insert(segment.layer, segment.range);
+                continue;
+            }
+            for (replica, state) in group.replicas.iter_mut().zip(states) {
+                if !is_base(state) {
+                    replica.lack.insert(segment.layer, segment.range);
+                }
+            }
+        }
+        if reconcile.merged {
+            if group.replicas.iter().all(super::group::Replica::is_complete) {
+                group.reconcile = None;
+                self.serve(g);
+            }
+        } else {
+            self.ask_pages(g);
+        }
+    }
+
+    /// A member was lost, or an answer: the comparison starts anew when all members are there.
+    pub(super) fn reconcile_lost(&mut self, g: usize) {
+        let group = &mut self.groups[g];
+        if group.phase != GroupPhase::Reconciling {
+            return;
+        }
+        group.reconcile = None;
+        group.phase = GroupPhase::Waiting;
+        for replica in &mut group.replicas {
+            replica.lack.clear();
+            replica.jobs.clear();
+        }
+        self.arm_retry(g);
+        self.tell_phase(g);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{ChunkIndex, Generation, Seq};
+
+    fn run(chunk: u32, start: u32, count: u32, seq: u64) -> Run {
+        Run {
+            layer: Layer(0),
+            range: BlockRange::new(ChunkIndex(chunk), start, count).unwrap(),
+            state: BlockState {
+                content: Content::Zero,
+                version: Version::new(Generation::new(1).unwrap(), Seq::new(seq).unwrap()),
+            },
+        }
+    }
+
+    fn page(runs: Vec<Run>) -> Collected {
+        Collected {
+            runs,
+            ..Collected::default()
+        }
+    }
+
+    #[test]
+    fn members_are_compared_in_segments_in_which_each_holds_one_state() {
+        let mut streams = [Stream::new(), Stream::new()];
+        assert!(next_segment(&mut streams).is_none(), "pages are needed first");
+        assert!(streams[0].take(page(vec![run(0, 0, 10, 1), run(2, 5, 1, 4)])));
+        assert!(streams[1].take(page(vec![run(0, 4, 2, 2), run(1, 0, 1, 3)])));
+        let mut seen = Vec::new();
+        while let Some(segment) = next_segment(&mut streams) {
+            let seq = |i: usize| segment.states[i].version.seq().get();
+            seen.push((segment.range.to_string(), seq(0), seq(1)));
+        }
+        let expected = [
+            ("0:0+4", 1, 0),
+            ("0:4+2", 1, 2),
+            ("0:6+4", 1, 0),
+            ("1:0+1", 0, 3),
+            ("2:5+1", 4, 0),
+        ];
+        assert_eq!(seen, expected.map(|(range, a, b)| (range.to_string(), a, b)));
+        assert!(is_ended(&streams));
+    }
+
+    #[test]
+    fn a_list_out_of_order_is_not_believed() {
+        assert!(!Stream::new().take(page(vec![run(1, 0, 2, 1), run(0, 0, 1, 1)])));
+        assert!(!Stream::new().take(page(vec![run(1, 0, 2, 1), run(1, 0, 1, 1)])));
+        let endless = Collected {
+            next: Some(Cursor::default()),
+            ..Collected::default()
+        };
+        assert!(!Stream::new().take(endless));
+    }
+}

@@ -1,0 +1,552 @@
+//! Holders, devices and the network between them, driven by a seed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::checker::History;
+use super::model::{Answer, Device, Held, content, write_of};
+use super::{GROUPS, VOLUME};
+use crate::block::{BlockState, Content};
+use crate::capability::{Capability, ClusterKey, Rights};
+use crate::ids::*;
+use crate::limits::BLOCK_BYTES;
+use crate::message::Message;
+use crate::replication::*;
+use crate::time::Time;
+use crate::units::BlockRange;
+
+/// A small generator whose numbers are the same everywhere.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+
+    pub(super) fn one_in(&mut self, bound: u64) -> bool {
+        self.below(bound) == 0
+    }
+}
+
+#[derive(Default)]
+struct Link {
+    up: bool,
+    to_device: VecDeque<(RequestId, Message)>,
+    to_holder: VecDeque<(RequestId, Message, bool)>,
+    /// Sealings that wait for a grant to run out.
+    deferred: Vec<(Time, RequestId, Message)>,
+}
+
+struct Holder {
+    coordinator: Coordinator,
+    links: Vec<Link>,
+    in_flight: BTreeMap<OpToken, InFlight>,
+    active: bool,
+    released: bool,
+}
+
+struct InFlight {
+    range: BlockRange,
+    invoked: u64,
+    value: Option<u64>,
+}
+
+/// What may go wrong in a run.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Faults {
+    pub(super) disconnects: bool,
+    pub(super) crashes: bool,
+    pub(super) takeovers: bool,
+    pub(super) damage: bool,
+    pub(super) forget: bool,
+    pub(super) full: bool,
+}
+
+pub(super) struct World {
+    pub(super) random: Random,
+    pub(super) now: Time,
+    step: u64,
+    pub(super) devices: Vec<Device>,
+    holders: Vec<Holder>,
+    /// Requests of connections that are over, which may still arrive.
+    strays: Vec<(usize, Message)>,
+    pub(super) history: History,
+    limits: ReplicationLimits,
+    faults: Faults,
+    next_value: u64,
+    next_op: u64,
+    generation: u32,
+    pub(super) results: BTreeMap<&'static str, u64>,
+    pub(super) notices: Vec<Notice>,
+    remembered: Option<BTreeMap<(ChunkIndex, Layer, u32), Held>>,
+    remembered_commit: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, faults: Faults, limits: ReplicationLimits) -> World {
+        World {
+            random: Random::new(seed),
+            now: Time::from_nanos(1),
+            step: 1,
+            devices: (1..=3).map(Device::new).collect(),
+            holders: Vec::new(),
+            strays: Vec::new(),
+            history: History::default(),
+            limits,
+            faults,
+            next_value: 1,
+            next_op: 1,
+            generation: 0,
+            results: BTreeMap::new(),
+            notices: Vec::new(),
+            remembered: None,
+            remembered_commit: 0,
+        }
+    }
+
+    /// A new attachment, beside those that are there.
+    pub(super) fn attach(&mut self) -> usize {
+        self.generation += 1;
+        let generation = Generation::new(self.generation).unwrap();
+        let key = ClusterKey([1; 32]);
+        let capability = Capability::grant(&key, ClusterId([2; 16]), VOLUME, generation, Rights::Write);
+        let settings = VolumeSettings {
+            id: VOLUME,
+            groups: GroupCount::new(GROUPS).unwrap(),
+            write_quorum: 2,
+            min_copies: 2,
+            layer: Layer(0),
+        };
+        let config = GroupConfig {
+            epoch: Epoch(1),
+            in_sync: self.devices.iter().map(|device| device.id).collect(),
+            ..GroupConfig::default()
+        };
+        let configs = vec![config; usize::from(GROUPS)];
+        let grant = Grant { generation, capability };
+        self.holders.push(Holder {
+            coordinator: Coordinator::new(settings, grant, configs, self.limits).unwrap(),
+            links: self.devices.iter().map(|_| Link::default()).collect(),
+            in_flight: BTreeMap::new(),
+            active: true,
+            released: false,
+        });
+        self.holders.len() - 1
+    }
+
+    pub(super) fn status(&self, h: usize) -> Vec<GroupStatus> {
+        self.holders[h].coordinator.status()
+    }
+
+    pub(super) fn is_idle(&self, h: usize) -> bool {
+        self.holders[h].in_flight.is_empty()
+    }
+
+    fn tell(&mut self, h: usize, event: Event) {
+        let now = self.now;
+        self.holders[h].coordinator.handle(now, event);
+        self.drain(h);
+    }
+
+    fn drain(&mut self, h: usize) {
+        while let Some(action) = self.holders[h].coordinator.poll_action() {
+            match action {
+                Action::Send {
+                    to, request, message, ..
+                } => {
+                    for device in to {
+                        let d = self.devices.iter().position(|other| other.id == device).unwrap();
+                        let link = &mut self.holders[h].links[d];
+                        assert!(link.up, "sent to a device that is not connected");
+                        link.to_device.push_back((request, message.clone()));
+                    }
+                }
+                Action::Done { op, result } => self.done(h, op, result),
+                Action::Notice(notice) => self.notices.push(notice),
+                Action::Released => self.holders[h].released = true,
+            }
+        }
+    }
+
+    fn done(&mut self, h: usize, op: OpToken, result: Result<Outcome, OpError>) {
+        let op = self.holders[h].in_flight.remove(&op).expect("an operation ends once");
+        let blocks = (0..op.range.count()).map(|i| op.range.volume_block(i));
+        let name = match (&result, op.value) {
+            (Ok(Outcome::Written), Some(value)) => {
+                blocks.for_each(|block| self.history.write_done(block, value, self.step));
+                "written"
+            }
+            (Ok(Outcome::Read(read)), None) => {
+                let mut data = read.bytes.iter();
+                for (block, state) in blocks.zip(&read.blocks) {
+                    let value = match state.content {
+                        Content::Absent => 0,
+                        Content::Data(_) => {
+                            let bytes = data.next().expect("bytes for each block of data");
+                            assert_eq!(bytes.len(), BLOCK_BYTES);
+                            let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+                            assert_eq!(*bytes, content(value, 1), "a block is whole");
+                            value
+                        }
+                        other => panic!("read {other:?}"),
+                    };
+                    self.history.read(block, value, op.invoked, self.step);
+                }
+                "read"
+            }
+            (Ok(Outcome::Status(runs)), None) => {
+                assert_eq!(runs.iter().map(|(count, _)| count).sum::<u32>(), op.range.count());
+                "status"
+            }
+            (Err(OpError::Fenced), _) => "fenced",
+            (Err(OpError::NoSpace), Some(value)) => {
+                self.history.write_undone(value);
+                "no space"
+            }
+            // Only device 0 rots, so what is damaged everywhere was never acknowledged: only device 0 ever had it.
+            (Err(OpError::Damaged), None) if self.faults.damage && self.is_rotten(op.range) => "damaged",
+            (result, value) => panic!("{value:?} ended as {result:?}"),
+        };
+        *self.results.entry(name).or_default() += 1;
+        self.step += 1;
+    }
+
+    fn is_rotten(&self, range: BlockRange) -> bool {
+        (range.start()..range.end()).any(|block| {
+            let key = (range.chunk(), Layer(0), block);
+            let versions = self
+                .devices
+                .iter()
+                .map(|device| device.blocks.get(&key).map(|held| held.state.version));
+            let versions: Vec<_> = versions.collect();
+            versions[0] > versions[1].max(versions[2])
+        })
+    }
+
+    pub(super) fn submit(&mut self, h: usize, range: BlockRange, write: bool) -> bool {
+        let overlaps = |op: &InFlight| op.range.overlaps(&range) && (write || op.value.is_some());
+        if self.holders[h].released || self.holders[h].in_flight.values().any(overlaps) {
+            return false;
+        }
+        let op = OpToken(self.next_op);
+        self.next_op += 1;
+        self.step += 1;
+        let value = write.then(|| {
+            self.next_value += 1;
+            self.next_value
+        });
+        let operation = match value {
+            Some(value) => {
+                for i in 0..range.count() {
+                    self.history.invoke_write(range.volume_block(i), value, self.step);
+                }
+                write_of(VOLUME, range, value)
+            }
+            None if self.random.one_in(8) => Operation::Status { range },
+            None => Operation::Read { range },
+        };
+        let invoked = self.step;
+        self.holders[h].in_flight.insert(op, InFlight { range, invoked, value });
+        self.step += 1;
+        self.tell(h, Event::Submit { op, operation });
+        true
+    }
+
+    pub(super) fn connect(&mut self, h: usize, d: usize) {
+        let link = &mut self.holders[h].links[d];
+        if link.up || !self.devices[d].alive {
+            return;
+        }
+        link.up = true;
+        let device = &self.devices[d];
+        let event = Event::Connected {
+            device: device.id,
+            commit: CommitSeq(device.commit),
+            recovered: CommitSeq(device.recovered),
+        };
+        self.tell(h, event);
+    }
+
+    pub(super) fn disconnect(&mut self, h: usize, d: usize) {
+        let link = std::mem::take(&mut self.holders[h].links[d]);
+        if !link.up {
+            return;
+        }
+        for (_, message) in link.to_device {
+            if self.random.one_in(2) {
+                self.strays.push((d, message));
+            }
+        }
+        let device = self.devices[d].id;
+        self.tell(h, Event::Disconnected { device });
+    }
+
+    pub(super) fn crash(&mut self, d: usize) {
+        self.devices[d].alive = false;
+        for h in 0..self.holders.len() {
+            self.disconnect(h, d);
+        }
+    }
+
+    pub(super) fn restart(&mut self, d: usize) {
+        let now = self.now;
+        if self.devices[d].alive {
+            return;
+        }
+        if self.faults.forget && d == 0 {
+            if let Some(blocks) = self.remembered.take() {
+                self.devices[d].blocks = blocks;
+                self.devices[d].commit = self.remembered_commit;
+            } else {
+                self.remembered = Some(self.devices[d].blocks.clone());
+                self.remembered_commit = self.devices[d].commit;
+            }
+        }
+        self.devices[d].restart(now);
+    }
+
+    /// Lets the first message of one direction of one link arrive.
+    fn deliver(&mut self, h: usize, d: usize, to_device: bool) -> bool {
+        let now = self.now;
+        let link = &mut self.holders[h].links[d];
+        if !to_device {
+            let Some((request, message, grant)) = link.to_holder.pop_front() else {
+                return false;
+            };
+            let device = self.devices[d].id;
+            self.tell(
+                h,
+                Event::Answer {
+                    device,
+                    request,
+                    grant,
+                    message,
+                },
+            );
+            return true;
+        }
+        let Some((request, message)) = link.to_device.pop_front() else {
+            return false;
+        };
+        match self.devices[d].handle(now, &message) {
+            Answer::Now(answer, grant) => link.to_holder.push_back((request, answer, grant)),
+            Answer::At(at, answer) => link.deferred.push((at, request, answer)),
+        }
+        true
+    }
+
+    fn deliver_any(&mut self) -> bool {
+        let links = self.holders.len() * self.devices.len() * 2;
+        if links == 0 {
+            return false;
+        }
+        let start = self.random.below(links as u64) as usize;
+        (0..links).any(|i| {
+            let i = (start + i) % links;
+            let (h, d) = (i / 2 / self.devices.len(), i / 2 % self.devices.len());
+            self.deliver(h, d, i.is_multiple_of(2))
+        })
+    }
+
+    fn release_deferred(&mut self) {
+        let now = self.now;
+        for holder in &mut self.holders {
+            for link in &mut holder.links {
+                let (due, later): (Vec<_>, Vec<_>) = link.deferred.drain(..).partition(|(at, ..)| *at <= now);
+                link.deferred = later;
+                link.to_holder
+                    .extend(due.into_iter().map(|(_, request, answer)| (request, answer, true)));
+            }
+        }
+    }
+
+    pub(super) fn pass(&mut self, span: Duration) {
+        self.now += span;
+        self.release_deferred();
+        for h in 0..self.holders.len() {
+            if self.holders[h]
+                .coordinator
+                .poll_timeout()
+                .is_some_and(|at| at <= self.now)
+            {
+                self.holders[h].coordinator.handle_timeout(self.now);
+                self.drain(h);
+            }
+        }
+    }
+
+    fn any_range(&mut self) -> BlockRange {
+        let chunk = ChunkIndex(self.random.below(3) as u32);
+        let start = self.random.below(5) as u32;
+        BlockRange::new(chunk, start, 1 + self.random.below(3) as u32).unwrap()
+    }
+
+    /// One step of a run under faults.
+    pub(super) fn fault_step(&mut self) {
+        let faults = self.faults;
+        let h = self.random.below(self.holders.len() as u64) as usize;
+        let d = self.random.below(self.devices.len() as u64) as usize;
+        match self.random.below(200) {
+            0..120 => {
+                self.deliver_any();
+            }
+            120..165 => {
+                // The last two holders have guests; older ones are zombies that went quiet.
+                let h = self.holders.len() - 1 - usize::from(self.holders.len() > 1 && self.random.one_in(4));
+                let (range, write) = (self.any_range(), !self.random.one_in(3));
+                self.submit(h, range, write);
+            }
+            165..180 => self.connect(h, d),
+            180..184 => {
+                let span = Duration::from_millis(1 + self.random.below(400));
+                self.pass(span);
+            }
+            184..187 if faults.disconnects => self.disconnect(h, d),
+            187 if faults.crashes && self.random.one_in(2) => self.crash(d),
+            188..190 => self.restart(d),
+            190 if faults.takeovers && self.random.one_in(4) => {
+                self.attach();
+            }
+            191 if !self.strays.is_empty() => {
+                let i = self.random.below(self.strays.len() as u64) as usize;
+                let (d, message) = self.strays.swap_remove(i);
+                if self.devices[d].alive {
+                    let _lost = self.devices[d].handle(self.now, &message);
+                }
+            }
+            192 if faults.full => self.devices[d].full = !self.devices[d].full,
+            193 if faults.damage => self.damage(),
+            _ => self.pass(Duration::from_micros(100)),
+        }
+    }
+
+    /// Damages a block of device 0: the others never lose anything.
+    fn damage(&mut self) {
+        let data = self.devices[0].blocks.iter();
+        let data = data.filter(|(_, held)| matches!(held.state.content, Content::Data(_)));
+        let keys: Vec<_> = data.map(|(key, _)| *key).collect();
+        if keys.is_empty() {
+            return;
+        }
+        let key = keys[self.random.below(keys.len() as u64) as usize];
+        let version = self.devices[0].blocks[&key].state.version;
+        let held = Held {
+            state: BlockState {
+                content: Content::Damaged,
+                version,
+            },
+            bytes: bytes::Bytes::new(),
+        };
+        self.devices[0].blocks.insert(key, held);
+    }
+
+    /// Ends all faults and lets the last holder come to rest. Everything it was asked must end, and all of its members
+    /// must become complete.
+    pub(super) fn heal(&mut self) {
+        let last = self.holders.len() - 1;
+        for d in 0..self.devices.len() {
+            self.devices[d].full = false;
+            self.restart(d);
+        }
+        for round in 0..2_000 {
+            for d in 0..self.devices.len() {
+                self.connect(last, d);
+            }
+            while self.deliver_any() {}
+            if self.is_complete(last) && self.is_idle(last) {
+                return;
+            }
+            assert!(round < 1_999, "no rest at {last}: {}", self.describe(last));
+            self.pass(Duration::from_millis(100));
+        }
+    }
+
+    fn describe(&self, h: usize) -> String {
+        let mut words = String::new();
+        for group in self.status(h) {
+            words += &format!(
+                "\n{} {:?} w{} r{} q{}",
+                group.group, group.phase, group.writes, group.reads, group.queued
+            );
+            for member in group.members {
+                let (joined, complete) = (member.joined, member.complete);
+                words += &format!(
+                    "\n  joined {joined} complete {complete} lacks {} awaits {}",
+                    member.lacking_blocks, member.outstanding
+                );
+            }
+        }
+        words
+    }
+
+    pub(super) fn is_complete(&self, h: usize) -> bool {
+        self.status(h)
+            .iter()
+            .all(|group| group.members.iter().all(|member| member.complete))
+    }
+
+    /// Reads everything, and compares the devices byte for byte.
+    pub(super) fn check_convergence(&mut self) {
+        let last = self.holders.len() - 1;
+        for chunk in 0..3 {
+            for block in 0..8 {
+                let range = BlockRange::new(ChunkIndex(chunk), block, 1).unwrap();
+                assert!(self.submit(last, range, false));
+                while !self.is_idle(last) {
+                    if !self.deliver_any() {
+                        self.pass(Duration::from_millis(50));
+                    }
+                }
+            }
+        }
+        let all: BTreeSet<_> = self
+            .devices
+            .iter()
+            .flat_map(|device| device.blocks.keys().copied())
+            .collect();
+        for key in all {
+            let held: Vec<_> = self.devices.iter().map(|device| device.blocks.get(&key)).collect();
+            if held[0].is_some_and(|held| held.state.content == Content::Damaged) {
+                continue;
+            }
+            let good = |held: &&Held| held.state.content != Content::Damaged;
+            let mut states = held
+                .iter()
+                .flatten()
+                .filter(|held| good(held))
+                .map(|held| (held.state, &held.bytes));
+            let first = states.next();
+            assert!(states.all(|state| Some(state) == first), "{key:?} differs");
+            assert!(held.iter().all(Option::is_some), "{key:?} is missing on a member");
+        }
+    }
+
+    pub(super) fn release(&mut self, h: usize) -> bool {
+        self.holders[h].active = false;
+        self.tell(h, Event::Release);
+        for _ in 0..100 {
+            while self.deliver_any() {}
+            self.pass(Duration::from_millis(10));
+        }
+        self.holders[h].released
+    }
+
+    pub(super) fn run_until(&mut self, what: &str, mut done: impl FnMut(&World) -> bool) {
+        for _ in 0..10_000 {
+            if done(self) {
+                return;
+            }
+            if !self.deliver_any() {
+                self.pass(Duration::from_millis(20));
+            }
+        }
+        panic!("never happened: {what}; {:#?}", self.status(self.holders.len() - 1));
+    }
+}

@@ -203,6 +203,7 @@ impl Engine {
     /// Builds a batch of what waits, if anything can be done.
     pub(super) fn build_batch(&mut self, now: Time) {
         let mut building = Building::default();
+        self.loads.pinned_for_writes.clear();
         let mut kept = 0;
         let looks = self.queue.len().min(self.limits.batch_requests_max);
         for _ in 0..looks {
@@ -279,6 +280,8 @@ impl Engine {
                 }
                 let record = Record::DropReplica { group: *group };
                 if !self.load_all(self.catalog.unknown_of(&record)) {
+                    let pages = self.catalog.pages_of_group(*group);
+                    self.loads.pinned_for_writes.extend(pages);
                     return Verdict::Wait;
                 }
                 Verdict::Take(Plan::of(record))
@@ -314,6 +317,7 @@ impl Engine {
             return Verdict::Answer(Err(StoreError::IndexDamaged));
         }
         if !self.load_all(unknown) {
+            self.loads.pinned_for_writes.extend(at.pages());
             return Verdict::Wait;
         }
         let plan = match request {

@@ -65,6 +65,12 @@ impl Target {
             layer: self.layer,
         }
     }
+
+    /// The pages that it lies on.
+    pub(super) fn pages(&self) -> impl Iterator<Item = PageKey> {
+        let chunk = self.key();
+        (page_of(self.range.start())..=page_of(self.range.end() - 1)).map(move |page| PageKey { chunk, page })
+    }
 }
 
 impl Catalog {
@@ -112,6 +118,19 @@ impl Catalog {
         let pages = chunks.flat_map(|(key, chunk)| chunk.pages.iter().map(move |(page, state)| (*key, *page, state)));
         let unknown = pages.filter_map(|(chunk, page, state)| unknown_page(PageKey { chunk, page }, state));
         unknown.filter(|unknown| *unknown != Unknown::Broken).collect()
+    }
+
+    /// The pages of a group that are pages.
+    pub(super) fn pages_of_group(&self, group: GroupId) -> impl Iterator<Item = PageKey> {
+        let pages = |(chunk, pages): (&ChunkKey, &Chunk)| {
+            let chunk = *chunk;
+            pages
+                .pages
+                .keys()
+                .map(move |page| PageKey { chunk, page: *page })
+                .collect::<Vec<_>>()
+        };
+        self.chunks_of(group).flat_map(pages)
     }
 
     /// The chunks of a group, in order.

@@ -100,6 +100,9 @@ impl Engine {
             Err(Stop::Unknown(unknown, cursor)) => {
                 self.load_all(vec![unknown]);
                 if runs.runs.is_empty() {
+                    if let Unknown::OnDisk(key, _) = unknown {
+                        self.loads.pinned_for_reads.insert(key);
+                    }
                     return false;
                 }
                 Some(cursor)

@@ -197,6 +197,7 @@ impl Engine {
             return;
         }
         if self.batch.is_none() && self.opened {
+            self.evict();
             self.consider_checkpoint();
             self.build_batch(now);
             if self.batch.is_none() && self.checkpoint_wanted() {
@@ -205,7 +206,6 @@ impl Engine {
         }
         self.pump_checkpoint();
         self.pump_zero_ahead();
-        self.evict();
     }
 
     fn release_quarantine(&mut self) {

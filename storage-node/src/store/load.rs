@@ -1,6 +1,6 @@
 //! Index pages come into memory when they are needed, and leave it when there are too many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use cairn_proto::disk::DiskError;
@@ -14,6 +14,9 @@ use super::engine::{Engine, Purpose};
 pub(super) struct Loads {
     in_flight: BTreeMap<u64, (PageKey, Home)>,
     keys: BTreeMap<PageKey, u64>,
+    /// Pages that requests wait for, with those that came already: they stay until the requests have had a try.
+    pub(super) pinned_for_reads: BTreeSet<PageKey>,
+    pub(super) pinned_for_writes: BTreeSet<PageKey>,
     /// Where eviction goes on.
     hand: Option<PageKey>,
 }
@@ -53,6 +56,7 @@ impl Engine {
         if self.checkpoint.is_some() {
             return; // Pages whose new home is not written yet look clean.
         }
+        assert!(self.batch.is_none(), "the batch in flight has its pages in memory");
         let mut looks = 2 * self.catalog.resident.len().min(EVICTION_LOOKS_MAX);
         while self.catalog.resident.len() > self.limits.resident_pages_max && looks > 0 {
             looks -= 1;
@@ -65,7 +69,8 @@ impl Engine {
                 return;
             };
             self.loads.hand = Some(key);
-            if self.catalog.evict(key) {
+            let pinned = self.loads.pinned_for_reads.contains(&key) || self.loads.pinned_for_writes.contains(&key);
+            if !pinned && self.catalog.evict(key) {
                 self.io.counters.index_evictions += 1;
             }
         }

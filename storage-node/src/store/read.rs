@@ -101,6 +101,7 @@ impl Engine {
 
     /// Index pages have come: tries all that wait for some.
     pub(super) fn retry_waiting(&mut self) {
+        self.loads.pinned_for_reads.clear();
         for waiting in std::mem::take(&mut self.reads.waiting) {
             if !self.try_waiting(&waiting) {
                 self.reads.waiting.push_back(waiting);
@@ -127,6 +128,7 @@ impl Engine {
             return true;
         }
         if !self.load_all(unknown) {
+            self.loads.pinned_for_reads.extend(at.pages());
             return false;
         }
         self.catalog.touch(at.key(), at.range);

@@ -186,9 +186,10 @@ pub(crate) fn range(chunk: u32, start: u32, blocks: u32) -> BlockRange {
 /// A block's content names the block and the version that wrote it.
 pub(crate) fn content(volume_block: u64, version: Version) -> Vec<u8> {
     let mut block = Vec::with_capacity(BLOCK_BYTES);
+    block.extend_from_slice(&volume_block.to_le_bytes());
+    block.extend_from_slice(&version.to_bits().to_le_bytes());
     while block.len() < BLOCK_BYTES {
-        block.extend_from_slice(&volume_block.to_le_bytes());
-        block.extend_from_slice(&version.to_bits().to_le_bytes());
+        block.extend_from_within(..);
     }
     block
 }

@@ -1,4 +1,4 @@
-//! The Cairn metadata service.
+#![doc = include_str!("../DESIGN.md")]
 #![forbid(unsafe_code)]
 
 pub mod client;

@@ -74,7 +74,7 @@ pub enum MetaAction {
     Send {
         /// Which one.
         to: u64,
-        /// For its [`MetaNode::step`].
+        /// For its [`step`](super::MetaNode::step).
         message: Vec<u8>,
     },
     /// A request has ended.

@@ -64,13 +64,6 @@ impl ReadGrants {
         grant.released = false;
     }
 
-    /// Whether this holder may have a grant: it has the volume, and has not said that it is done.
-    pub fn may_extend(&self, holder: Holder) -> bool {
-        self.volumes
-            .get(&holder.volume)
-            .is_some_and(|grant| grant.to == Some(holder.generation) && !grant.released)
-    }
-
     /// Grants from now on, if the holder may have it.
     pub fn extend(&mut self, now: Time, holder: Holder) -> bool {
         let until = now + self.length;

@@ -216,11 +216,6 @@ impl ReplicaRules {
         self.admit(holder).is_ok() && self.grants.extend(now, holder)
     }
 
-    /// Whether [`grant`](Self::grant) would grant.
-    pub fn may_grant(&self, holder: Holder) -> bool {
-        self.admit(holder).is_ok() && self.grants.may_extend(holder)
-    }
-
     /// The holder will use no read grant of its generation any more, and gets none.
     pub fn release(&mut self, holder: Holder) {
         self.grants.release(holder);

@@ -12,9 +12,7 @@ use cairn_proto::message::Envelope;
 use cairn_proto::time::Time;
 
 use super::budget::{Budget, BudgetBuf};
-use super::limits::{
-    FRAME_TIMEOUT, HEAD_TIMEOUT, SEND_PIECES_MAX, SEND_TIMEOUT, STAGE_BYTES_PEER, STAGE_BYTES_STRANGER,
-};
+use super::limits::{DriverLimits, SEND_PIECES_MAX, STAGE_BYTES_PEER, STAGE_BYTES_STRANGER};
 use super::ring::ReceiveBufs;
 
 /// Type number of a hello, the only frame that a stranger may send.
@@ -158,11 +156,11 @@ impl Inbox {
     }
 
     /// Whether a frame has begun and takes too long.
-    pub(super) fn is_late(&self, now: Time) -> bool {
+    pub(super) fn is_late(&self, now: Time, limits: &DriverLimits) -> bool {
         let timeout = if self.begun.is_some() {
-            FRAME_TIMEOUT
+            limits.frame_timeout
         } else {
-            HEAD_TIMEOUT
+            limits.head_timeout
         };
         self.since.is_some_and(|since| now.saturating_since(since) >= timeout)
     }
@@ -251,8 +249,8 @@ impl Outbox {
     }
 
     /// Whether the peer takes nothing of it any more.
-    pub(super) fn is_stuck(&self, now: Time) -> bool {
-        self.bytes > 0 && now.saturating_since(self.progress) >= SEND_TIMEOUT
+    pub(super) fn is_stuck(&self, now: Time, limits: &DriverLimits) -> bool {
+        self.bytes > 0 && now.saturating_since(self.progress) >= limits.send_timeout
     }
 
     /// Forgets what is not sent.
@@ -393,7 +391,7 @@ mod tests {
             }
             prop_assert_eq!(got, sent);
             prop_assert_eq!(budget.used(), 0);
-            prop_assert!(!inbox.is_late(Time::MAX));
+            prop_assert!(!inbox.is_late(Time::MAX, &DriverLimits::default()));
         }
 
         #[test]
@@ -462,7 +460,7 @@ mod tests {
         let held = budget.take(BLOCK_BYTES);
         stage(&mut inbox, Time::ZERO, &bytes_of(write(1, 1).encode()));
         assert!(matches!(inbox.parse(Time::ZERO, &budget), Parsed::NoMemory));
-        assert!(!inbox.is_late(Time::MAX));
+        assert!(!inbox.is_late(Time::MAX, &DriverLimits::default()));
         drop(held);
         assert!(matches!(inbox.parse(Time::ZERO, &budget), Parsed::Frame(_)));
     }
@@ -471,14 +469,13 @@ mod tests {
     fn a_head_that_does_not_end_is_late() {
         let mut inbox = Inbox::new();
         let budget = Budget::new(BLOCK_BYTES);
-        assert!(!inbox.is_late(Time::MAX), "nothing has begun");
+        assert!(!inbox.is_late(Time::MAX, &DriverLimits::default()), "nothing has begun");
         stage(&mut inbox, Time::ZERO, &write(1, 0).encode().head[..20]);
         assert!(matches!(inbox.parse(Time::ZERO, &budget), Parsed::More));
-        assert!(!inbox.is_late(Time::ZERO));
-        stage(&mut inbox, Time::ZERO + HEAD_TIMEOUT / 2, &[0; 1]);
-        assert!(
-            inbox.is_late(Time::ZERO + HEAD_TIMEOUT),
-            "a byte now and then does not help"
-        );
+        let limits = DriverLimits::default();
+        assert!(!inbox.is_late(Time::ZERO, &limits));
+        stage(&mut inbox, Time::ZERO + limits.head_timeout / 2, &[0; 1]);
+        let end = Time::ZERO + limits.head_timeout;
+        assert!(inbox.is_late(end, &limits), "a byte now and then does not help");
     }
 }

@@ -17,12 +17,6 @@ pub(super) const STAGE_BYTES_PEER: usize = 68 << 10;
 /// Pieces of memory in one send.
 pub(super) const SEND_PIECES_MAX: usize = 256;
 
-/// How long a header with its control part may take once its first byte has come.
-pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a whole frame may take.
-pub(super) const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a peer may take nothing of what is to be sent to it.
-pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection that is being closed may take to send what was to be sent before.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// How long to wait before accepting again when the process has no file descriptor left.
@@ -43,6 +37,12 @@ pub struct DriverLimits {
     pub send_bytes_low: usize,
     /// Messages of the control thread that wait.
     pub control_messages: usize,
+    /// How long a header with its control part may take once its first byte has come.
+    pub head_timeout: Duration,
+    /// How long a whole frame may take.
+    pub frame_timeout: Duration,
+    /// How long a peer may take nothing of what is to be sent to it.
+    pub send_timeout: Duration,
 }
 
 impl Default for DriverLimits {
@@ -52,6 +52,9 @@ impl Default for DriverLimits {
             send_bytes_high: 4 << 20,
             send_bytes_low: 1 << 20,
             control_messages: 64,
+            head_timeout: Duration::from_secs(5),
+            frame_timeout: Duration::from_secs(30),
+            send_timeout: Duration::from_secs(30),
         }
     }
 }

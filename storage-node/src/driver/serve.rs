@@ -291,9 +291,9 @@ impl Serving {
             .iter()
             .filter(|(_, connection)| connection.closing.is_none())
             .filter_map(|(conn, connection)| {
-                if connection.outbox.is_stuck(self.now) {
+                if connection.outbox.is_stuck(self.now, &self.limits) {
                     Some((*conn, "it does not take its answers"))
-                } else if connection.inbox.is_late(self.now) && !connection.congested {
+                } else if connection.inbox.is_late(self.now, &self.limits) && !connection.congested {
                     Some((*conn, "a frame has begun and does not end"))
                 } else {
                     None

@@ -3,7 +3,7 @@
 use cairn_proto::capability::Rights;
 use cairn_proto::ids::{ClientId, Generation, GroupId, VolumeId};
 use cairn_proto::message::{
-    Confirm, Empty, Envelope, Failed, FailureKind, Hello, Holder, Join, Joined, Message, PeerLimits, Release, Seal,
+    Confirm, Envelope, Failed, FailureKind, Hello, Holder, Join, Joined, Message, PeerLimits, Release, Seal,
 };
 use cairn_proto::replica::{Refusal, SealStep};
 
@@ -23,7 +23,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
                 let connection = self.connections.get_mut(&conn).expect("it was looked up before");
                 connection.greeted(hello, version);
                 if let Some(capability) = &hello.capability {
-                    connection.proves(capability, self.config.limits.volumes_per_connection);
+                    connection.proves(capability, 1, |_| false);
                 }
                 Message::Hello(mine)
             }
@@ -88,20 +88,6 @@ impl<S: ReplicaStore> DeviceHost<S> {
         }
     }
 
-    /// A pong grants a read time for every attachment that its connection has, or for none: it does not say which, so
-    /// one that is over and whose holder has not been told so yet keeps all of them from being granted.
-    pub(super) fn ping(&mut self, request: &Request) {
-        let connection = self.connections.get(&request.conn).expect("its request has just come");
-        let attachments = connection.attachments();
-        let grant = !attachments.is_empty() && attachments.iter().all(|holder| self.rules.may_grant(*holder));
-        if grant {
-            for holder in attachments {
-                self.rules.grant(self.now, holder);
-            }
-        }
-        self.answer_with(request, Message::Pong(Empty), grant);
-    }
-
     pub(super) fn seal(&mut self, request: &Request, seal: &Seal) {
         let (capability, limits) = (&seal.capability, self.config.limits);
         let (volume, generation) = (capability.volume, capability.generation);
@@ -112,7 +98,9 @@ impl<S: ReplicaStore> DeviceHost<S> {
             .connections
             .get_mut(&request.conn)
             .expect("its request has just come");
-        if !connection.proves(capability, limits.volumes_per_connection) {
+        let rules = &self.rules;
+        let over = |holder: Holder| holder.generation < rules.seen(holder.volume);
+        if !connection.proves(capability, limits.volumes_per_connection, over) {
             let words = format!(
                 "more than {} volumes on one connection: open another one",
                 limits.volumes_per_connection

@@ -20,7 +20,7 @@ pub use api::{CloseReason, ConnId, HostAction, HostConfig, HostEvent, HostStatus
 use cairn_proto::collections::Map;
 use cairn_proto::frame::{Class, Flags};
 use cairn_proto::ids::{Correlation, GroupId, Version};
-use cairn_proto::message::{Envelope, Failed, FailureKind, Holder, Message};
+use cairn_proto::message::{Empty, Envelope, Failed, FailureKind, Holder, Message};
 use cairn_proto::replica::ReplicaRules;
 use cairn_proto::time::Time;
 use limits::SWEEP_INTERVAL;
@@ -317,7 +317,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
         }
         connection.refused = 0;
         match envelope.message {
-            Message::Ping(_) => self.ping(&request),
+            Message::Ping(_) => self.answer(&request, Message::Pong(Empty)),
             Message::Seal(seal) => self.seal(&request, &seal),
             Message::Join(join) => self.join(&request, &join),
             Message::Confirm(confirm) => self.confirm(&request, &confirm),
@@ -332,21 +332,14 @@ impl<S: ReplicaStore> DeviceHost<S> {
 
     /// Answers a request, with a read grant if its holder may have one. Nothing happens if its connection is gone.
     fn answer(&mut self, request: &Request, message: Message) {
-        let good = !matches!(message, Message::Failed(_) | Message::Released(_) | Message::Pong(_));
-        let grant = good && self.rules.grant(self.now, request.holder);
-        self.answer_with(request, message, grant);
-    }
-
-    fn answer_with(&mut self, request: &Request, message: Message, grant: bool) {
         let Some(connection) = self.connections.get_mut(&request.conn) else {
             return;
         };
         let count = connection.requests.checked_sub(1);
         connection.requests = count.expect("a request is answered once");
         connection.bytes -= request.bytes;
-        if matches!(&message, Message::Failed(failed) if failed.kind == FailureKind::Fenced) {
-            connection.told_fenced(request.holder);
-        }
+        let of_holder = !matches!(message, Message::Failed(_) | Message::Released(_) | Message::Pong(_));
+        let grant = of_holder && self.rules.grant(self.now, request.holder);
         let flags = Flags { grant, ..request.flags };
         let envelope = Envelope {
             correlation: request.correlation,

@@ -43,8 +43,6 @@ pub struct Peer {
 struct Proof {
     generation: Generation,
     rights: Rights,
-    /// The peer has been told that a newer attachment exists.
-    told: bool,
 }
 
 impl Connection {
@@ -70,27 +68,31 @@ impl Connection {
         });
     }
 
-    /// It has shown a valid capability. False when it has shown those of too many volumes.
-    pub(super) fn proves(&mut self, capability: &Capability, volumes_max: usize) -> bool {
-        let (generation, rights) = (capability.generation, capability.rights);
-        let known = self.proofs.get(&capability.volume);
+    /// It has shown a valid capability. False when it has shown those of too many volumes; attachments that are `over`
+    /// do not count.
+    pub(super) fn proves(
+        &mut self,
+        capability: &Capability,
+        volumes_max: usize,
+        over: impl Fn(Holder) -> bool,
+    ) -> bool {
+        let (volume, generation, rights) = (capability.volume, capability.generation, capability.rights);
+        let known = self.proofs.get(&volume);
         if known.is_some_and(|proof| proof.generation > generation) {
             return true;
         }
         if known.is_none() && self.proofs.len() >= volumes_max {
-            // Attachments that are over make room.
-            self.proofs.retain(|_, proof| !proof.told);
+            self.proofs.retain(|volume, proof| {
+                !over(Holder {
+                    volume: *volume,
+                    generation: proof.generation,
+                })
+            });
             if self.proofs.len() >= volumes_max {
                 return false;
             }
         }
-        let told = false;
-        let proof = Proof {
-            generation,
-            rights,
-            told,
-        };
-        self.proofs.insert(capability.volume, proof);
+        self.proofs.insert(volume, Proof { generation, rights });
         true
     }
 
@@ -98,24 +100,5 @@ impl Connection {
     pub(super) fn rights(&self, holder: Holder) -> Option<Rights> {
         let proof = self.proofs.get(&holder.volume)?;
         (proof.generation == holder.generation).then_some(proof.rights)
-    }
-
-    /// The peer is being told that this holder's attachment is over.
-    pub(super) fn told_fenced(&mut self, holder: Holder) {
-        if let Some(proof) = self.proofs.get_mut(&holder.volume)
-            && proof.generation <= holder.generation
-        {
-            proof.told = true;
-        }
-    }
-
-    /// The attachments that the peer believes to have.
-    pub(super) fn attachments(&self) -> Vec<Holder> {
-        let live = self.proofs.iter().filter(|(_, proof)| !proof.told);
-        live.map(|(volume, proof)| Holder {
-            volume: *volume,
-            generation: proof.generation,
-        })
-        .collect()
     }
 }

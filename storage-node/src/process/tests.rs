@@ -389,6 +389,69 @@ async fn whoever_sends_nonsense_loses_its_connection_and_nobody_else_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_slow_on_purpose_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta::start(dir.path()).await;
+    let mut config = config(dir.path(), &meta.address);
+    let short = Duration::from_millis(300);
+    config.limits.host.hello_timeout = short;
+    config.limits.driver.head_timeout = short;
+    config.limits.driver.frame_timeout = short;
+    config.limits.driver.send_timeout = short;
+    let served = Served::start(config).await;
+    let whom = Whom::of(&meta).await;
+
+    let mut says_nothing = Client::connect(served.address);
+    let mut never_ends_a_head = Client::connect(served.address);
+    assert!(matches!(never_ends_a_head.hello(whom), Message::Hello(_)));
+    never_ends_a_head.stream.write_all(b"CRNF").unwrap();
+    let mut never_ends_a_frame = Client::attached(served.address, whom, 1);
+    let bytes = BlockBuf::zeroed(4).freeze();
+    let write = Message::Write(Write {
+        holder: holder(1),
+        group: GroupIndex(0),
+        layer: Layer(0),
+        range: range(0, 4),
+        version: Version::new(holder(1).generation, Seq::new(1).unwrap()),
+        stable: Version::ZERO,
+        data: WriteData::Data {
+            checksums: range_checksums(VOLUME, range(0, 4), &bytes),
+            bytes,
+        },
+    });
+    let head = Envelope::new(Correlation(77), write).encode().head;
+    never_ends_a_frame.stream.write_all(&head).unwrap();
+    for client in [&mut says_nothing, &mut never_ends_a_head, &mut never_ends_a_frame] {
+        assert!(client.is_closed());
+    }
+
+    // Asks for more than the buffers of both sockets hold, and takes none of it.
+    let mut takes_nothing = Client::attached(served.address, whom, 2);
+    for seq in 0..8 {
+        let at = range(seq as u32 * 256, 256);
+        assert!(matches!(takes_nothing.write(2, seq + 1, at, 3), Message::Durable(_)));
+    }
+    for i in 0..256 {
+        takes_nothing.send(Message::Read(cairn_proto::message::Read {
+            holder: holder(2),
+            group: GroupIndex(0),
+            layer: Layer(0),
+            range: range(i % 8 * 256, 256),
+        }));
+    }
+    let ping = Envelope::new(Correlation(999), Message::Ping(Empty)).encode().head;
+    for _ in 0..100 {
+        if takes_nothing.stream.write_all(&ping).is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(takes_nothing.stream.write_all(&[0]).is_err(), "it is still connected");
+    served.running.stop().await;
+    meta.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_newer_holder_fences_the_older_one() {
     let dir = tempfile::tempdir().unwrap();
     let meta = Meta::start(dir.path()).await;

@@ -259,24 +259,27 @@ fn a_device_that_has_failed_answers_no_seal_because_what_was_under_way_may_still
 }
 
 #[test]
-fn a_pong_grants_all_attachments_of_its_connection_or_none() {
+fn a_pong_grants_nothing_because_it_does_not_say_for_which_volume() {
     let mut world = World::new();
     let conn = world.take(1);
-    let ping = Message::Ping(Empty);
-    world.send(conn, ping.clone());
-    assert_eq!(world.answer(conn), Some((Message::Pong(Empty), true)));
-    let other = world.peer();
-    world.send(other, ping.clone());
-    assert_eq!(world.answer(other), Some((Message::Pong(Empty), false)));
-    world.send(other, seal(2));
-    world.send(conn, ping.clone());
+    world.send(conn, Message::Ping(Empty));
     assert_eq!(world.answer(conn), Some((Message::Pong(Empty), false)));
-    assert_eq!(kind(world.ask(conn, confirm(1))), Some(FailureKind::Fenced));
+}
+
+#[test]
+fn a_connection_holds_a_bounded_number_of_volumes_and_those_that_are_over_make_room() {
+    let mut config = config();
+    config.limits.volumes_per_connection = 1;
+    let mut world = World::with(config, Default::default());
+    let conn = world.take(1);
+    let capability = Capability::grant(&KEY, CLUSTER, VolumeId(8), holder(1).generation, Rights::Write);
+    let other = Message::Seal(Seal { capability });
+    assert_eq!(kind(world.ask(conn, other.clone())), Some(FailureKind::TooManyInFlight));
+    let newer = world.peer();
+    world.send(newer, seal(2));
+    assert_eq!(world.ask(conn, other), None);
     world.store_ends();
-    world.pass(1000);
-    assert!(matches!(world.answer(other), Some((Message::Sealed(_), true))));
-    world.send(other, ping);
-    assert_eq!(world.answer(other), Some((Message::Pong(Empty), true)));
+    assert!(matches!(world.answer(conn), Some((Message::Sealed(_), true))));
 }
 
 #[cfg(feature = "canary")]

@@ -44,3 +44,5 @@ const _: () = assert!(SHUTDOWN_BOUND.as_millis() < STOP_BOUND.as_millis());
 pub(crate) const PROBES_MAX: usize = 16;
 /// How often `cairn dev --foreground-logs` looks for new lines.
 pub(crate) const LOG_FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
+/// How often `cairn dev` says what it waits for.
+pub(crate) const PATIENCE_INTERVAL: Duration = Duration::from_secs(5);

@@ -56,7 +56,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Volume(command) => commands::volume::run(global, command),
         Command::Node(args) => match &args.command {
             Some(command) => commands::node::run(global, command),
-            None => Err(Failure::failed("this build can't run that part yet")),
+            None => process::node::run(global, args),
         },
         Command::Status(args) => commands::status::run(global, args),
         Command::Completion(args) => commands::completion::run(args),

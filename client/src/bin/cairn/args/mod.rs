@@ -12,7 +12,10 @@ pub(crate) use cluster::{
 };
 pub(crate) use process::{Dev, Export, Key, Meta, Node, Process, VolumeSpec};
 
-const EXIT_CODES: &str = "\
+const AFTER_HELP: &str = "\
+Which cluster, in this order: --meta, --config, CAIRN_META, CAIRN_CONFIG, ./cairn-data/cairn.toml (which `cairn dev` makes),
+/etc/cairn/cairn.toml.
+
 Exit codes:
   0  done
   1  failed
@@ -28,7 +31,7 @@ Start a cluster on this machine with `cairn dev`.";
 
 /// Cairn: replicated block storage for virtual machines.
 #[derive(Parser, Debug)]
-#[command(name = "cairn", version = crate::VERSION, after_help = EXIT_CODES, infer_long_args = true)]
+#[command(name = "cairn", version = crate::VERSION, after_help = AFTER_HELP, infer_long_args = true)]
 #[command(disable_help_subcommand = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -39,23 +42,18 @@ pub(crate) struct Cli {
 
 /// What every command takes.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Configuration file. Without it: ./cairn-data/cairn.toml (what `cairn dev` makes), then /etc/cairn/cairn.toml
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "CAIRN_CONFIG",
-        global = true,
-        hide_env_values = true
-    )]
+    /// Configuration file, see `cairn --help`
+    #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
-    /// Metadata servers, HOST:PORT separated by commas; one that is alive is enough [env: CAIRN_META]
+    /// Metadata servers, HOST:PORT separated by commas; one that is alive is enough
     #[arg(long, value_name = "ADDRESSES", global = true, value_delimiter = ',', value_parser = host_port)]
     pub(crate) meta: Vec<String>,
     /// Print JSON for programs instead of tables for people
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// What to log: off, error, warn, info, debug, trace, or a filter as `info,cairn_meta=debug`
+    /// What to log: a level from off to trace, or a filter as `info,cairn_meta=debug`
     #[arg(
         long,
         value_name = "FILTER",
@@ -68,20 +66,14 @@ pub(crate) struct Global {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Start a whole cluster on this machine, with a volume that is ready to use
     Dev(Dev),
     /// Create, list, show, grow and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
-    /// List and show storage nodes; without a subcommand, run one
     Node(Node),
-    /// Show how the cluster is
     Status(Status),
-    /// Run a metadata server
     Meta(Meta),
-    /// Serve volumes over NBD
     Export(Export),
-    /// Print a completion script for a shell
     Completion(Completion),
 }
 

@@ -10,17 +10,20 @@ use clap::Args;
 use super::{NodeCommand, host_port};
 use crate::limits::{DEV_METAS_MAX, DEV_NODES_MAX};
 
-/// Start a whole cluster on this machine: metadata servers, storage nodes and an NBD export, each a process.
+/// Start a whole cluster on this machine: metadata servers, storage nodes, an NBD export
 ///
-/// When the volumes can be used it prints a line `ready nbd+unix:///NAME?socket=DIR/nbd.sock` for each, then `cluster
+/// Each is a process of its own. When the volumes can be used it prints a line `ready nbd+unix:///NAME?socket=DIR/nbd.sock` for each, then `cluster
 /// ready`, and stays in the foreground; Ctrl-C stops everything. All data stays in DIR: start it again and it is back.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   cairn dev
   cairn dev --dir /tmp/c --volume vm1:10GiB --volume vm2:512M
   qemu-system-x86_64 ... -drive file='nbd+unix:///vm1?socket=/tmp/c/nbd.sock',format=raw,if=virtio
-  nbdcopy disk.img 'nbd+unix:///vm1?socket=/tmp/c/nbd.sock'")]
+  nbdcopy disk.img 'nbd+unix:///vm1?socket=/tmp/c/nbd.sock'"
+)]
 pub(crate) struct Dev {
     /// Where everything is kept [default: ./cairn-data]
     #[arg(long, value_name = "DIR")]
@@ -158,7 +161,7 @@ pub(crate) struct Key {
 
 /// What every process does beside its task.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Process")]
+#[command(next_help_heading = "Process options")]
 pub(crate) struct Process {
     /// Serve metrics for Prometheus at http://ADDR/metrics
     #[arg(long, value_name = "ADDR")]

@@ -17,9 +17,9 @@ pub(crate) fn run(global: &Global, command: &NodeCommand) -> Result<(), Failure>
     block_on(async {
         let nodes = all(&meta).await;
         let nodes = nodes.map_err(|error| Failure::of_meta("list the nodes", &meta.endpoints(), &error))?;
-        let listing = Listing {
-            nodes: nodes.into_iter().map(NodeRecord::from).collect(),
-        };
+        let mut nodes: Vec<NodeRecord> = nodes.into_iter().map(NodeRecord::from).collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        let listing = Listing { nodes };
         match command {
             NodeCommand::List => output::show(global.json, &listing, || table(&listing.nodes)),
             NodeCommand::Show(args) => {
@@ -59,7 +59,8 @@ struct DomainRecord {
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
 struct DeviceRecord {
     uuid: String,
-    incarnation: u64,
+    /// As text: programs that know only floating-point numbers would round it.
+    incarnation: String,
     state: &'static str,
     alive: bool,
     addresses: Vec<String>,
@@ -93,7 +94,7 @@ impl From<v1::Device> for DeviceRecord {
         let id = device_id(device.id.as_ref());
         DeviceRecord {
             uuid: id.uuid.to_string(),
-            incarnation: id.incarnation.0,
+            incarnation: id.incarnation.to_string(),
             state: match device.state() {
                 v1::DeviceState::Active => "active",
                 v1::DeviceState::Failed => "failed",

@@ -65,7 +65,8 @@ struct GroupRecord {
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
 struct CopyRecord {
     device: String,
-    incarnation: u64,
+    /// As text: programs that know only floating-point numbers would round it.
+    incarnation: String,
     node_id: Option<u64>,
     host: String,
     alive: bool,
@@ -230,7 +231,7 @@ fn groups(groups: &[v1::GroupConfig], devices: &[v1::Device]) -> Vec<GroupRecord
             let device = known.get(&id);
             CopyRecord {
                 device: id.uuid.to_string(),
-                incarnation: id.incarnation.0,
+                incarnation: id.incarnation.to_string(),
                 node_id: device.map(|device| device.node_id),
                 host: device
                     .and_then(|device| device.domain.clone())
@@ -287,9 +288,12 @@ fn describe(volume: &VolumeRecord, groups: &[GroupRecord]) -> String {
             };
             format!("{host}{}", if copy.alive { "" } else { " (down)" })
         };
-        match copies.iter().map(name).collect::<Vec<_>>().join(", ") {
-            names if names.is_empty() => "-".to_string(),
-            names => names,
+        let mut names: Vec<String> = copies.iter().map(name).collect();
+        names.sort();
+        if names.is_empty() {
+            "-".to_string()
+        } else {
+            names.join(", ")
         }
     };
     for group in groups {
@@ -425,7 +429,7 @@ mod tests {
         assert!(
             text.ends_with(
                 "GROUP  IN SYNC                                 JOINING  STALE\n\
-                 0      node-1, node-2 (down), 09090909 (down)  -        -\n"
+                 0      09090909 (down), node-1, node-2 (down)  -        -\n"
             ),
             "{text}"
         );

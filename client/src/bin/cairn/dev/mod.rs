@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use crate::args::{Dev, Global};
 use crate::commands::block_on;
 use crate::failure::{Failure, Kind};
-use crate::limits::{LOG_FOLLOW_INTERVAL, RESTART_CALM, RESTART_PAUSES, START_BOUND};
+use crate::limits::{LOG_FOLLOW_INTERVAL, PATIENCE_INTERVAL, RESTART_CALM, RESTART_PAUSES, START_BOUND};
 use crate::output::{self, count};
 use crate::process::{key, refuse_canary, stop_signal};
 use layout::{Layout, Part};
@@ -190,6 +190,7 @@ impl Cluster<'_> {
         };
         let up = start.bring_up();
         let bound = tokio::time::sleep(START_BOUND);
+        let mut patience = tokio::time::interval_at(tokio::time::Instant::now() + PATIENCE_INTERVAL, PATIENCE_INTERVAL);
         tokio::pin!(up, bound);
         loop {
             tokio::select! {
@@ -200,6 +201,7 @@ impl Cluster<'_> {
                     say!("{} received before the cluster was ready, stopping", signal?);
                     return Ok(None);
                 }
+                _ = patience.tick() => say!("waiting for {}", progress.waiting_for()),
                 () = &mut bound => {
                     return Err(Failure::failed(format!(
                         "the cluster is not ready after {} s: it waits for {}",

@@ -178,13 +178,14 @@ impl Parts {
             .arg(part.command())
             .arg("--config")
             .arg(self.layout.part_config(part))
-            .env(PARENT_VARIABLE, std::process::id().to_string())
+            .env(PARENT_VARIABLE, "1")
             // These are about some cluster, and perhaps about another one.
             .env_remove(CONFIG_VARIABLE)
             .env_remove(META_VARIABLE)
             // Ctrl-C on the terminal is for this process, which stops the others in order.
             .process_group(0)
-            .stdin(Stdio::null())
+            // While the other end of this pipe is open, this process lives.
+            .stdin(Stdio::piped())
             .stdout(output.try_clone().map_err(what)?)
             .stderr(output)
             .spawn()
@@ -192,8 +193,10 @@ impl Parts {
         let pid = child.id().unwrap_or(0);
         let since = Instant::now();
         self.running.insert(part, pid);
+        let pipe = child.stdin.take();
         self.children.spawn(async move {
             let status = child.wait().await;
+            drop(pipe);
             Ended {
                 part,
                 pid,

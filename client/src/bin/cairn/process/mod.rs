@@ -7,6 +7,7 @@ pub(crate) mod export;
 pub(crate) mod key;
 mod logging;
 pub(crate) mod meta;
+pub(crate) mod node;
 mod parent;
 mod pid_file;
 

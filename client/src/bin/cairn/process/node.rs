@@ -1,0 +1,128 @@
+//! `cairn node` without a subcommand: flags and configuration become a storage node.
+
+use cairn_client::config::Config;
+use cairn_meta::metrics::MetricsError;
+use cairn_storage_node::config::{DeviceConfig, FailureDomain, NodeConfig, NodeLimits};
+use cairn_storage_node::process::NodeError;
+
+use super::{Settings, host_name, key, required};
+use crate::args::{Global, Node};
+use crate::context::{named_config, process_meta_addresses};
+use crate::failure::{Failure, Kind};
+
+pub(crate) fn run(global: &Global, args: &Node) -> Result<(), Failure> {
+    let config = named_config(global)?;
+    let settings = Settings::new(global.log.as_deref(), &args.process, &config.process);
+    let node = node_config(global, args, &config, &settings)?;
+    super::run("node", &settings, |shutdown| async move {
+        cairn_storage_node::process::run(node, super::shutdown_requested(shutdown))
+            .await
+            .map_err(|error| failure(&error))
+    })
+}
+
+fn failure(error: &NodeError) -> Failure {
+    let kind = match error {
+        NodeError::Config(_) => Kind::Usage,
+        NodeError::Metrics(MetricsError::Listen(..)) | NodeError::Listen { .. } => Kind::Occupied,
+        NodeError::Refused { .. } | NodeError::Canary => Kind::Refused,
+        _ => Kind::Failed,
+    };
+    Failure::new(kind, error.to_string())
+}
+
+fn node_config(global: &Global, args: &Node, config: &Config, settings: &Settings) -> Result<NodeConfig, Failure> {
+    let section = config.node.clone().unwrap_or_default();
+    let name = args.name.clone().or(section.name).unwrap_or_else(host_name);
+    let create_size = args.device_size.or(section.device_size);
+    let paths = if args.devices.is_empty() {
+        section.devices
+    } else {
+        args.devices.clone()
+    };
+    if paths.is_empty() {
+        return Err(Failure::usage("no device is given")
+            .hint("Say --device PATH, or write `devices = [\"PATH\"]` under [node] in the file of --config."));
+    }
+    let device = |path| DeviceConfig {
+        create_size,
+        ..DeviceConfig::new(path)
+    };
+    let listen = required(
+        args.listen.or(section.listen),
+        "where to listen",
+        "--listen ADDR",
+        "listen = \"ADDR\"",
+    )?;
+    Ok(NodeConfig {
+        devices: paths.into_iter().map(device).collect(),
+        listen,
+        advertise: args.advertise.clone().or(section.advertise).unwrap_or_default(),
+        meta: process_meta_addresses(global, config)?,
+        cluster_key: key::of(&args.key, config)?,
+        domain: FailureDomain {
+            room: args.room.clone().or(section.room).unwrap_or_default(),
+            rack: args.rack.clone().or(section.rack).unwrap_or_default(),
+            host: args.host.clone().or(section.host).unwrap_or_else(|| name.clone()),
+        },
+        metrics_listen: settings.metrics,
+        limits: NodeLimits::default(),
+        name,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use cairn_proto::units::ByteSize;
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn parse(line: &str, config: &str) -> Result<NodeConfig, Failure> {
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Node(args) = &cli.command else {
+            panic!("not node")
+        };
+        let config = Config::parse(Path::new("c.toml"), config).unwrap();
+        let settings = Settings::new(None, &args.process, &config.process);
+        node_config(&cli.global, args, &config, &settings)
+    }
+
+    #[test]
+    fn flags_complete_and_override_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("k");
+        key::create(&key).unwrap();
+        let file = format!(
+            "version = 1\n[cluster]\nmeta = ['h:1']\nkey_file = '{}'\n\
+             [node]\nname = 'a'\nlisten = '127.0.0.1:1'\ndevices = ['/x', '/y']\ndevice_size = '1G'\nrack = 'r'\n",
+            key.display()
+        );
+        let config = parse("cairn node", &file).unwrap();
+        assert_eq!((config.name.as_str(), config.devices.len()), ("a", 2));
+        assert_eq!(config.devices[1].create_size, Some(ByteSize(1 << 30)));
+        assert_eq!((config.domain.host.as_str(), config.domain.rack.as_str()), ("a", "r"));
+        let config = parse(
+            "cairn node --device /z --name b --host c --listen 127.0.0.1:9 --meta x:2",
+            &file,
+        )
+        .unwrap();
+        assert_eq!(config.devices[0].path, PathBuf::from("/z"));
+        assert_eq!((config.name.as_str(), config.domain.host.as_str()), ("b", "c"));
+        assert_eq!((config.listen.port(), config.meta), (9, vec!["x:2".to_string()]));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let failure = parse("cairn node", "version = 1\n").unwrap_err();
+        assert!(failure.to_string().contains("--device PATH"), "{failure}");
+        let failure = parse("cairn node --device /x", "version = 1\n").unwrap_err();
+        assert!(failure.to_string().contains("--listen ADDR"), "{failure}");
+        let line = "cairn node --device /x --listen 127.0.0.1:1 --meta h:1";
+        let failure = parse(line, "version = 1\n").unwrap_err();
+        assert!(failure.to_string().contains("--cluster-key FILE"), "{failure}");
+    }
+}

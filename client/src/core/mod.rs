@@ -236,3 +236,6 @@ impl ClientCore {
         MetaRequestId(self.next_meta_request)
     }
 }
+
+#[cfg(test)]
+mod tests;

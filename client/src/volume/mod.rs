@@ -583,3 +583,6 @@ fn extents(start: u64, end: u64, chunks: &[Vec<(u32, bool)>]) -> Vec<StatusExten
     }
     extents
 }
+
+#[cfg(test)]
+mod tests;

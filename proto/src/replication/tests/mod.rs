@@ -111,3 +111,57 @@ fn what_failed_for_lack_of_space_is_never_read() {
     };
     sweep(0..40, faults, &["written", "read", "no space"]);
 }
+
+/// Each planted bug must be found by the checker or by an assertion, in a few runs.
+#[cfg(feature = "canary")]
+mod canaries {
+    use super::*;
+    use crate::replication::limits::Canary;
+
+    fn is_found(canary: Canary) -> bool {
+        let faults = Faults {
+            disconnects: true,
+            crashes: true,
+            takeovers: true,
+            forget: true,
+            ..Faults::default()
+        };
+        let limits = ReplicationLimits {
+            canary,
+            ..ReplicationLimits::DEFAULT
+        };
+        (0..200).any(|seed| std::panic::catch_unwind(|| run(seed, faults, limits)).is_err())
+    }
+
+    #[test]
+    fn an_acknowledgement_of_one_copy_is_found() {
+        assert!(is_found(Canary {
+            ack_at_one_copy: true,
+            ..Canary::NONE
+        }));
+    }
+
+    #[test]
+    fn reading_from_a_lagging_member_is_found() {
+        assert!(is_found(Canary {
+            read_from_lagging: true,
+            ..Canary::NONE
+        }));
+    }
+
+    #[test]
+    fn serving_without_a_comparison_is_found() {
+        assert!(is_found(Canary {
+            skip_reconcile: true,
+            ..Canary::NONE
+        }));
+    }
+
+    #[test]
+    fn going_on_when_fenced_is_found() {
+        assert!(is_found(Canary {
+            ignore_fenced: true,
+            ..Canary::NONE
+        }));
+    }
+}

@@ -300,14 +300,21 @@ fn storm(seed: u64) {
     let mut world = World::new(3 + 2 * (seed % 2), seed);
     let count = 3 + 2 * (seed % 2);
     world.init();
-    for step in 2..120 {
+    let mut healed_at = 0;
+    for step in 2..200 {
+        if step >= healed_at {
+            world.cut.clear();
+        }
         world.loss = [0, 5, 30][world.dice.below(3) as usize];
         let victim = 1 + world.dice.below(count);
         match world.dice.below(8) {
             0 if world.nodes.contains_key(&victim) => world.crash(victim),
             1 | 2 if world.down.contains_key(&victim) => world.restart(victim),
-            3 => world.cut = vec![victim],
-            4 | 5 => world.cut.clear(),
+            // Often the leader: for a while it will not know that another one is elected.
+            3 if step >= healed_at => {
+                world.cut = vec![world.leader().unwrap_or(victim)];
+                healed_at = step + 1 + world.dice.below(12) as u32;
+            }
             _ => {}
         }
         let leaders: Vec<u64> = world
@@ -324,7 +331,7 @@ fn storm(seed: u64) {
             world.reads.insert(ticket, world.acknowledged);
             world.nodes.get_mut(&id).unwrap().read_index(ticket);
         }
-        for _ in 0..world.dice.below(400) {
+        for _ in 0..world.dice.below(300) {
             world.turn();
         }
     }

@@ -35,6 +35,9 @@ pub struct DriverLimits {
     pub send_bytes_high: usize,
     /// Bytes that wait to be sent, below which it goes on.
     pub send_bytes_low: usize,
+    /// Bytes that wait to be sent on all connections, above which every connection waits that is not below
+    /// `send_bytes_low`.
+    pub send_bytes_total: usize,
     /// Messages of the control thread that wait.
     pub control_messages: usize,
     /// How long a header with its control part may take once its first byte has come.
@@ -51,6 +54,7 @@ impl Default for DriverLimits {
             receive_bytes: 64 << 20,
             send_bytes_high: 4 << 20,
             send_bytes_low: 1 << 20,
+            send_bytes_total: 64 << 20,
             control_messages: 64,
             head_timeout: Duration::from_secs(5),
             frame_timeout: Duration::from_secs(30),

@@ -45,6 +45,8 @@ pub(super) struct Serving {
     dirty: BTreeSet<ConnId>,
     next_conn: u64,
     next_sweep: Time,
+    /// Bytes that wait to be sent, on all connections.
+    sending: usize,
     /// When to accept again, after there was no descriptor left.
     accept_at: Option<Time>,
     accepting: bool,
@@ -85,6 +87,7 @@ impl Serving {
             dirty: BTreeSet::new(),
             next_conn: 0,
             next_sweep: now,
+            sending: 0,
             accept_at: None,
             accepting: false,
             end_by: None,
@@ -230,10 +233,10 @@ impl Serving {
             .get_mut(&conn)
             .expect("it goes when nothing is in flight");
         let count = *result.as_ref().unwrap_or(&0);
-        connection.outbox.sent(self.now, count);
+        self.sending -= connection.outbox.sent(self.now, count);
         if let Err(error) = result {
             tracing::debug!(device = %self.device, %conn, %error, "can't send");
-            connection.outbox.clear();
+            self.sending -= connection.outbox.discard();
             if connection.closing.is_none() {
                 self.broken(conn);
             }
@@ -249,7 +252,7 @@ impl Serving {
     fn broken(&mut self, conn: ConnId) {
         let connection = self.connections.get_mut(&conn).expect("the caller has looked");
         connection.closing = Some(self.now);
-        connection.outbox.clear();
+        self.sending -= connection.outbox.discard();
         self.dirty.insert(conn);
         self.host.handle(self.now, HostEvent::Disconnected { conn });
     }
@@ -347,8 +350,13 @@ impl Serving {
             let (message, trace) = (envelope.message.name(), envelope.trace_id);
             tracing::info!(device = %self.device, %conn, message, trace = format_args!("{trace:016x}"), "answered");
         }
-        connection.outbox.push(self.now, envelope.encode());
-        if !connection.congested && connection.outbox.bytes() > self.limits.send_bytes_high {
+        let frame = envelope.encode();
+        self.sending += frame.len();
+        connection.outbox.push(self.now, frame);
+        let (waiting, limits) = (connection.outbox.bytes(), &self.limits);
+        let too_much = waiting > limits.send_bytes_high
+            || (self.sending > limits.send_bytes_total && waiting > limits.send_bytes_low);
+        if !connection.congested && too_much {
             connection.congested = true;
             self.host.set_congested(conn, true);
         }
@@ -396,7 +404,7 @@ impl Serving {
                 continue;
             };
             if connection.shut {
-                connection.outbox.clear();
+                self.sending -= connection.outbox.discard();
             } else if let Some(pieces) = connection.outbox.next() {
                 self.ring.send(conn, &connection.socket, pieces);
             }

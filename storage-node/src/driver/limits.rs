@@ -19,6 +19,12 @@ pub(super) const SEND_PIECES_MAX: usize = 256;
 
 /// How long a connection that is being closed may take to send what was to be sent before.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
+/// How long a connection is silent before its peer is asked whether it is there.
+pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// How long an answer to that is waited for.
+pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is asked.
+pub(super) const KEEPALIVE_PROBES: u32 = 3;
 /// How long to wait before accepting again when the process has no file descriptor left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// How often connections are looked through for slow ones.

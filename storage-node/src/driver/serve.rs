@@ -12,13 +12,16 @@ use cairn_proto::frame::FrameError;
 use cairn_proto::ids::DeviceId;
 use cairn_proto::message::{Envelope, FailureKind, Message};
 use cairn_proto::time::Time;
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::{Shutdown, shutdown, sockopt};
 
 use super::budget::Budget;
 use super::clock;
 use super::connection::{Connection, Parsed};
 use super::control::{Control, ControlQueue};
-use super::limits::{ACCEPT_PAUSE, DRAIN_TIMEOUT, DriverLimits, LINGER, SWEEP_INTERVAL};
+use super::limits::{
+    ACCEPT_PAUSE, DRAIN_TIMEOUT, DriverLimits, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, LINGER,
+    SWEEP_INTERVAL,
+};
 use super::meters::Meters;
 use super::open::ring_error;
 use super::ring::{Completion, ReceiveBufs, Ring};
@@ -154,8 +157,9 @@ impl Serving {
                 let address = socket
                     .peer_addr()
                     .map_or_else(|_| "unknown".to_string(), |at| at.to_string());
-                // Answers are small and waited for.
-                let _ = socket.set_nodelay(true);
+                if let Err(error) = prepare(&socket) {
+                    tracing::debug!(device = %self.device, %conn, %error, "can't set options of the socket");
+                }
                 tracing::debug!(device = %self.device, %conn, %address, "connected");
                 self.meters.accepted();
                 self.connections.insert(conn, Connection::new(socket.into(), address));
@@ -468,4 +472,14 @@ impl Serving {
             None => IDLE,
         }
     }
+}
+
+/// Answers are small and waited for. A peer whose machine is gone is found out although it owes nothing.
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    Ok(())
 }

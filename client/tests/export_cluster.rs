@@ -216,7 +216,7 @@ async fn images_go_in_and_out_over_nbd() {
     let uri = cluster.uri();
     let path = |name: &str| cluster.path(name).display().to_string();
     let mut image = vec![0; SIZE as usize];
-    for block in (0..image.len() / 4096).filter(|block| block % 5 == 0 || (3000..5000).contains(block)) {
+    for block in (0..image.len() / 4096).filter(|block| block % 61 == 0 || (3000..5000).contains(block)) {
         image[block * 4096..][..4096].fill((block % 255) as u8 + 1);
     }
     std::fs::write(cluster.path("in"), &image).unwrap();

@@ -26,7 +26,7 @@ pub const DRAIN_BYTES_MAX: u32 = 64 << 20;
 /// How far a block status for a single extent looks ahead at least, in bytes.
 pub const STATUS_WINDOW_BYTES_MIN: u32 = 256 << 10;
 /// How far it looks ahead at the most.
-pub const STATUS_WINDOW_BYTES_MAX: u32 = u32::MAX & !(STATUS_WINDOW_BYTES_MIN - 1);
+pub const STATUS_WINDOW_BYTES_MAX: u32 = !(STATUS_WINDOW_BYTES_MIN - 1);
 
 /// Requests without an answer on one connection. Beyond it the socket is not read.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 256;

@@ -51,6 +51,9 @@ impl ReplicationLimits {
     };
 }
 
+/// Chunks with blocks that are damaged on every member, noted block by block; a further one counts as lost as a whole.
+pub(super) const LOST_CHUNKS_EXACT_MAX: usize = 4096;
+
 const _: () = assert!(ReplicationLimits::DEFAULT.copy_blocks <= FRAME_BLOCKS_MAX);
 
 impl Default for ReplicationLimits {

@@ -72,7 +72,7 @@ pub struct Canary {
     pub read_from_lagging: bool,
     /// Serves a group without comparing its members.
     pub skip_reconcile: bool,
-    /// Goes on when a newer generation was seen.
+    /// A newer generation ends only the write that was refused for it; the attachment goes on.
     pub ignore_fenced: bool,
 }
 

@@ -1,4 +1,5 @@
-//! Cairn.
+#![doc = include_str!("../DESIGN.md")]
+#![forbid(unsafe_code)]
 
 pub mod checker;
 pub mod faults;

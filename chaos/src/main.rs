@@ -1,2 +1,359 @@
-//! The chaos command.
-fn main() {}
+//! `chaos`: runs the deterministic simulator, and lists the faults that are injected.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cairn_chaos::faults;
+use cairn_chaos::fuzz::TARGETS;
+use cairn_chaos::sim::batch::{Batch, Totals, run_batch};
+use cairn_chaos::sim::run::{Report, StoreKind, run_seed, run_seed_on};
+use cairn_chaos::sim::trace::{Keep, first_difference};
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Lines of the trace that are shown of a failing seed.
+const TRACE_TAIL: usize = 60;
+
+/// Breaks clusters on purpose, and says whether they kept their promises.
+#[derive(Parser)]
+#[command(version, about, long_version = LONG_VERSION)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[cfg(feature = "canary")]
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\nbuilt with the feature `canary`: bugs are planted in it"
+);
+#[cfg(not(feature = "canary"))]
+const LONG_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Store {
+    /// Production's
+    Production,
+    /// The model of a store
+    Model,
+}
+
+impl From<Store> for StoreKind {
+    fn from(store: Store) -> StoreKind {
+        match store {
+            Store::Production => StoreKind::Production,
+            Store::Model => StoreKind::Model,
+        }
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Simulates whole clusters, one per seed
+    ///
+    /// Example: chaos sim --seed 1 --seeds 1000
+    Sim {
+        /// The first seed
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many seeds, counting up from the first
+        #[arg(long)]
+        seeds: Option<u64>,
+        /// Instead of a number of seeds: as many as fit into so many minutes
+        #[arg(long, conflicts_with = "seeds")]
+        minutes: Option<f64>,
+        /// Threads; as many as there are processors if not given
+        #[arg(long)]
+        threads: Option<usize>,
+        /// Nodes run on this store, whatever a seed chooses: what fails on both is the protocol's
+        #[arg(long)]
+        store: Option<Store>,
+        /// The result as one JSON object
+        #[arg(long)]
+        json: bool,
+        /// Prints the whole trace of one seed
+        #[arg(long, conflicts_with_all = ["seeds", "minutes", "json"])]
+        trace: bool,
+    },
+    /// Runs a seed twice and compares the traces byte for byte
+    ///
+    /// Example: chaos twice --seed 1
+    Twice {
+        /// Which seed
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many seeds, counting up from it
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
+    },
+    /// Prints the fault catalogue
+    List,
+    /// Gives broken input to everything that decodes bytes from outside
+    ///
+    /// Example: chaos fuzz --target frame --seed 1 --runs 100000
+    Fuzz {
+        /// Only this target
+        #[arg(long)]
+        target: Option<String>,
+        /// Chooses the inputs
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many inputs for each target
+        #[arg(long, default_value_t = 100_000)]
+        runs: u64,
+    },
+    /// Switches planted bugs on, one by one, and runs seeds until each is found
+    ///
+    /// Example: chaos canary --name ack-before-flush
+    #[cfg(feature = "canary")]
+    Canary {
+        /// Only this one
+        #[arg(long)]
+        name: Option<String>,
+        /// Seeds to try for each at the most
+        #[arg(long, default_value_t = 500)]
+        seeds: u64,
+    },
+}
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Sim {
+            seed,
+            seeds,
+            minutes,
+            threads,
+            store,
+            json,
+            trace,
+        } => {
+            let store = store.map(StoreKind::from);
+            if trace {
+                return trace_one(seed, store);
+            }
+            let span = minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
+            let count = if span.is_some() { None } else { Some(seeds.unwrap_or(1)) };
+            sim(
+                Batch {
+                    first: seed,
+                    count,
+                    span,
+                    threads,
+                    store,
+                },
+                json,
+            )
+        }
+        Command::Twice { seed, seeds } => twice(seed, seeds),
+        Command::List => {
+            print!("{}", faults::table());
+            ExitCode::SUCCESS
+        }
+        Command::Fuzz { target, seed, runs } => fuzz(target.as_deref(), seed, runs),
+        #[cfg(feature = "canary")]
+        Command::Canary { name, seeds } => canary(name.as_deref(), seeds),
+    }
+}
+
+fn trace_one(seed: u64, store: Option<StoreKind>) -> ExitCode {
+    let (report, _) = run_seed_on(seed, store, Keep::Print);
+    print_verdict(&report);
+    exit_code(report.broken.is_none())
+}
+
+fn exit_code(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn sim(batch: Batch, json: bool) -> ExitCode {
+    let tell = !json && batch.count != Some(1);
+    let terminal = std::io::stderr().is_terminal();
+    let totals = run_batch(batch, |totals, took| {
+        if tell {
+            let end = if terminal { "\r" } else { "\n" };
+            let mut err = std::io::stderr();
+            let _ = write!(
+                err,
+                "{} seeds, {} failed, {} operations, {:.0} s{end}",
+                totals.seeds,
+                totals.failed.len(),
+                totals.ops,
+                took.as_secs_f64()
+            );
+            let _ = err.flush();
+        }
+    });
+    if json {
+        println!("{}", as_json(&totals));
+    } else {
+        for report in &totals.failed {
+            explain(report, batch.store);
+        }
+        print_totals(&totals);
+    }
+    exit_code(totals.failed.is_empty())
+}
+
+/// Runs a failing seed again, to show what led to it.
+fn explain(report: &Report, store: Option<StoreKind>) {
+    let (again, trace) = run_seed_on(report.seed, store, Keep::Last(TRACE_TAIL));
+    println!("seed {} FAILED", report.seed);
+    println!("{}", report.options);
+    println!("last events:");
+    for line in trace.lines() {
+        println!("  {line}");
+    }
+    print_verdict(report);
+    if again.hash != report.hash {
+        println!(
+            "  and it ran otherwise the second time: see `chaos twice --seed {}`",
+            report.seed
+        );
+    }
+    let option = match store {
+        None => "",
+        Some(StoreKind::Production) => " --store production",
+        Some(StoreKind::Model) => " --store model",
+    };
+    println!("  replay: chaos sim --seed {}{option} --trace", report.seed);
+    println!();
+}
+
+fn print_verdict(report: &Report) {
+    match &report.broken {
+        None => println!("seed {}: all promises kept, trace {:016x}", report.seed, report.hash),
+        Some(broken) => {
+            println!("broken promise: {}", broken.promise);
+            println!("  at {:?}: {}", broken.at, broken.words);
+            for line in &broken.story {
+                println!("  | {line}");
+            }
+        }
+    }
+}
+
+fn print_totals(totals: &Totals) {
+    let seeds = totals.seeds.max(1);
+    println!(
+        "{} seeds, {} failed; {} operations ({} done) in {} sessions, {} blocks checked ({} undecided), {} frames, \
+         {} events, {} s of virtual time",
+        totals.seeds,
+        totals.failed.len(),
+        totals.ops,
+        totals.done,
+        totals.sessions,
+        totals.blocks,
+        totals.undecided,
+        totals.frames,
+        totals.events,
+        totals.virtual_ms / 1000,
+    );
+    println!(
+        "processor time: {:.1} s, {} ms per seed, the dearest ({}) {} ms",
+        totals.cpu_us as f64 / 1e6,
+        totals.cpu_us / seeds / 1000,
+        totals.dearest.1,
+        totals.dearest.0 / 1000
+    );
+    let listed = |counts: Vec<String>| {
+        if counts.is_empty() {
+            "none".to_string()
+        } else {
+            counts.join(", ")
+        }
+    };
+    println!(
+        "faults: {}",
+        listed(totals.faults.iter().map(|(kind, n)| format!("{kind} {n}")).collect())
+    );
+    println!(
+        "errors that guests got: {}",
+        listed(totals.errors.iter().map(|(kind, n)| format!("{kind} {n}")).collect())
+    );
+}
+
+fn as_json(totals: &Totals) -> serde_json::Value {
+    let failed: Vec<serde_json::Value> = totals
+        .failed
+        .iter()
+        .filter_map(|report| {
+            let broken = report.broken.as_ref()?;
+            Some(serde_json::json!({
+                "seed": report.seed,
+                "promise": broken.promise,
+                "words": broken.words,
+                "at_ns": broken.at.as_nanos(),
+                "replay": format!("chaos sim --seed {} --trace", report.seed),
+            }))
+        })
+        .collect();
+    serde_json::json!({
+        "seeds": totals.seeds,
+        "failed": failed,
+        "operations": totals.ops,
+        "operations_done": totals.done,
+        "sessions": totals.sessions,
+        "blocks_checked": totals.blocks,
+        "blocks_undecided": totals.undecided,
+        "frames": totals.frames,
+        "events": totals.events,
+        "virtual_ms": totals.virtual_ms,
+        "cpu_us": totals.cpu_us,
+        "dearest": { "seed": totals.dearest.1, "cpu_us": totals.dearest.0 },
+        "faults": totals.faults,
+        "errors": totals.errors,
+    })
+}
+
+fn twice(first: u64, seeds: u64) -> ExitCode {
+    for seed in first..first.saturating_add(seeds) {
+        let ((one, left), (two, right)) = (run_seed(seed, Keep::All), run_seed(seed, Keep::All));
+        if let Some((line, a, b)) = first_difference(&left, &right) {
+            println!("seed {seed}: the two runs differ at line {line}:");
+            for before in left.lines().take(line).skip(line.saturating_sub(10)) {
+                println!("    {before}");
+            }
+            println!("  1 {a}\n  2 {b}");
+            return ExitCode::FAILURE;
+        }
+        if (one.hash, left.events()) != (two.hash, right.events()) {
+            println!(
+                "seed {seed}: the texts are equal and the hash chains are not: {:016x} {:016x}",
+                one.hash, two.hash
+            );
+            return ExitCode::FAILURE;
+        }
+        println!(
+            "seed {seed}: {} events, twice the same, trace {:016x}",
+            left.events(),
+            one.hash
+        );
+    }
+    ExitCode::SUCCESS
+}
+
+fn fuzz(target: Option<&str>, seed: u64, runs: u64) -> ExitCode {
+    let chosen = TARGETS
+        .iter()
+        .filter(|candidate| target.is_none_or(|name| candidate.name == name));
+    let mut count = 0;
+    for target in chosen {
+        count += 1;
+        if let Err(failure) = cairn_chaos::fuzz::fuzz(target, seed, runs) {
+            println!("{failure}");
+            return ExitCode::FAILURE;
+        }
+        println!("{}: {runs} inputs of seed {seed}: {}", target.name, target.what);
+    }
+    if count == 0 {
+        let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+        println!("there is no such target: choose one of {}", names.join(", "));
+    }
+    exit_code(count > 0)
+}
+
+#[cfg(feature = "canary")]
+fn canary(name: Option<&str>, seeds: u64) -> ExitCode {
+    let table = cairn_chaos::sim::canary::hunt(name, seeds, |line| println!("{line}"));
+    exit_code(table)
+}

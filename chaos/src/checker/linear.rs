@@ -450,4 +450,87 @@ mod tests {
         let torn = [write(1, 0, 9), write(2, 0, 9), read_mixed(seen, 2, 3)];
         assert_eq!(violated(&torn), Some(1002));
     }
+
+    /// Whether some order of the operations explains a history, by trying all of them.
+    fn brute_force(ops: &[BlockOp]) -> bool {
+        fn go(ops: &[BlockOp], done: u32, content: BlockContent, newest: u32) -> bool {
+            let open = |i: usize| done & (1 << i) == 0;
+            if (0..ops.len()).all(|i| !open(i) || ops[i].answered.is_none()) {
+                return true;
+            }
+            (0..ops.len()).filter(|i| open(*i)).any(|i| {
+                let op = &ops[i];
+                // Whoever was answered before this was called has taken effect before, or never.
+                let end = |other: &BlockOp| other.answered.or(other.closes);
+                let overtakes =
+                    (0..ops.len()).any(|other| open(other) && ops[other].answered.is_some_and(|at| at < op.called));
+                let closed = op.answered.is_none()
+                    && (0..ops.len()).any(|other| !open(other) && end(op).is_some_and(|at| at < ops[other].called));
+                if overtakes || closed {
+                    return false;
+                }
+                let mut content = content;
+                match op.effect {
+                    Effect::Write { sectors, writer } if op.generation == 0 || op.generation >= newest => {
+                        (0..SECTORS_PER_BLOCK)
+                            .filter(|s| sectors & (1 << s) != 0)
+                            .for_each(|s| content[s] = writer);
+                    }
+                    Effect::Read { sectors, seen } if fits(&content, sectors, &seen) => {}
+                    _ => return false,
+                }
+                go(ops, done | 1 << i, content, newest.max(op.generation))
+            })
+        }
+        go(ops, 0, [ZEROES; SECTORS_PER_BLOCK], 0)
+    }
+
+    #[test]
+    fn the_check_agrees_with_trying_all_orders() {
+        let mut rng = crate::rng::Rng::new(1);
+        let mut verdicts = [0; 2];
+        for _ in 0..20_000 {
+            let count = rng.within(2, 6) as u32;
+            let generations = rng.permille(300);
+            let ops: Vec<BlockOp> = (1..=count)
+                .map(|number| {
+                    let called = rng.below(12) * 2;
+                    let answered = called + 1 + rng.below(6) * 2;
+                    let sectors = *rng.pick(&[0b11, 0b11, 0b01, 0b10]);
+                    let mut writer = || match rng.below(u64::from(count) + 1) as u32 {
+                        writer if writer % 2 == 0 => ZEROES,
+                        writer => writer,
+                    };
+                    let effect = if number % 2 == 1 {
+                        Effect::Write {
+                            sectors,
+                            writer: if number == 5 { ZEROES } else { number },
+                        }
+                    } else {
+                        let mut seen = [ZEROES; SECTORS_PER_BLOCK];
+                        for (s, seen) in seen.iter_mut().enumerate().take(2) {
+                            *seen = if sectors & (1 << s) != 0 { writer() } else { ZEROES };
+                        }
+                        Effect::Read { sectors, seen }
+                    };
+                    let lost = number % 2 == 1 && rng.permille(300);
+                    BlockOp {
+                        op: number,
+                        effect,
+                        called,
+                        answered: (!lost).then_some(answered),
+                        closes: (lost && rng.permille(500)).then_some(answered),
+                        generation: if generations { rng.within(1, 2) as u32 } else { 0 },
+                    }
+                })
+                .collect();
+            let expected = brute_force(&ops);
+            verdicts[usize::from(expected)] += 1;
+            assert_eq!(check(&ops) == Verdict::Linearizable, expected, "{ops:#?}");
+        }
+        assert!(
+            verdicts.iter().all(|count| *count > 1000),
+            "both verdicts are common: {verdicts:?}"
+        );
+    }
 }

@@ -1,10 +1,24 @@
 //! The simulator.
 
+pub mod actors;
+pub mod batch;
+pub mod caller;
+#[cfg(feature = "canary")]
+pub mod canary;
 pub mod clock;
+pub mod disk;
+mod faulting;
+pub mod guest;
+pub mod inspect;
+pub mod model_store;
+pub mod msg;
 pub mod nemesis;
 pub mod network;
 pub mod options;
 pub mod process;
+pub mod run;
 pub mod schedule;
+mod setup;
 pub mod trace;
 pub mod wire;
+pub mod world;

@@ -350,13 +350,13 @@ impl<M: Clone> Network<M> {
         }
     }
 
-    /// Sends a message that may be lost, doubled or late.
-    pub fn message(&mut self, now: Time, from: Process, to: Process, message: M) {
+    /// Sends a message that may be lost or late, and doubled if its transport may do that.
+    pub fn message(&mut self, now: Time, (from, to): (Process, Process), message: M, may_double: bool) {
         if self.rng.permille(self.options.loss_permille) {
             self.counts.lost += 1;
             return;
         }
-        let copies = 1 + u32::from(self.rng.permille(self.options.double_permille));
+        let copies = 1 + u32::from(may_double && self.rng.permille(self.options.double_permille));
         for _ in 0..copies {
             let mut delay = self.delay(from, to);
             if self.rng.permille(self.options.late_permille) {
@@ -367,7 +367,6 @@ impl<M: Clone> Network<M> {
         }
     }
 
-    /// A message on a stream of its own, which keeps the order and loses nothing by itself.
     fn delay(&mut self, from: Process, to: Process) -> Duration {
         let extra = self
             .slow
@@ -500,7 +499,10 @@ impl<M: Clone> Network<M> {
                 self.push(now, link, at.other(), Item::Refusal);
                 None
             }
-            _ if !connection.open[at as usize] => None,
+            _ if !connection.open[at as usize] => {
+                self.forget_closed();
+                None
+            }
             Item::Answer => Some((to, Delivery::Connected { link })),
             Item::Frame(frame) => {
                 self.counts.frames += 1;
@@ -527,5 +529,164 @@ fn item_bytes(item: &Item) -> usize {
     match item {
         Item::Frame(frame) => frame.len(),
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_proto::ids::Correlation;
+    use cairn_proto::message::{Empty, Envelope, Message};
+
+    use super::*;
+    use crate::sim::schedule::Schedule;
+
+    const A: Process = Process::Client(0);
+    const B: Process = Process::Node(0);
+
+    struct Bench {
+        net: Network<u32>,
+        schedule: Schedule<NetEvent<u32>>,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let options = NetworkOptions {
+                delay: Duration::from_micros(100),
+                reset_ppm: 0,
+                flip_ppm: 0,
+                loss_permille: 0,
+                double_permille: 0,
+                late_permille: 0,
+            };
+            let mut net = Network::new(options, Rng::new(1));
+            net.process_back(Time::ZERO, A);
+            net.process_back(Time::ZERO, B);
+            Bench {
+                net,
+                schedule: Schedule::default(),
+            }
+        }
+
+        fn now(&self) -> Time {
+            self.schedule.now()
+        }
+
+        /// Everything that arrives until nothing is under way.
+        fn settle(&mut self) -> Vec<(Process, String)> {
+            let mut seen = Vec::new();
+            loop {
+                for (at, event) in self.net.take_events() {
+                    self.schedule.at(at, event);
+                }
+                let Some(event) = self.schedule.next_event() else {
+                    return seen;
+                };
+                if let Some((to, delivery)) = self.net.handle(self.schedule.now(), event) {
+                    let words = match delivery {
+                        Delivery::Frame { frame, .. } => {
+                            let envelope = crate::sim::wire::decode(&frame).unwrap();
+                            format!("frame {}", envelope.correlation)
+                        }
+                        Delivery::Accepted { .. } => "accepted".to_string(),
+                        Delivery::Connected { .. } => "connected".to_string(),
+                        Delivery::Closed { refused, .. } => format!("closed {refused}"),
+                        Delivery::Message { message, .. } => format!("message {message}"),
+                    };
+                    seen.push((to, words));
+                }
+            }
+        }
+
+        fn send(&mut self, link: Link, from: Side, number: u64) {
+            let frame = Envelope::new(Correlation(number), Message::Ping(Empty)).encode();
+            self.net.send(self.now(), link, from, frame);
+        }
+
+        fn connected(&mut self) -> Link {
+            let link = self.net.connect(self.now(), A, B);
+            assert_eq!(
+                self.settle(),
+                [(B, "accepted".to_string()), (A, "connected".to_string())]
+            );
+            link
+        }
+    }
+
+    fn words(seen: &[(Process, String)]) -> Vec<&str> {
+        seen.iter().map(|(_, words)| &words[..]).collect()
+    }
+
+    #[test]
+    fn frames_of_one_direction_keep_their_order_also_through_a_block() {
+        let mut bench = Bench::new();
+        let link = bench.connected();
+        for number in 0..20 {
+            bench.send(link, Side::Caller, number);
+        }
+        bench.net.block(bench.now(), A, B, true);
+        bench.send(link, Side::Callee, 99);
+        assert_eq!(words(&bench.settle()), ["frame 99"], "the other direction is open");
+        bench.net.block(bench.now(), A, B, false);
+        bench.send(link, Side::Caller, 20);
+        let expected: Vec<String> = (0..=20).map(|number| format!("frame {number}")).collect();
+        assert_eq!(words(&bench.settle()), expected);
+    }
+
+    #[test]
+    fn who_is_killed_is_heard_of_and_whose_power_fails_is_not_until_it_is_back() {
+        let mut bench = Bench::new();
+        let link = bench.connected();
+        bench.net.process_down(bench.now(), B, false);
+        assert_eq!(bench.settle(), [(A, "closed false".to_string())]);
+        bench.send(link, Side::Caller, 1);
+        assert!(bench.settle().is_empty());
+
+        bench.net.process_back(bench.now(), B);
+        let link = bench.connected();
+        bench.net.process_down(bench.now(), B, true);
+        bench.send(link, Side::Caller, 1);
+        assert!(bench.settle().is_empty(), "half-open");
+        bench.net.process_back(bench.now(), B);
+        assert_eq!(bench.settle(), [(A, "closed false".to_string())]);
+    }
+
+    #[test]
+    fn nobody_listens_where_no_process_is() {
+        let mut bench = Bench::new();
+        bench.net.process_down(bench.now(), B, false);
+        bench.net.connect(bench.now(), A, B);
+        assert_eq!(bench.settle(), [(A, "closed true".to_string())]);
+        bench.net.message(bench.now(), (A, B), 7, true);
+        assert!(bench.settle().is_empty());
+    }
+
+    #[test]
+    fn a_reset_takes_along_what_was_under_way() {
+        let mut bench = Bench::new();
+        let link = bench.connected();
+        for number in 0..20 {
+            bench.send(link, Side::Caller, number);
+        }
+        bench.net.reset(bench.now(), link);
+        bench.send(link, Side::Caller, 20);
+        let seen = bench.settle();
+        let frames = seen.iter().filter(|(_, words)| words.starts_with("frame")).count();
+        let closed = seen.iter().filter(|(_, words)| words == "closed false").count();
+        assert!(frames < 20, "{seen:?}");
+        assert_eq!(closed, 2, "{seen:?}");
+        assert!(bench.net.links.is_empty());
+    }
+
+    #[test]
+    fn what_falls_silent_stays_so_until_somebody_closes_it() {
+        let mut bench = Bench::new();
+        let link = bench.connected();
+        bench.net.silence(link);
+        bench.send(link, Side::Caller, 1);
+        bench.send(link, Side::Callee, 2);
+        bench.net.close(bench.now(), link, Side::Caller);
+        assert!(bench.settle().is_empty());
+        bench.net.end_silence(bench.now());
+        assert_eq!(bench.settle(), [(B, "closed false".to_string())]);
     }
 }

@@ -8,6 +8,9 @@ use cairn_proto::limits::{BLOCKS_PER_CHUNK, BYTES_PER_GROUP, CHUNK_BYTES};
 use super::network::NetworkOptions;
 use crate::rng::Rng;
 
+/// Seeds that run on the model of a store: they show what of a failure is the protocol's.
+const MODEL_STORE_PERMILLE: u32 = 150;
+
 /// One volume.
 #[derive(Clone, Debug)]
 pub struct VolumeOptions {
@@ -64,6 +67,8 @@ pub struct Options {
     pub volumes: Vec<VolumeOptions>,
     /// Whether the limits of the components are as small as they go.
     pub tiny_limits: bool,
+    /// Whether nodes run on the model of a store in place of production's.
+    pub model_store: bool,
     /// Length of the first phase.
     pub faulty: Duration,
     /// Operations in the first phase at the most.
@@ -76,6 +81,9 @@ pub struct Options {
     pub disk: DiskOptions,
     /// The faults.
     pub faults: FaultOptions,
+    /// A planted bug.
+    #[cfg(feature = "canary")]
+    pub planted: Option<super::canary::Planted>,
 }
 
 impl Options {
@@ -91,12 +99,15 @@ impl Options {
             clients: *rng.pick(&[1, 2, 2, 3]),
             volumes: (0..volume_count).map(|_| volume(rng)).collect(),
             tiny_limits: rng.permille(600),
+            model_store: rng.permille(MODEL_STORE_PERMILLE),
             faulty: rng.span(Duration::from_secs(3), Duration::from_secs(12)),
             ops_max: rng.within(200, 900) as u32,
             drift_ppm: *rng.pick(&[0, 50, 300, 2000]),
             network: network(rng, calm),
             disk: disk(rng),
             faults: faults(rng, calm),
+            #[cfg(feature = "canary")]
+            planted: None,
         }
     }
 }
@@ -109,7 +120,7 @@ fn volume(rng: &mut Rng) -> VolumeOptions {
     let bytes = if groups == 1 {
         rng.within(1, 4) * CHUNK_BYTES + tail
     } else {
-        (groups - 1) * BYTES_PER_GROUP + CHUNK_BYTES * 4 + tail
+        groups * BYTES_PER_GROUP + CHUNK_BYTES * 4 + tail
     };
     let blocks = bytes / 4096;
     let mut regions = vec![(0, rng.within(4, 40))];
@@ -185,13 +196,15 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} metas, {} nodes, {} clients, {} volumes, {} limits, {:?} of faults, {} operations at the most",
+            "seed {}: {} metas, {} nodes, {} clients, {} volumes, {} limits, {} store, {:?} of faults, {} operations at the \
+             most",
             self.seed,
             self.metas,
             self.nodes,
             self.clients,
             self.volumes.len(),
             if self.tiny_limits { "tiny" } else { "usual" },
+            if self.model_store { "model" } else { "production's" },
             self.faulty,
             self.ops_max
         )?;

@@ -11,6 +11,8 @@ pub enum Process {
     Node(u8),
     /// A client with its volumes.
     Client(u8),
+    /// Who sets the cluster up; never at fault.
+    Operator,
 }
 
 impl Process {
@@ -20,6 +22,7 @@ impl Process {
             Process::Meta(i) => u64::from(i),
             Process::Node(i) => 0x100 | u64::from(i),
             Process::Client(i) => 0x200 | u64::from(i),
+            Process::Operator => 0x300,
         }
     }
 }
@@ -30,6 +33,7 @@ impl fmt::Display for Process {
             Process::Meta(i) => write!(f, "meta-{i}"),
             Process::Node(i) => write!(f, "node-{i}"),
             Process::Client(i) => write!(f, "client-{i}"),
+            Process::Operator => f.write_str("operator"),
         }
     }
 }

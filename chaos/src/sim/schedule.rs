@@ -72,6 +72,13 @@ impl<E> Schedule<E> {
         Some(entry.event)
     }
 
+    /// Time goes on to `at`, if nothing is to happen before.
+    pub fn advance_to(&mut self, at: Time) {
+        if self.next_at().is_none_or(|next| next >= at) {
+            self.now = self.now.max(at);
+        }
+    }
+
     /// When the next event is.
     pub fn next_at(&self) -> Option<Time> {
         self.heap.peek().map(|entry| entry.at)

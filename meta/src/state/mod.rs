@@ -10,8 +10,6 @@ mod groups;
 mod members;
 pub mod model;
 mod placement;
-#[cfg(test)]
-mod properties;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;

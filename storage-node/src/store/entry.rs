@@ -45,7 +45,6 @@ impl Entry {
         }
     }
 
-    #[cfg(test)]
     pub(super) fn damaged(version: Version) -> Entry {
         Entry {
             version,

@@ -1,0 +1,150 @@
+//! Who sets the cluster up: waits for the nodes, creates the volumes.
+
+use std::time::Duration;
+
+use cairn_meta::state::Outcome;
+use cairn_meta::state::command::{Command, CreateVolume};
+use cairn_meta::state::model::{Spread, Volume};
+use cairn_proto::control::Code;
+use cairn_proto::ids::VolumeId;
+use cairn_proto::time::Time;
+
+use super::{Ctx, Input, Output, earliest};
+use crate::sim::caller::{Caller, Ended};
+use crate::sim::msg::{Answer, Msg, Request};
+use crate::sim::network::Delivery;
+
+/// The pause before the operator tries again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What the operator is told.
+#[derive(Clone, Debug)]
+pub enum Wish {
+    /// Create volumes of these sizes.
+    Create(Vec<u64>),
+}
+
+/// A volume that was created.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// Its id.
+    pub id: VolumeId,
+    /// As it is.
+    pub volume: Volume,
+}
+
+/// The operator.
+pub struct OperatorActor {
+    caller: Caller,
+    replicas: u8,
+    /// Sizes of the volumes that are still to be created, the last first.
+    todo: Vec<u64>,
+    created: Vec<Created>,
+    retry_at: Option<Time>,
+}
+
+impl OperatorActor {
+    /// One who has nothing to do yet.
+    pub fn new(metas: u8, replicas: u8) -> OperatorActor {
+        OperatorActor {
+            caller: Caller::new(metas, 0),
+            replicas,
+            todo: Vec::new(),
+            created: Vec::new(),
+            retry_at: None,
+        }
+    }
+
+    pub(super) fn handle(&mut self, ctx: &mut Ctx<'_>, input: Input) {
+        match input {
+            Input::Operator(Wish::Create(sizes)) => {
+                self.todo = sizes.into_iter().rev().collect();
+                self.create(ctx);
+            }
+            Input::Net(Delivery::Message {
+                message: Msg::Answer { id, answer },
+                ..
+            }) => {
+                if let Some(ended) = self.caller.answered(ctx.now, id, answer) {
+                    self.ended(ctx, ended);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
+        let mut calls = Vec::new();
+        let ended = self.caller.handle_timeout(ctx.now, &mut calls);
+        ctx.send_calls(calls);
+        for ended in ended {
+            self.ended(ctx, ended);
+        }
+        if self.retry_at.is_some_and(|at| at <= ctx.now) {
+            self.retry_at = None;
+            self.create(ctx);
+        }
+    }
+
+    pub(super) fn timeout(&self) -> Option<Time> {
+        earliest(self.caller.timeout(), self.retry_at)
+    }
+
+    fn create(&mut self, ctx: &mut Ctx<'_>) {
+        let Some(size) = self.todo.last() else {
+            ctx.out.push(Output::SetUp(self.created.clone()));
+            return;
+        };
+        let command = CreateVolume {
+            name: format!("volume-{}", self.created.len()),
+            size_bytes: *size,
+            replicas: self.replicas,
+            write_quorum: self.replicas / 2 + 1,
+            min_copies_one: false,
+            spread: Spread::Host,
+            silent: Vec::new(),
+        };
+        let mut calls = Vec::new();
+        let request = Request::Command(Command::CreateVolume(command));
+        self.caller.call(ctx.now, request, &mut calls);
+        ctx.send_calls(calls);
+    }
+
+    fn ended(&mut self, ctx: &mut Ctx<'_>, (_, answer): Ended) {
+        match answer {
+            Some(Answer::Done {
+                outcome: Outcome::Volume(id, volume),
+                ..
+            }) => self.made(ctx, id, volume),
+            // An attempt whose answer was lost has made it.
+            Some(Answer::Refused(refusal)) if refusal.code == Code::NameTaken => {
+                let mut calls = Vec::new();
+                self.caller.call(ctx.now, Request::Volumes, &mut calls);
+                ctx.send_calls(calls);
+            }
+            Some(Answer::Volumes(volumes)) => {
+                let name = format!("volume-{}", self.created.len());
+                match volumes.into_iter().find(|(_, volume)| volume.name == name) {
+                    Some((id, volume)) => self.made(ctx, id, volume),
+                    None => ctx
+                        .out
+                        .push(Output::Broken(format!("`{name}` is taken, and not there"))),
+                }
+            }
+            Some(Answer::Refused(refusal))
+                if refusal.code != Code::NotEnoughDevices && refusal.code != Code::NotReady =>
+            {
+                ctx.out
+                    .push(Output::Broken(format!("a volume can't be created: {refusal}")));
+            }
+            _ => self.retry_at = Some(ctx.now + PAUSE),
+        }
+    }
+
+    fn made(&mut self, ctx: &mut Ctx<'_>, id: VolumeId, volume: Volume) {
+        ctx.note(format_args!("created volume {id} of {} bytes", volume.size_bytes));
+        self.todo.pop();
+        self.created.push(Created { id, volume });
+        self.create(ctx);
+    }
+}

@@ -1,0 +1,452 @@
+//! One seed from start to verdict: set up, load with faults, heal, and then everything must come right.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use cairn_proto::ids::{ChunkIndex, GroupId, VolumeId};
+use cairn_proto::limits::{BLOCKS_PER_CHUNK, FRAME_BLOCKS_MAX};
+
+use super::actors::operator::Wish;
+use super::actors::{Actor, Input};
+use super::guest::Plan;
+use super::inspect::{Inspected, difference};
+use super::options::Options;
+use super::process::Process;
+use super::trace::{Keep, Trace};
+use super::world::{Event, SessionPhase, World};
+use crate::checker::history::{Broken, Checked};
+
+/// Virtual time that setting up may take.
+const SET_UP_BOUND: Duration = Duration::from_secs(60);
+/// Virtual time in which, after everything has healed, all I/O must complete.
+const COMPLETE_BOUND: Duration = Duration::from_secs(60);
+/// Virtual time in which replicas must be equal then.
+const CONVERGE_BOUND: Duration = Duration::from_secs(120);
+/// Events of one world at the most: more are a loop.
+const EVENTS_MAX: u64 = 20_000_000;
+/// Bytes under way in one direction of one connection at the most, with room for what a peer's limits allow.
+const LINK_BYTES_MAX: usize = 80 << 20;
+/// Entries of the schedule at the most.
+const SCHEDULE_MAX: usize = 200_000;
+
+/// What came of a seed.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Which seed.
+    pub seed: u64,
+    /// What is broken; `None` if nothing is.
+    pub broken: Option<Broken>,
+    /// What the seed chose.
+    pub options: String,
+    /// How much was done.
+    pub stats: Stats,
+    /// The end of the trace's hash chain.
+    pub hash: u64,
+}
+
+/// How much a world did.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// Events.
+    pub events: u64,
+    /// Operations that were called.
+    pub ops: u64,
+    /// Operations that were done.
+    pub done: u64,
+    /// Operations that ended with an error, by kind.
+    pub errors: BTreeMap<String, u64>,
+    /// Sessions.
+    pub sessions: u64,
+    /// Frames that arrived.
+    pub frames: u64,
+    /// How often each fault struck.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Virtual time, in milliseconds.
+    pub virtual_ms: u64,
+    /// Blocks whose history was checked.
+    pub blocks: u64,
+    /// Blocks whose history could not be decided.
+    pub undecided: u64,
+    /// Processor time, in microseconds.
+    pub cpu_us: u64,
+}
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Panics of simulated worlds become verdicts, without a word on standard error. Panics elsewhere are as loud as ever.
+pub fn install_panic_hook() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let inside = PANIC.with_borrow_mut(|slot| match slot {
+                Some(words) => {
+                    *words = info.to_string();
+                    true
+                }
+                None => false,
+            });
+            if !inside {
+                before(info);
+            }
+        }));
+    });
+}
+
+/// Which store nodes run on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StoreKind {
+    /// Production's.
+    Production,
+    /// The model of a store.
+    Model,
+}
+
+/// Runs a seed. The trace is given back with as much text as was asked for.
+pub fn run_seed(seed: u64, keep: Keep) -> (Report, Trace) {
+    run_seed_on(seed, None, keep)
+}
+
+/// Runs a seed with nodes on a store of this kind, whatever the seed chooses.
+pub fn run_seed_on(seed: u64, store: Option<StoreKind>, keep: Keep) -> (Report, Trace) {
+    let mut options = Options::of_seed(seed);
+    if let Some(store) = store {
+        options.model_store = store == StoreKind::Model;
+    }
+    run(options, keep)
+}
+
+/// Runs a world of these options.
+pub fn run(options: Options, keep: Keep) -> (Report, Trace) {
+    install_panic_hook();
+    let began = cpu_time();
+    let words = options.to_string();
+    let seed = options.seed;
+    let mut world = World::new(options, Trace::new(keep));
+    PANIC.set(Some(String::new()));
+    let result = catch_unwind(AssertUnwindSafe(|| world.live()));
+    let panic = PANIC.take().unwrap_or_default();
+    let result = result.unwrap_or_else(|_| Err(world.broken("assertions of the code hold", panic)));
+    let mut stats = world.stats();
+    let broken = match result {
+        Ok(checked) => {
+            stats.blocks = checked.blocks as u64;
+            stats.undecided = checked.undecided as u64;
+            None
+        }
+        Err(broken) => Some(broken),
+    };
+    stats.cpu_us = u64::try_from((cpu_time() - began).as_micros()).unwrap_or(u64::MAX);
+    let trace = world.into_trace();
+    let report = Report {
+        seed,
+        broken,
+        options: words,
+        stats,
+        hash: trace.hash(),
+    };
+    (report, trace)
+}
+
+/// Processor time of this thread.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+impl World {
+    fn live(&mut self) -> Result<Checked, Broken> {
+        self.set_up()?;
+        self.load()?;
+        self.heal()?;
+        self.complete()?;
+        self.read_everything()?;
+        self.converge()?;
+        self.check_bounds()?;
+        let volumes = &self.volumes;
+        let group_of = |volume: VolumeId, block: u64| {
+            let known = volumes.iter().find(|known| known.created.id == volume);
+            let chunk = ChunkIndex((block / u64::from(BLOCKS_PER_CHUNK)) as u32);
+            known.map_or(0, |known| known.created.volume.group_count.group_of(chunk).0)
+        };
+        self.history.check(&group_of)
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            events: self.trace.events(),
+            ops: self.history.ops().len() as u64,
+            done: self.ops_done,
+            errors: self.errors.clone(),
+            sessions: self.sessions.len() as u64,
+            frames: self.net.counts.frames,
+            faults: self.faulting.counts.clone(),
+            virtual_ms: self.now().as_nanos() / 1_000_000,
+            blocks: 0,
+            undecided: 0,
+            cpu_us: 0,
+        }
+    }
+
+    /// Lets things happen until a condition holds. `Ok(false)` when the span has passed without it.
+    fn run_until(&mut self, span: Duration, mut done: impl FnMut(&mut World) -> bool) -> Result<bool, Broken> {
+        let end = self.now() + span;
+        loop {
+            if done(self) {
+                return Ok(true);
+            }
+            if self.schedule.next_at().is_none_or(|at| at > end) {
+                return Ok(false);
+            }
+            self.step()?;
+            if self.trace.events() > EVENTS_MAX {
+                return Err(self.broken("time goes on", format!("more than {EVENTS_MAX} events")));
+            }
+        }
+    }
+
+    fn set_up(&mut self) -> Result<(), Broken> {
+        for node in 0..self.options.nodes {
+            self.setup.format(node, &mut self.disks[usize::from(node)]);
+        }
+        let now = self.now();
+        for process in self.processes() {
+            let late = self.rng.span(Duration::ZERO, Duration::from_millis(300));
+            self.schedule
+                .at(now + late, Event::Nemesis(super::faulting::Strike::Restart(process)));
+        }
+        self.start(Process::Operator)?;
+        let sizes = self.options.volumes.iter().map(|volume| volume.bytes).collect();
+        self.deliver(Process::Operator, Input::Operator(Wish::Create(sizes)))?;
+        self.collect_network();
+        if !self.run_until(SET_UP_BOUND, |world| world.is_set_up())? {
+            return Err(self.broken("a cluster gets up", "the volumes could not be created".to_string()));
+        }
+        Ok(())
+    }
+
+    fn load(&mut self) -> Result<(), Broken> {
+        self.busy = true;
+        self.begin_faults();
+        let span = self.options.faulty;
+        let ops_max = self.options.ops_max as usize;
+        self.run_until(span, |world| world.history.ops().len() >= ops_max)?;
+        Ok(())
+    }
+
+    /// Every operation ends, and every volume that is being opened or closed is.
+    fn complete(&mut self) -> Result<(), Broken> {
+        let unfinished = |world: &World| {
+            if world.slots.values().any(|slot| slot.actor.is_none()) {
+                return true;
+            }
+            let of = |phase: SessionPhase| !matches!(phase, SessionPhase::Over | SessionPhase::Open);
+            let mut sessions = world.sessions.iter();
+            sessions.any(|session| {
+                session.phase != SessionPhase::Over && (!session.guest.in_flight.is_empty() || of(session.phase))
+            })
+        };
+        if self.run_until(COMPLETE_BOUND, |world| !unfinished(world))? {
+            return Ok(());
+        }
+        let words: Vec<String> = self
+            .sessions
+            .iter()
+            .enumerate()
+            .filter_map(|(i, s)| self.waits(i, s))
+            .collect();
+        Err(self.broken("all I/O completes once everything has healed", words.join("; ")))
+    }
+
+    fn waits(&self, index: usize, session: &super::world::Session) -> Option<String> {
+        let idle = session.phase == SessionPhase::Open && session.guest.in_flight.is_empty();
+        if session.phase == SessionPhase::Over || idle {
+            return None;
+        }
+        let ops: Vec<String> = session.guest.in_flight.values().map(|(n, _)| n.to_string()).collect();
+        let status = self
+            .client(session.client)
+            .and_then(|client| client.status(session.handle));
+        Some(format!(
+            "session {index} of client {} is {:?}, operations {} wait, the core says {status:?}",
+            session.client,
+            session.phase,
+            ops.join(", ")
+        ))
+    }
+
+    /// Someone reads all that was ever touched: what was acknowledged is there.
+    fn read_everything(&mut self) -> Result<(), Broken> {
+        for volume in 0..self.volumes.len() {
+            let mut attempts = 0;
+            loop {
+                attempts += 1;
+                let session = self.session_for(volume, attempts > 1)?;
+                if self.read_volume(volume, session)? {
+                    break;
+                }
+                if attempts > 5 {
+                    return Err(self.broken(
+                        "all I/O completes once everything has healed",
+                        format!("volume {volume} is always fenced, though nobody attaches it any more"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A session that is attached last, or a new one.
+    fn session_for(&mut self, volume: usize, fresh: bool) -> Result<usize, Broken> {
+        let of_volume = self.sessions.iter().enumerate();
+        let open = of_volume.filter(|(_, s)| s.volume == volume && s.phase == SessionPhase::Open);
+        let newest = open.max_by_key(|(_, session)| session.generation).map(|(i, _)| i);
+        let fresh = fresh || self.rng.permille(500);
+        let free = self.free_clients(volume);
+        match newest {
+            Some(newest) if !fresh || free.is_empty() => Ok(newest),
+            _ => {
+                assert!(!free.is_empty(), "no session, and no client without one");
+                let client = *self.rng.pick(&free);
+                self.open(client, volume)
+            }
+        }
+    }
+
+    /// `Ok(false)` when it turned out that another attachment had taken over.
+    fn read_volume(&mut self, volume: usize, session: usize) -> Result<bool, Broken> {
+        let opened = self.run_until(COMPLETE_BOUND, |world| {
+            world.sessions[session].phase != SessionPhase::Opening
+        })?;
+        if !opened {
+            let words = format!("session {session} can't open its volume");
+            return Err(self.broken("all I/O completes once everything has healed", words));
+        }
+        let mut plans = Vec::new();
+        for (first, count) in self.options.volumes[volume].regions.clone() {
+            let mut at = first;
+            while at < first + count {
+                let blocks = (first + count - at).min(u64::from(FRAME_BLOCKS_MAX) / 4);
+                plans.push(Plan::read(at, blocks));
+                at += blocks;
+            }
+        }
+        for plan in plans {
+            if self.sessions[session].phase == SessionPhase::Open {
+                self.submit(session, plan)?;
+                self.collect_network();
+            }
+        }
+        self.complete()?;
+        Ok(self.sessions[session].phase == SessionPhase::Open)
+    }
+
+    /// Replicas become equal byte for byte, and so do the metadata servers.
+    fn converge(&mut self) -> Result<(), Broken> {
+        let end = self.now() + CONVERGE_BOUND;
+        let mut pause = Duration::from_millis(500);
+        while let Some(words) = self.differences()? {
+            if self.now() >= end {
+                return Err(self.broken("replicas become equal once everything has healed", words));
+            }
+            self.run_until(pause, |_| false)?;
+            self.schedule.advance_to(self.now() + pause);
+            pause *= 2;
+        }
+        Ok(())
+    }
+
+    fn differences(&mut self) -> Result<Option<String>, Broken> {
+        if let Some(words) = self.metas_differ() {
+            return Ok(Some(words));
+        }
+        let mut opened: BTreeMap<u8, Inspected> = BTreeMap::new();
+        let mut groups: Vec<(GroupId, Vec<u8>)> = Vec::new();
+        let state = self.meta_states().next().map(|(_, state)| state.groups().clone());
+        for (id, group) in state.unwrap_or_default() {
+            groups.push((id, group.in_sync.iter().map(|member| member.uuid.0[15]).collect()));
+        }
+        for (group, members) in groups {
+            let mut first: Option<(u8, super::inspect::Held)> = None;
+            for node in members {
+                let entry = match opened.entry(node) {
+                    std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                    std::collections::btree_map::Entry::Vacant(entry) => {
+                        let opened = self.setup.inspect(node, &self.disks[usize::from(node)]);
+                        let opened = opened.map_err(|words| {
+                            self.broken("a device can be opened again", format!("node-{node}: {words}"))
+                        })?;
+                        entry.insert(opened)
+                    }
+                };
+                let held = match entry.held(group) {
+                    Ok(held) => held,
+                    Err(words) => return Ok(Some(format!("group {group} on node-{node}: {words}"))),
+                };
+                match &first {
+                    None => first = Some((node, held)),
+                    Some((other, first)) => {
+                        if let Some(words) = difference(first, &held) {
+                            return Ok(Some(format!("group {group} on node-{other} and node-{node}: {words}")));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn meta_states(&self) -> impl Iterator<Item = (u64, &cairn_meta::state::State)> + '_ {
+        self.slots.values().filter_map(|slot| match slot.actor.as_ref()? {
+            Actor::Meta(meta) => Some((meta.applied(), meta.state())),
+            _ => None,
+        })
+    }
+
+    fn metas_differ(&self) -> Option<String> {
+        let mut states = self.meta_states();
+        let (applied, state) = states.next()?;
+        for (other_applied, other) in states {
+            if applied != other_applied {
+                return Some(format!("metadata servers have applied {applied} and {other_applied}"));
+            }
+            if state != other {
+                return Some(format!("the states of metadata servers differ at {applied}"));
+            }
+        }
+        None
+    }
+
+    /// Nothing has grown without a bound.
+    fn check_bounds(&mut self) -> Result<(), Broken> {
+        let promise = "queues are bounded";
+        if self.net.bytes_max > LINK_BYTES_MAX {
+            let words = format!("{} bytes waited on one connection", self.net.bytes_max);
+            return Err(self.broken(promise, words));
+        }
+        if self.schedule.len() > SCHEDULE_MAX {
+            return Err(self.broken(promise, format!("{} events are to come", self.schedule.len())));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_without_nodes_does_not_get_up_and_the_verdict_says_so() {
+        let options = Options {
+            nodes: 0,
+            metas: 3,
+            ..Options::of_seed(1)
+        };
+        let (report, _) = run(options, Keep::Hash);
+        assert_eq!(report.broken.map(|broken| broken.promise), Some("a cluster gets up"));
+    }
+}

@@ -5,9 +5,9 @@ use std::fmt;
 
 pub use crate::driver::{Died, Ended, Listen, ListenError};
 
-use crate::core::api::CoreConfig;
+use crate::core::ClientCore;
 use crate::driver::library::{StartError, start_client};
-use crate::driver::{Core, Listener, Running, Settings};
+use crate::driver::{Listener, Running, Settings};
 
 /// What is served, where, and from which cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -65,16 +65,13 @@ pub struct ExportServer {
 }
 
 impl ExportServer {
-    /// Listens, finds the cluster and serves, with a core of the caller's. A volume's attachment is taken at the first I/O to it, and released when its
+    /// Listens, finds the cluster and serves. A volume's attachment is taken at the first I/O to it, and released when its
     /// last connection ends. Must be called within a tokio runtime, which then speaks to the metadata servers, and after the
     /// process's recorder of metrics is installed.
     ///
     /// # Errors
     /// A place is taken, or no metadata server answers within 15 s.
-    pub async fn start_with<C: Core>(
-        config: ExportConfig,
-        make_core: impl FnOnce(CoreConfig) -> C,
-    ) -> Result<ExportServer, ExportError> {
+    pub async fn start(config: ExportConfig) -> Result<ExportServer, ExportError> {
         if config.listen.is_empty() {
             return Err(ExportError::NowhereToListen);
         }
@@ -86,7 +83,7 @@ impl ExportServer {
             default_export: config.default_export,
             read_only: config.read_only,
         };
-        let running = start_client(config.meta, config.words, settings, listeners, make_core).await;
+        let running = start_client(config.meta, config.words, settings, listeners, ClientCore::new).await;
         Ok(ExportServer {
             running: running.map_err(ExportError::Start)?,
             places,

@@ -475,3 +475,50 @@ fn no_endpoints() -> ClientError {
         outcome_unknown: false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn nobody() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap().to_string()
+    }
+
+    #[tokio::test]
+    async fn with_nobody_there_a_call_ends_at_its_deadline_with_words() {
+        let address = nobody().await;
+        let client = MetaClient::new(vec![address.clone()]).with_deadline(Duration::from_millis(300));
+        let error = client.create_volume(CreateVolumeRequest::default()).await.unwrap_err();
+        assert_eq!(
+            (error.code, error.outcome_unknown),
+            (Code::Unreachable, false),
+            "it was never sent: {error}"
+        );
+        assert!(error.to_string().contains(&address), "{error}");
+        let error = client.status().await.unwrap_err();
+        assert_eq!(error.code, Code::Unreachable);
+        let error = MetaClient::new(vec![])
+            .with_deadline(Duration::from_millis(10))
+            .status()
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("give at least one address"), "{error}");
+        let client = MetaClient::new(vec!["no address".into()]).with_deadline(Duration::from_millis(10));
+        let error = client.list_nodes(ListNodesRequest::default()).await.unwrap_err();
+        assert_eq!(error.code, Code::InvalidArgument, "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_change_without_an_answer_is_not_repeated_and_says_that_its_outcome_is_unknown() {
+        // It takes connections and never answers.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let client = MetaClient::new(vec![address]).with_deadline(Duration::from_millis(300));
+        let error = client.create_volume(CreateVolumeRequest::default()).await.unwrap_err();
+        assert_eq!((error.code, error.outcome_unknown), (Code::Timeout, true));
+        assert!(error.to_string().contains("look before you ask again"), "{error}");
+    }
+}

@@ -15,6 +15,7 @@ use super::limits::{LIBRARY_BYTES_MAX, LIBRARY_OPS_MAX, LIBRARY_PERMIT_BYTES};
 use super::mailbox::{Command, UserId, Waiter};
 use super::meta::{Identity, OpenError, answer_jobs};
 use super::{Core, Died, Ended, Listener, Running, Settings, start};
+use crate::core::ClientCore;
 use crate::core::api::{CoreConfig, VolumeDescription};
 use crate::core::limits::CoreLimits;
 use crate::volume::api::{OP_BYTES_MAX, StatusExtent, VolumeError, VolumeOp, VolumeReply};
@@ -117,18 +118,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts one for the cluster of the metadata servers at these addresses (`host:port`), with a core of the caller's.
-    /// `words` is what it says of itself to people who ask who holds a volume. Must be called within a tokio runtime.
+    /// Starts one for the cluster of the metadata servers at these addresses (`host:port`). `words` is what it says of
+    /// itself to people who ask who holds a volume. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// No metadata server answers within 15 s, or the system gives no thread.
-    pub async fn start_with<C: Core>(
-        endpoints: Vec<String>,
-        words: &str,
-        make_core: impl FnOnce(CoreConfig) -> C,
-    ) -> Result<Client, StartError> {
+    pub async fn start(endpoints: Vec<String>, words: &str) -> Result<Client, StartError> {
         let settings = Settings::default();
-        let running = start_client(endpoints, words.to_string(), settings, Vec::new(), make_core).await?;
+        let running = start_client(endpoints, words.to_string(), settings, Vec::new(), ClientCore::new).await?;
         Ok(Client::from(running))
     }
 
@@ -184,6 +181,16 @@ pub struct Volume {
 }
 
 impl Volume {
+    /// Opens a volume with a client, and a thread, of its own; see [`Client::open`] for many.
+    ///
+    /// # Errors
+    /// There is no such volume, or the metadata servers can't be asked.
+    pub async fn open(endpoints: Vec<String>, name: &str) -> Result<Volume, OpenError> {
+        let client = Client::start(endpoints, "library").await;
+        let client = client.map_err(|error| OpenError::Unreachable(error.to_string()))?;
+        client.open(name).await
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.description.name

@@ -40,11 +40,12 @@ pub use thread::Ended;
 pub(crate) use listen::Listener;
 pub(crate) use thread::Settings;
 
+use crate::core::ClientCore;
 use crate::core::api::{Action, Event, VolumeHandle};
 use mailbox::{Command, Mailbox};
 use meta::Job;
 
-/// What the driver drives: the client core, or a stand-in in tests.
+/// What the driver drives: [`ClientCore`], or a stand-in in tests.
 pub trait Core: Send + 'static {
     /// Takes an event.
     fn handle(&mut self, now: Time, event: Event);
@@ -58,6 +59,38 @@ pub trait Core: Send + 'static {
     fn has_room(&self, volume: VolumeHandle) -> bool;
     /// How it stands with the devices, for metrics.
     fn device_load(&self) -> DeviceLoad;
+}
+
+impl Core for ClientCore {
+    fn handle(&mut self, now: Time, event: Event) {
+        self.handle(now, event);
+    }
+
+    fn handle_timeout(&mut self, now: Time) {
+        self.handle_timeout(now);
+    }
+
+    fn poll_action(&mut self) -> Option<Action> {
+        self.poll_action()
+    }
+
+    fn poll_timeout(&self) -> Option<Time> {
+        self.poll_timeout()
+    }
+
+    fn has_room(&self, volume: VolumeHandle) -> bool {
+        self.has_room(volume)
+    }
+
+    fn device_load(&self) -> DeviceLoad {
+        let mut load = DeviceLoad::default();
+        for (_, is_up, in_flight, queued) in self.device_load() {
+            *(if is_up { &mut load.up } else { &mut load.down }) += 1;
+            load.in_flight += in_flight;
+            load.queued += queued;
+        }
+        load
+    }
 }
 
 /// How it stands with the devices of a client.

@@ -23,6 +23,10 @@ pub const BLOCK_BYTES_PREFERRED: u32 = BLOCK_BYTES as u32;
 pub const PAYLOAD_BYTES_MAX: u32 = OP_BYTES_MAX;
 /// Bytes of a refused write that are read and dropped. A longer one ends the connection.
 pub const DRAIN_BYTES_MAX: u32 = 64 << 20;
+/// How far a block status for a single extent looks ahead at least, in bytes.
+pub const STATUS_WINDOW_BYTES_MIN: u32 = 256 << 10;
+/// How far it looks ahead at the most.
+pub const STATUS_WINDOW_BYTES_MAX: u32 = !(STATUS_WINDOW_BYTES_MIN - 1);
 
 /// Requests without an answer on one connection. Beyond it the socket is not read.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 256;

@@ -7,13 +7,13 @@ use slab::Slab;
 use super::handshake::{CloseReason, Negotiated};
 use super::limits::{
     BYTES_IN_FLIGHT_MAX, DRAIN_BYTES_MAX, PAYLOAD_BYTES_MAX, QUEUED_PIECES_MAX, READ_AHEAD_BYTES,
-    REQUESTS_IN_FLIGHT_MAX,
+    REQUESTS_IN_FLIGHT_MAX, STATUS_WINDOW_BYTES_MAX, STATUS_WINDOW_BYTES_MIN,
 };
 use super::reply::{Replier, ReplyShape};
 use super::request::RequestHeader;
 use super::wire::{REQUEST_BYTES, REQUEST_MAGIC, command, command_flag};
 use crate::outbox::Outbox;
-use crate::volume::api::{VolumeError, VolumeOp, VolumeReply};
+use crate::volume::api::{StatusExtent, VolumeError, VolumeOp, VolumeReply};
 
 /// Pairs a result with its request: unique among the requests in flight of one connection, whatever the client's cookies
 /// are.
@@ -87,6 +87,8 @@ pub struct Transmission {
     bytes_in_flight: u64,
     replier: Replier,
     outbox: Outbox,
+    /// How far a block status looks ahead that wants a single extent.
+    status_window: u32,
 }
 
 impl Transmission {
@@ -104,6 +106,7 @@ impl Transmission {
             bytes_in_flight: 0,
             replier,
             outbox: Outbox::default(),
+            status_window: STATUS_WINDOW_BYTES_MIN,
         }
     }
 
@@ -193,6 +196,11 @@ impl Transmission {
     pub fn complete(&mut self, token: RequestToken, result: Result<VolumeReply, VolumeError>) {
         let pending = self.pending.remove(token.0);
         self.bytes_in_flight -= pending.cost;
+        if let (ReplyShape::BlockStatus { one: true, .. }, Ok(VolumeReply::BlockStatus(extents))) =
+            (pending.shape, &result)
+        {
+            self.learn_window(extents);
+        }
         self.replier.reply(&mut self.outbox, pending.shape, result);
     }
 
@@ -286,11 +294,26 @@ impl Transmission {
         }
     }
 
-    fn admit(&mut self, header: &RequestHeader, op: VolumeOp) -> Input {
+    fn admit(&mut self, header: &RequestHeader, mut op: VolumeOp) -> Input {
         let (shape, cost) = (self.shape(header), cost(header));
+        if let (ReplyShape::BlockStatus { one: true, .. }, VolumeOp::BlockStatus { length, .. }) = (shape, &mut op) {
+            *length = (*length).min(self.status_window.into());
+        }
         self.bytes_in_flight += cost;
         let token = RequestToken(self.pending.insert(Pending { shape, cost }));
         Input::Request { token, op }
+    }
+
+    /// A client that wants one extent at a time, as QEMU does, always asks up to the end of what it copies. To look there
+    /// each time would cost the square of the number of extents; so the look ahead follows the lengths that are found.
+    fn learn_window(&mut self, extents: &[StatusExtent]) {
+        let first = extents.first().map(|extent| extent.data);
+        let run = extents.iter().take_while(|extent| Some(extent.data) == first);
+        let found: u64 = run.map(|extent| extent.length).sum();
+        let window = found
+            .saturating_mul(4)
+            .next_multiple_of(u64::from(STATUS_WINDOW_BYTES_MIN));
+        self.status_window = u32::try_from(window).unwrap_or(STATUS_WINDOW_BYTES_MAX);
     }
 
     fn shape(&self, header: &RequestHeader) -> ReplyShape {

@@ -192,6 +192,30 @@ fn a_session_with_structured_replies_byte_for_byte() {
 }
 
 #[test]
+fn looking_for_one_extent_costs_what_is_found() {
+    let mut t = start(true, TransmissionLimits::default());
+    let mut asked = |found: u64| {
+        let request = request(command_flag::REQ_ONE, command::BLOCK_STATUS, 1, 0, SIZE as u32);
+        let inputs = feed(&mut t, &mut &request[..], usize::MAX);
+        let (token, op) = only_op(&inputs);
+        let VolumeOp::BlockStatus { length, .. } = op else {
+            panic!("{op:?}")
+        };
+        let extent = |length, data| StatusExtent { length, data };
+        let rest = length.saturating_sub(found);
+        let extents = [extent(found.min(length), true), extent(rest, false)];
+        let extents = extents.into_iter().filter(|extent| extent.length > 0).collect();
+        t.complete(token, Ok(VolumeReply::BlockStatus(extents)));
+        length
+    };
+    // In one large extent it soon looks as far as it is asked to, and among small ones it does not.
+    let steps: Vec<u64> = (0..6).map(|_| asked(u64::MAX)).collect();
+    assert_eq!(steps, [256 << 10, 1 << 20, 4 << 20, 16 << 20, SIZE, SIZE]);
+    let steps: Vec<u64> = (0..2).map(|_| asked(4096)).collect();
+    assert_eq!(steps, [SIZE, 256 << 10]);
+}
+
+#[test]
 fn bad_requests_get_their_error_and_the_next_request_is_understood() {
     use Errno::{Invalid, NoSpace, NotSupported, Overflow};
     let over = PAYLOAD_BYTES_MAX + 512;

@@ -36,6 +36,10 @@ struct World {
     answers: BTreeMap<Ticket, Answer>,
     last_ticket: u64,
     runs: u64,
+    /// Levels that were proposed, the highest one known to be applied, and what a read must see at least.
+    writes: BTreeMap<Ticket, u32>,
+    acknowledged: u32,
+    reads: BTreeMap<Ticket, u32>,
     /// Everything that was sent, in order: what two runs with one seed have in common.
     trace: u32,
 }
@@ -69,6 +73,9 @@ impl World {
             answers: BTreeMap::new(),
             last_ticket: 0,
             runs: 0,
+            writes: BTreeMap::new(),
+            acknowledged: 0,
+            reads: BTreeMap::new(),
             trace: 0,
         };
         for id in 1..=count {
@@ -105,6 +112,13 @@ impl World {
                             self.network.push_back((*id, to, message));
                         }
                         MetaAction::Answer(ticket, answer) => {
+                            if let (Some(floor), Answer::Readable) = (self.reads.get(&ticket), &answer) {
+                                let seen = node.state().feature_level();
+                                assert!(seen >= *floor, "a read saw {seen} after {floor} was acknowledged");
+                            }
+                            if let (Some(level), Answer::Applied(_)) = (self.writes.get(&ticket), &answer) {
+                                self.acknowledged = self.acknowledged.max(*level);
+                            }
                             assert_eq!(self.answers.insert(ticket, answer), None, "one answer for each request");
                         }
                         MetaAction::Leader { .. } => {}
@@ -279,6 +293,65 @@ fn a_crash_after_a_snapshot_and_before_the_flush_of_its_commit_index_is_survived
         world.await_leader();
         world.write(1);
     }
+}
+
+/// Crashes, cuts and losses at random while every member that believes that it leads is written to and read from.
+fn storm(seed: u64) {
+    let mut world = World::new(3 + 2 * (seed % 2), seed);
+    let count = 3 + 2 * (seed % 2);
+    world.init();
+    let mut healed_at = 0;
+    for step in 2..200 {
+        if step >= healed_at {
+            world.cut.clear();
+        }
+        world.loss = [0, 5, 30][world.dice.below(3) as usize];
+        let victim = 1 + world.dice.below(count);
+        match world.dice.below(8) {
+            0 if world.nodes.contains_key(&victim) => world.crash(victim),
+            1 | 2 if world.down.contains_key(&victim) => world.restart(victim),
+            // Often the leader: for a while it will not know that another one is elected.
+            3 if step >= healed_at => {
+                world.cut = vec![world.leader().unwrap_or(victim)];
+                healed_at = step + 1 + world.dice.below(12) as u32;
+            }
+            _ => {}
+        }
+        let leaders: Vec<u64> = world
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.leads())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in leaders {
+            let ticket = world.send(id, RaiseFeatureLevel { level: step });
+            world.writes.insert(ticket, step);
+            world.last_ticket += 1;
+            let ticket = Ticket(world.last_ticket);
+            world.reads.insert(ticket, world.acknowledged);
+            world.nodes.get_mut(&id).unwrap().read_index(ticket);
+        }
+        for _ in 0..world.dice.below(300) {
+            world.turn();
+        }
+    }
+    (world.loss, world.cut) = (0, vec![]);
+    for id in world.down.keys().copied().collect::<Vec<_>>() {
+        world.restart(id);
+    }
+    world.write(1000);
+    world.await_equal();
+    let readable = world
+        .reads
+        .keys()
+        .filter(|ticket| world.answers.get(ticket) == Some(&Answer::Readable))
+        .count();
+    assert!(world.acknowledged > 0 && readable > 0, "seed {seed}: nothing was done");
+}
+
+#[test]
+fn reads_see_every_acknowledged_write_through_any_storm() {
+    (1..=12).for_each(storm);
 }
 
 #[test]

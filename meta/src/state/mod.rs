@@ -10,6 +10,8 @@ mod groups;
 mod members;
 pub mod model;
 mod placement;
+#[cfg(test)]
+mod properties;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,8 @@ impl Coordinator {
     /// A member refused a request.
     pub(super) fn request_failed(&mut self, m: usize, place: usize, what: What, failed: &Failed) {
         match failed.kind {
+            #[cfg(feature = "canary")]
+            FailureKind::Fenced if self.limits.ignore_fenced() => self.fail_alone(m, place, what),
             FailureKind::Fenced => {
                 self.request_lost(m, place, what, ReadFailure::Later);
                 self.become_fenced(failed.seen);
@@ -58,6 +60,22 @@ impl Coordinator {
                 self.arm_member(m);
             }
         }
+    }
+
+    /// The planted bug: a refusal for a newer generation ends the write that met it, and nothing else.
+    #[cfg(feature = "canary")]
+    fn fail_alone(&mut self, m: usize, place: usize, what: What) {
+        if let What::Write { group: g, seq, .. } = what {
+            self.write_answered(g, place);
+            let open = self.groups[g].writes.get(&seq).filter(|write| !write.acknowledged);
+            if let Some(waiter) = open.map(|write| write.waiter) {
+                self.groups[g].writes.remove(&seq);
+                self.groups[g].open_writes -= 1;
+                return self.end_write(g, waiter, Err(OpError::Fenced));
+            }
+            return;
+        }
+        self.request_lost(m, place, what, ReadFailure::Later);
     }
 
     /// A request will not be answered any more, or was not done. Whatever waits for it goes another way or again.

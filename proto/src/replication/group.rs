@@ -6,7 +6,7 @@ use super::api::{GroupPhase, OpToken, Operation};
 use super::bitmap::Lack;
 use super::catch_up::{Compare, Job};
 use super::config::GroupConfig;
-use super::limits::ReplicationLimits;
+use super::limits::{LOST_CHUNKS_EXACT_MAX, ReplicationLimits};
 use super::mask::Mask;
 use super::read::ReadState;
 use super::reconcile::Reconcile;
@@ -138,7 +138,7 @@ impl Group {
             held_reads: BTreeSet::new(),
             reconcile: None,
             reads_wait: false,
-            lost: Lack::new(limits.lack_chunks_exact_max),
+            lost: Lack::new(LOST_CHUNKS_EXACT_MAX),
             draining: false,
             stable: Version::ZERO,
             retry_armed: false,

@@ -51,6 +51,9 @@ impl ReplicationLimits {
     };
 }
 
+/// Chunks with blocks that are damaged on every member, noted block by block; a further one counts as lost as a whole.
+pub(super) const LOST_CHUNKS_EXACT_MAX: usize = 4096;
+
 const _: () = assert!(ReplicationLimits::DEFAULT.copy_blocks <= FRAME_BLOCKS_MAX);
 
 impl Default for ReplicationLimits {
@@ -69,7 +72,7 @@ pub struct Canary {
     pub read_from_lagging: bool,
     /// Serves a group without comparing its members.
     pub skip_reconcile: bool,
-    /// Goes on when a newer generation was seen.
+    /// A newer generation ends only the write that was refused for it; the attachment goes on.
     pub ignore_fenced: bool,
 }
 

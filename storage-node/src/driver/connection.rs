@@ -195,6 +195,7 @@ pub(super) struct Outbox {
     pieces: VecDeque<Bytes>,
     bytes: usize,
     in_flight: bool,
+    discarded: bool,
     /// When something was sent last, or the first piece came.
     progress: Time,
 }
@@ -225,10 +226,14 @@ impl Outbox {
         Some(self.pieces.iter().take(SEND_PIECES_MAX).cloned().collect())
     }
 
-    /// So many bytes of it are sent.
-    pub(super) fn sent(&mut self, now: Time, mut count: usize) {
+    /// So many bytes of it are sent. Returns how many of those were still waited for.
+    pub(super) fn sent(&mut self, now: Time, mut count: usize) -> usize {
         self.in_flight = false;
         self.progress = now;
+        if self.discarded {
+            return 0;
+        }
+        let sent = count;
         assert!(count <= self.bytes, "{count} bytes were sent of {}", self.bytes);
         self.bytes -= count;
         while count > 0 {
@@ -241,6 +246,7 @@ impl Outbox {
                 count = 0;
             }
         }
+        sent
     }
 
     /// Whether nothing is being sent.
@@ -253,10 +259,11 @@ impl Outbox {
         self.bytes > 0 && now.saturating_since(self.progress) >= limits.send_timeout
     }
 
-    /// Forgets what is not sent.
-    pub(super) fn clear(&mut self) {
+    /// The connection is over: forgets what is not sent, also what is being sent, and says how many bytes that was.
+    pub(super) fn discard(&mut self) -> usize {
+        self.discarded = true;
         self.pieces.clear();
-        self.bytes = 0;
+        std::mem::take(&mut self.bytes)
     }
 }
 
@@ -440,6 +447,18 @@ mod tests {
         let filled = bufs.filled;
         bufs.stage[filled..filled + bytes.len()].copy_from_slice(bytes);
         inbox.received(now, bufs, bytes.len());
+    }
+
+    #[test]
+    fn what_is_being_sent_when_the_connection_ends_is_forgotten() {
+        let mut outbox = Outbox::default();
+        outbox.push(Time::ZERO, write(1, 1).encode());
+        let (waiting, pieces) = (outbox.bytes(), outbox.next().unwrap());
+        assert_eq!(outbox.discard(), waiting);
+        assert!(!outbox.is_idle());
+        assert_eq!(outbox.sent(Time::ZERO, pieces.concat().len()), 0);
+        assert!(outbox.is_idle());
+        assert!(outbox.next().is_none());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Opening a device: a raw block device or a file, for direct I/O, by nobody else.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -170,17 +170,7 @@ impl DeviceFile {
     /// # Errors
     /// It can't be read.
     pub fn probe(&self) -> Result<Probe, DeviceError> {
-        let mut first = BlockBuf::zeroed(PROBE_BLOCKS as usize);
-        let mut last = BlockBuf::zeroed(1);
-        let end = (self.geometry.blocks - 1) * BLOCK_BYTES as u64;
-        let read = |buf: &mut BlockBuf, at| self.file.read_exact_at(buf, at);
-        read(&mut first, 0)
-            .and_then(|()| read(&mut last, end))
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidInput => DeviceError::Sectors(error),
-                _ => io_error("reading it")(error),
-            })?;
-        Ok(probe(&first, &last, self.geometry))
+        probe_file(&self.file, self.geometry)
     }
 
     /// For the ring.
@@ -189,7 +179,8 @@ impl DeviceFile {
     }
 }
 
-fn open_existing(path: &Path) -> Result<File, DeviceError> {
+/// Looks before opening: some things block, or act, when they are opened.
+fn metadata_of(path: &Path) -> Result<Metadata, DeviceError> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(DeviceError::Missing),
@@ -202,23 +193,72 @@ fn open_existing(path: &Path) -> Result<File, DeviceError> {
     if !kind.is_file() && !kind.is_block_device() {
         return Err(DeviceError::Kind("a pipe, a socket or a character device"));
     }
+    Ok(metadata)
+}
+
+fn open_existing(path: &Path) -> Result<File, DeviceError> {
+    let kind = metadata_of(path)?.file_type();
     // On a block device O_EXCL keeps off file systems that are mounted from it.
     let exclusive = if kind.is_block_device() {
         OFlags::EXCL
     } else {
         OFlags::empty()
     };
-    let flags = OFlags::DIRECT | exclusive;
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(flags.bits() as i32)
-        .open(path);
+    open_direct(
+        OpenOptions::new().write(true),
+        path,
+        exclusive,
+        "opening it for reading and writing",
+    )
+}
+
+fn open_direct(
+    options: &mut OpenOptions,
+    path: &Path,
+    flags: OFlags,
+    doing: &'static str,
+) -> Result<File, DeviceError> {
+    let flags = OFlags::DIRECT | flags;
+    let opened = options.read(true).custom_flags(flags.bits() as i32).open(path);
     opened.map_err(|error| match rustix::io::Errno::from_io_error(&error) {
         Some(rustix::io::Errno::BUSY) => DeviceError::InUse,
         Some(rustix::io::Errno::INVAL) => DeviceError::NoDirectIo,
-        _ => io_error("opening it for reading and writing")(error),
+        _ => io_error(doing)(error),
     })
+}
+
+/// Says what is on a device, without changing or locking anything: also while a node serves it.
+///
+/// # Errors
+/// It can't be read, or is no device.
+pub fn inspect(path: &Path) -> Result<(DiskGeometry, Probe), DeviceError> {
+    let metadata = metadata_of(path)?;
+    let file = open_direct(&mut OpenOptions::new(), path, OFlags::empty(), "opening it for reading")?;
+    let is_block_device = metadata.file_type().is_block_device();
+    let bytes = seek(&file, SeekFrom::End(0)).map_err(|errno| io_error("asking for its size")(errno.into()))?;
+    let blocks = bytes / BLOCK_BYTES as u64;
+    if blocks < DEVICE_BLOCKS_MIN {
+        return Err(DeviceError::TooSmall { bytes });
+    }
+    let geometry = DiskGeometry {
+        blocks,
+        volatile_cache: !is_block_device || has_volatile_cache(metadata.rdev()),
+    };
+    Ok((geometry, probe_file(&file, geometry)?))
+}
+
+fn probe_file(file: &File, geometry: DiskGeometry) -> Result<Probe, DeviceError> {
+    let mut first = BlockBuf::zeroed(PROBE_BLOCKS as usize);
+    let mut last = BlockBuf::zeroed(1);
+    let end = (geometry.blocks - 1) * BLOCK_BYTES as u64;
+    let read = |buf: &mut BlockBuf, at| file.read_exact_at(buf, at);
+    read(&mut first, 0)
+        .and_then(|()| read(&mut last, end))
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput => DeviceError::Sectors(error),
+            _ => io_error("reading it")(error),
+        })?;
+    Ok(probe(&first, &last, geometry))
 }
 
 fn create(path: &Path, size: ByteSize) -> Result<File, DeviceError> {
@@ -288,6 +328,12 @@ mod tests {
         let place = path(&dir, "device", Some(64 << 20));
         let first = DeviceFile::open(&place).unwrap();
         assert!(matches!(DeviceFile::open(&place), Err(DeviceError::InUse)));
+        let (geometry, found) = inspect(&place.path).unwrap();
+        assert_eq!(
+            (geometry, found),
+            (first.geometry(), Probe::Blank),
+            "to look is allowed"
+        );
         drop(first);
         DeviceFile::open(&place).unwrap();
     }
@@ -299,6 +345,10 @@ mod tests {
         assert!(error.to_string().contains("does not exist"), "{error}");
         let error = DeviceFile::open(&path(&dir, "", None)).unwrap_err();
         assert!(error.to_string().contains("a directory"), "{error}");
+        for (name, expected) in [("none", "does not exist"), ("", "a directory")] {
+            let error = inspect(&dir.path().join(name)).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
         std::fs::write(dir.path().join("small"), [0; 100]).unwrap();
         let error = DeviceFile::open(&path(&dir, "small", None)).unwrap_err();
         assert!(error.to_string().contains("at least 1 MiB"), "{error}");

@@ -19,6 +19,12 @@ pub(super) const SEND_PIECES_MAX: usize = 256;
 
 /// How long a connection that is being closed may take to send what was to be sent before.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
+/// How long a connection is silent before its peer is asked whether it is there.
+pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// How long an answer to that is waited for.
+pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is asked.
+pub(super) const KEEPALIVE_PROBES: u32 = 3;
 /// How long to wait before accepting again when the process has no file descriptor left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// How often connections are looked through for slow ones.
@@ -35,6 +41,9 @@ pub struct DriverLimits {
     pub send_bytes_high: usize,
     /// Bytes that wait to be sent, below which it goes on.
     pub send_bytes_low: usize,
+    /// Bytes that wait to be sent on all connections, above which every connection waits that is not below
+    /// `send_bytes_low`.
+    pub send_bytes_total: usize,
     /// Messages of the control thread that wait.
     pub control_messages: usize,
     /// How long a header with its control part may take once its first byte has come.
@@ -51,6 +60,7 @@ impl Default for DriverLimits {
             receive_bytes: 64 << 20,
             send_bytes_high: 4 << 20,
             send_bytes_low: 1 << 20,
+            send_bytes_total: 64 << 20,
             control_messages: 64,
             head_timeout: Duration::from_secs(5),
             frame_timeout: Duration::from_secs(30),

@@ -13,6 +13,6 @@ mod ring;
 mod serve;
 mod thread;
 
-pub use device::{DeviceError, DeviceFile, DevicePath};
+pub use device::{DeviceError, DeviceFile, DevicePath, inspect};
 pub use limits::DriverLimits;
 pub use thread::{DeviceThread, DriverError, Opened, ThreadConfig};

@@ -12,13 +12,16 @@ use cairn_proto::frame::FrameError;
 use cairn_proto::ids::DeviceId;
 use cairn_proto::message::{Envelope, FailureKind, Message};
 use cairn_proto::time::Time;
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::{Shutdown, shutdown, sockopt};
 
 use super::budget::Budget;
 use super::clock;
 use super::connection::{Connection, Parsed};
 use super::control::{Control, ControlQueue};
-use super::limits::{ACCEPT_PAUSE, DRAIN_TIMEOUT, DriverLimits, LINGER, SWEEP_INTERVAL};
+use super::limits::{
+    ACCEPT_PAUSE, DRAIN_TIMEOUT, DriverLimits, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, LINGER,
+    SWEEP_INTERVAL,
+};
 use super::meters::Meters;
 use super::open::ring_error;
 use super::ring::{Completion, ReceiveBufs, Ring};
@@ -45,6 +48,8 @@ pub(super) struct Serving {
     dirty: BTreeSet<ConnId>,
     next_conn: u64,
     next_sweep: Time,
+    /// Bytes that wait to be sent, on all connections.
+    sending: usize,
     /// When to accept again, after there was no descriptor left.
     accept_at: Option<Time>,
     accepting: bool,
@@ -85,6 +90,7 @@ impl Serving {
             dirty: BTreeSet::new(),
             next_conn: 0,
             next_sweep: now,
+            sending: 0,
             accept_at: None,
             accepting: false,
             end_by: None,
@@ -151,8 +157,9 @@ impl Serving {
                 let address = socket
                     .peer_addr()
                     .map_or_else(|_| "unknown".to_string(), |at| at.to_string());
-                // Answers are small and waited for.
-                let _ = socket.set_nodelay(true);
+                if let Err(error) = prepare(&socket) {
+                    tracing::debug!(device = %self.device, %conn, %error, "can't set options of the socket");
+                }
                 tracing::debug!(device = %self.device, %conn, %address, "connected");
                 self.meters.accepted();
                 self.connections.insert(conn, Connection::new(socket.into(), address));
@@ -230,10 +237,10 @@ impl Serving {
             .get_mut(&conn)
             .expect("it goes when nothing is in flight");
         let count = *result.as_ref().unwrap_or(&0);
-        connection.outbox.sent(self.now, count);
+        self.sending -= connection.outbox.sent(self.now, count);
         if let Err(error) = result {
             tracing::debug!(device = %self.device, %conn, %error, "can't send");
-            connection.outbox.clear();
+            self.sending -= connection.outbox.discard();
             if connection.closing.is_none() {
                 self.broken(conn);
             }
@@ -249,7 +256,7 @@ impl Serving {
     fn broken(&mut self, conn: ConnId) {
         let connection = self.connections.get_mut(&conn).expect("the caller has looked");
         connection.closing = Some(self.now);
-        connection.outbox.clear();
+        self.sending -= connection.outbox.discard();
         self.dirty.insert(conn);
         self.host.handle(self.now, HostEvent::Disconnected { conn });
     }
@@ -347,8 +354,13 @@ impl Serving {
             let (message, trace) = (envelope.message.name(), envelope.trace_id);
             tracing::info!(device = %self.device, %conn, message, trace = format_args!("{trace:016x}"), "answered");
         }
-        connection.outbox.push(self.now, envelope.encode());
-        if !connection.congested && connection.outbox.bytes() > self.limits.send_bytes_high {
+        let frame = envelope.encode();
+        self.sending += frame.len();
+        connection.outbox.push(self.now, frame);
+        let (waiting, limits) = (connection.outbox.bytes(), &self.limits);
+        let too_much = waiting > limits.send_bytes_high
+            || (self.sending > limits.send_bytes_total && waiting > limits.send_bytes_low);
+        if !connection.congested && too_much {
             connection.congested = true;
             self.host.set_congested(conn, true);
         }
@@ -396,7 +408,7 @@ impl Serving {
                 continue;
             };
             if connection.shut {
-                connection.outbox.clear();
+                self.sending -= connection.outbox.discard();
             } else if let Some(pieces) = connection.outbox.next() {
                 self.ring.send(conn, &connection.socket, pieces);
             }
@@ -460,4 +472,14 @@ impl Serving {
             None => IDLE,
         }
     }
+}
+
+/// Answers are small and waited for. A peer whose machine is gone is found out although it owes nothing.
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    Ok(())
 }

@@ -26,7 +26,7 @@ pub struct HostLimits {
     pub store_bytes: u64,
     /// How long a connection may take to say hello.
     pub hello_timeout: Duration,
-    /// How long a connection may be silent.
+    /// How long a connection that has sealed no volume may be silent.
     pub idle_timeout: Duration,
     /// `T` of rule 8: how long a read grant lasts.
     pub read_grant: Duration,

@@ -253,8 +253,9 @@ impl<S: ReplicaStore> DeviceHost<S> {
                     late(connection.since, limits.hello_timeout).then_some((*conn, reason))
                 } else {
                     let reason = CloseReason::Idle(limits.idle_timeout);
-                    let waits = connection.requests > 0;
-                    (!waits && late(connection.heard, limits.idle_timeout)).then_some((*conn, reason))
+                    // Who holds a volume may be silent: its guest is idle.
+                    let has_use = connection.requests > 0 || !connection.is_bare();
+                    (!has_use && late(connection.heard, limits.idle_timeout)).then_some((*conn, reason))
                 }
             })
             .collect();

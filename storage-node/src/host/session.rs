@@ -96,6 +96,11 @@ impl Connection {
         true
     }
 
+    /// Whether it holds, or held, no volume.
+    pub(super) fn is_bare(&self) -> bool {
+        self.proofs.is_empty()
+    }
+
     /// What the peer may do as this holder.
     pub(super) fn rights(&self, holder: Holder) -> Option<Rights> {
         let proof = self.proofs.get(&holder.volume)?;

@@ -290,11 +290,6 @@ impl Catalog {
         }
     }
 
-    /// A block of this version can't be read any more.
-    pub(super) fn damage(&mut self, at: &Target, version: Version, effects: &mut Effects) {
-        self.set(at, [Entry::damaged(version)].into_iter(), effects);
-    }
-
     fn set(&mut self, at: &Target, mut entries: impl Iterator<Item = Entry>, effects: &mut Effects) {
         let key = at.key();
         let chunk = self.chunks.entry(key).or_insert(Chunk::NEVER);

@@ -200,3 +200,48 @@ pub(super) fn page_of(block: u32) -> u8 {
 pub(super) fn slot_of(block: u32) -> usize {
     (block % PAGE_ENTRIES) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::Hole;
+    use super::*;
+    use cairn_proto::checksum::Checksum;
+    use cairn_proto::ids::Version;
+
+    const END: u32 = 1000;
+
+    fn page() -> Resident {
+        let mut page = Resident::new(Uniform::NEVER);
+        page.entries[3] = Entry::data(Version::from_bits(8), Checksum(9), 77);
+        page.entries[4] = Entry::damaged(Version::from_bits(7));
+        page.entries[5] = Uniform {
+            hole: Hole::Zero,
+            version: Version::from_bits(6),
+        }
+        .entry();
+        page
+    }
+
+    #[test]
+    fn a_page_comes_back_as_it_was_written_and_no_flipped_bit_passes() {
+        let mut block = vec![0; BLOCK_BYTES];
+        let crc = page().encode(&mut block);
+        let home = Home { place: 9, crc };
+        let read = Resident::decode(&block, home, END).unwrap();
+        assert_eq!(read.entries, page().entries);
+        assert!(!read.dirty && read.home == Some(home));
+        for byte in 0..BLOCK_BYTES {
+            let mut bad = block.clone();
+            bad[byte] ^= 1 << (byte % 8);
+            assert!(Resident::decode(&bad, home, END).is_none(), "byte {byte}");
+        }
+        assert!(Resident::decode(&block[..512], home, END).is_none());
+        assert!(Resident::decode(&block, home, 50).is_none(), "a place after the end");
+    }
+
+    #[test]
+    fn a_page_of_one_hole_needs_no_page() {
+        assert_eq!(page().uniform(), None);
+        assert_eq!(Resident::new(Uniform::NEVER).uniform(), Some(Uniform::NEVER));
+    }
+}

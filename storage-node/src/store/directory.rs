@@ -223,3 +223,133 @@ pub(super) fn blocks_max(catalog: &Catalog, map_pages: usize) -> u64 {
 const CHUNK_ENTRY_BYTES_MAX: usize = HEAD_BYTES + 36 + super::limits::PAGES_PER_CHUNK as usize * 12;
 
 const _: () = assert!(CHUNK_ENTRY_BYTES_MAX * 2 < PAYLOAD_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::chunk::Page;
+    use super::super::entry::{Hole, Uniform};
+    use super::super::limits::PAGES_PER_CHUNK;
+    use super::*;
+    use cairn_proto::ids::{ChunkIndex, GroupIndex, Layer, Version};
+
+    const END: u32 = 10_000;
+
+    fn device() -> DeviceId {
+        DeviceId {
+            uuid: DeviceUuid([5; 16]),
+            incarnation: Incarnation(2),
+        }
+    }
+
+    fn group(index: u8) -> GroupId {
+        GroupId {
+            volume: VolumeId(9),
+            index: GroupIndex(index),
+        }
+    }
+
+    /// A catalog with all kinds of pages, larger than one block of directory.
+    fn catalog(seed: u64, chunks: u32) -> Catalog {
+        let mut prng = crate::testing::Prng::new(seed);
+        let mut catalog = Catalog::default();
+        catalog.seals.insert(VolumeId(9), Generation::new(77).unwrap());
+        let replica = Replica { role: 2, blocks: 12345 };
+        catalog.replicas.insert(group(1), replica);
+        for chunk in 0..chunks {
+            let mut content = Chunk::NEVER;
+            content.floor.version = Version::from_bits(prng.next_u64());
+            for page in 0..PAGES_PER_CHUNK as u8 {
+                let state = match prng.below(5) {
+                    0 => continue,
+                    1 => Page::Broken,
+                    2 => Page::Uniform(Uniform {
+                        hole: Hole::Zero,
+                        version: Version::from_bits(prng.next_u64()),
+                    }),
+                    _ => Page::OnDisk(Home {
+                        place: prng.between(4, u64::from(END) - 1) as u32,
+                        crc: prng.next_u64() as u32,
+                    }),
+                };
+                content.pages.insert(page, state);
+            }
+            catalog.pages += content.pages.len();
+            let key = ChunkKey {
+                group: group(1),
+                chunk: ChunkIndex(chunk),
+                layer: Layer(3),
+            };
+            catalog.chunks.insert(key, content);
+        }
+        catalog
+    }
+
+    fn blocks(catalog: &Catalog) -> Vec<Bytes> {
+        let mut writer = DirectoryWriter::default();
+        writer.catalog(catalog);
+        writer.map_page(2, Home { place: 55, crc: 66 });
+        assert!(
+            writer.blocks() as u64 <= blocks_max(catalog, 1),
+            "{} blocks",
+            writer.blocks()
+        );
+        let places: Vec<u32> = (0..writer.blocks() as u32).map(|i| 100 + i).collect();
+        writer.finish(device(), 4, &places)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn a_directory_comes_back_as_it_was_written(seed in any::<u64>(), chunks in 0..30u32) {
+            let catalog = catalog(seed, chunks);
+            let blocks = blocks(&catalog);
+            let mut found = Catalog::default();
+            let mut map_pages = 0;
+            for (i, block) in blocks.iter().enumerate() {
+                let read = decode_block(block, device(), 4, i as u32, END).unwrap();
+                prop_assert_eq!(read.next, if i + 1 < blocks.len() { 101 + i as u32 } else { 0 });
+                for entry in read.entries {
+                    match entry {
+                        DirectoryEntry::Seal(volume, generation) => drop(found.seals.insert(volume, generation)),
+                        DirectoryEntry::Replica(group, replica) => drop(found.replicas.insert(group, replica)),
+                        DirectoryEntry::Chunk(key, chunk) => drop(found.chunks.insert(key, chunk)),
+                        DirectoryEntry::MapPage(..) => map_pages += 1,
+                    }
+                }
+            }
+            prop_assert_eq!(map_pages, 1);
+            prop_assert_eq!(format!("{:?}", found.chunks), format!("{:?}", catalog.chunks));
+            prop_assert_eq!((found.seals, found.replicas), (catalog.seals, catalog.replicas));
+        }
+
+        #[test]
+        fn no_flipped_bit_passes(at in 0..BLOCK_BYTES, bit in 0..8u8) {
+            let mut block = blocks(&catalog(1, 2))[0].to_vec();
+            block[at] ^= 1 << bit;
+            prop_assert!(decode_block(&block, device(), 4, 0, END).is_err());
+        }
+
+        #[test]
+        fn nonsense_with_a_right_crc_is_refused_without_panic(at in HEADER_BYTES..BLOCK_BYTES, value in any::<u32>()) {
+            let mut block = blocks(&catalog(1, 2))[0].to_vec();
+            let at = at.min(BLOCK_BYTES - 4);
+            block[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            crc::put(&mut block, CRC_FIELD);
+            if let Ok(read) = decode_block(&block, device(), 4, 0, END) {
+                prop_assert!(read.entries.len() <= PAYLOAD_BYTES / HEAD_BYTES);
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_of_another_checkpoint_or_place_is_refused() {
+        let blocks = blocks(&catalog(1, 9));
+        assert!(blocks.len() > 1);
+        assert!(decode_block(&blocks[0], device(), 5, 0, END).is_err());
+        assert!(decode_block(&blocks[0], device(), 4, 1, END).is_err());
+        assert!(decode_block(&blocks[0][..512], device(), 4, 0, END).is_err());
+    }
+}

@@ -45,6 +45,7 @@ impl Entry {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn damaged(version: Version) -> Entry {
         Entry {
             version,

@@ -10,7 +10,6 @@ use cairn_proto::collections::Map;
 use cairn_proto::disk::{DeviceBlock, DiskDone, DiskError, DiskGeometry};
 use cairn_proto::ids::VolumeId;
 use cairn_proto::limits::BLOCK_BYTES;
-use cairn_proto::units::BlockRange;
 
 use super::allocator::{Allocator, Bitmap};
 use super::catalog::{Catalog, Effects, Unknown};
@@ -21,7 +20,7 @@ use super::directory::{DirectoryEntry, decode_block};
 use super::engine::{Engine, LogPosition};
 use super::io::Io;
 use super::limits::{DEVICE_BLOCKS_MAX, StoreLimits};
-use super::record::{BatchHeader, HeaderError, Record, Target};
+use super::record::{BatchHeader, HeaderError, Record};
 use super::space::{SpaceMap, map_pages, read_map_page};
 use super::status::{OpenError, OpenExpectation, Progress};
 use super::superblock::{CHECKPOINT_PLACES, Identity, PROBE_BLOCKS, Probe, SPACE_START, probe};
@@ -88,8 +87,8 @@ enum Phase {
 enum After {
     /// The record that confirmed it.
     Next(PendingRecord),
-    /// It is the last: these of its blocks can't be read.
-    End(Vec<DataBlock>),
+    /// It is the last.
+    End,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -444,10 +443,7 @@ impl Recovery {
                 self.read_record();
                 Ok(None)
             }
-            After::End(damaged) => {
-                self.loaded.damage(&record, &damaged);
-                Ok(Some(self.finish(false)))
-            }
+            After::End => Ok(Some(self.finish(false))),
         }
     }
 
@@ -478,21 +474,16 @@ impl Recovery {
         blocks: Vec<DataBlock>,
         results: Vec<Result<Bytes, DiskError>>,
     ) -> Result<Option<Outcome>, OpenError> {
-        let mut damaged = Vec::new();
-        let mut believed = true;
-        for (block, result) in blocks.into_iter().zip(results) {
-            match result {
-                Ok(content) => {
-                    let found = block_checksum(block.volume, block.volume_block, &content);
-                    believed &= found == block.checksum;
-                }
-                // It can't be shown that the batch was not acknowledged: its loss is reported.
-                Err(_) => damaged.push(block),
-            }
-        }
+        // Data that can't be read does not show that the batch was never acknowledged. It is believed, and each read of
+        // such a block says that it is damaged.
+        let intact = |(block, result): (DataBlock, Result<Bytes, DiskError>)| match result {
+            Ok(content) => block_checksum(block.volume, block.volume_block, &content) == block.checksum,
+            Err(_) => true,
+        };
+        let believed = blocks.into_iter().zip(results).all(intact);
         let last = self.loaded.pending.take().expect("the last record is looked at");
         if believed || self.limits.canary.skip_data_checksum_at_recovery() {
-            self.load_pages(last, After::End(damaged));
+            self.load_pages(last, After::End);
             return Ok(None);
         }
         self.loaded.next = last.header.places[0];
@@ -620,10 +611,6 @@ impl Loaded {
             self.catalog.apply(record, &mut effects);
         }
         self.log_pages.push((record.header.seq, record.header.places.clone()));
-        self.settle(effects, record)
-    }
-
-    fn settle(&mut self, effects: Effects, record: &PendingRecord) -> Result<(), OpenError> {
         let used = effects.used.into_iter().map(|place| (place, true));
         let freed = effects.freed.into_iter().map(|place| (place, false));
         for (place, value) in used.chain(freed) {
@@ -636,37 +623,5 @@ impl Loaded {
         }
         self.stale.extend(effects.stale);
         Ok(())
-    }
-
-    /// Blocks of the last record that can't be read are damaged.
-    fn damage(&mut self, record: &PendingRecord, damaged: &[DataBlock]) {
-        if damaged.is_empty() {
-            return;
-        }
-        let mut effects = Effects::default();
-        for record in &record.records {
-            let (Record::Data { at, .. } | Record::Copy { at, .. } | Record::Move { at, .. }) = record else {
-                continue;
-            };
-            for index in 0..at.range.count() {
-                let block = at.range.volume_block(index);
-                let gone = damaged
-                    .iter()
-                    .any(|gone| gone.volume == at.group.volume && gone.volume_block == block);
-                let range =
-                    BlockRange::new(at.range.chunk(), at.range.start() + index, 1).expect("a block of the range");
-                let entry = self
-                    .catalog
-                    .chunks
-                    .get(&at.key())
-                    .and_then(|chunk| chunk.entry(range.start()));
-                if let Some(entry) = entry.filter(|entry| gone && entry.data_place().is_some()) {
-                    self.catalog
-                        .damage(&Target { range, ..*at }, entry.version, &mut effects);
-                }
-            }
-        }
-        self.settle(effects, record)
-            .expect("blocks that were just used are given back");
     }
 }

@@ -119,6 +119,10 @@ mod canaries {
     use crate::replication::limits::Canary;
 
     fn is_found(canary: Canary) -> bool {
+        is_found_within(200, canary)
+    }
+
+    fn is_found_within(seeds: u64, canary: Canary) -> bool {
         let faults = Faults {
             disconnects: true,
             crashes: true,
@@ -130,7 +134,12 @@ mod canaries {
             canary,
             ..ReplicationLimits::DEFAULT
         };
-        (0..200).any(|seed| std::panic::catch_unwind(|| run(seed, faults, limits)).is_err())
+        (0..seeds).any(|seed| std::panic::catch_unwind(|| run(seed, faults, limits)).is_err())
+    }
+
+    #[test]
+    fn nothing_is_found_where_no_bug_is() {
+        assert!(!is_found_within(20, Canary::NONE));
     }
 
     #[test]

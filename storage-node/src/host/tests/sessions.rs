@@ -76,6 +76,7 @@ fn who_says_no_hello_or_nothing_any_more_is_closed() {
     let mut world = World::new();
     let silent = world.connect();
     let idle = world.peer();
+    let holder = world.take(1);
     for _ in 0..6 {
         world.pass(1000);
     }
@@ -85,6 +86,8 @@ fn who_says_no_hello_or_nothing_any_more_is_closed() {
         world.pass(1000);
     }
     assert!(matches!(world.closed[&idle], CloseReason::Idle(_)));
+    assert!(!world.closed.contains_key(&holder), "its guest may be idle");
+    world.event(HostEvent::Disconnected { conn: holder });
     assert_eq!(world.host.poll_timeout(), None, "nobody is left to be looked after");
 }
 

@@ -101,3 +101,25 @@ fn an_idle_log_confirms_its_last_batch_once() {
     assert_eq!(rig.store.counters().confirmations, 1);
     assert_eq!(rig.store.poll_timeout(), None);
 }
+
+/// A write that arrives after a newer discard is answered and not applied.
+pub(super) fn discarded_blocks_stay_discarded(limits: StoreLimits) {
+    let mut rig = Rig::new(1024, limits, 1);
+    rig.create();
+    rig.write(0, 0, 8, 1);
+    rig.call(hole_request(0, 0, 4, 3, WriteContent::Discard));
+    rig.write(0, 2, 4, 2);
+    for _ in 0..2 {
+        let (blocks, _) = read_back(&mut rig, 0, 0, 8);
+        let versions: Vec<_> = blocks.iter().map(|block| block.version).collect();
+        assert_eq!(versions, [3, 3, 3, 3, 2, 2, 1, 1].map(version));
+        assert!(blocks[..4].iter().all(|block| block.content == Content::Absent));
+        rig = rig.reopen(true);
+        rig.settle();
+    }
+}
+
+#[test]
+fn a_late_write_does_not_bring_back_what_was_discarded() {
+    discarded_blocks_stay_discarded(StoreLimits::tiny());
+}

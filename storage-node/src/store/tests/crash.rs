@@ -165,8 +165,8 @@ pub(crate) fn crash_run(blocks: u64, limits: &StoreLimits, seed: u64, operations
 
 #[test]
 fn whatever_power_cut_all_that_was_acknowledged_is_there() {
-    for seed in 0..4 {
-        crash_run(1100, &StoreLimits::tiny(), seed, 200).unwrap();
+    for seed in 0..3 {
+        crash_run(1100, &StoreLimits::tiny(), seed, 150).unwrap();
     }
 }
 
@@ -176,7 +176,7 @@ fn the_same_on_a_device_that_is_full_most_of_the_time() {
         overwrite_reserve_blocks: 64,
         ..StoreLimits::tiny()
     };
-    for seed in 100..103 {
-        crash_run(400, &limits, seed, 200).unwrap();
+    for seed in 100..102 {
+        crash_run(400, &limits, seed, 150).unwrap();
     }
 }

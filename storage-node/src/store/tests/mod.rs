@@ -1,6 +1,10 @@
 //! The store as a whole, on a device in memory.
 
 mod basic;
+#[cfg(feature = "canary")]
+mod canary;
 mod crash;
+mod faults;
+mod full;
 mod model;
 pub(crate) mod rig;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cairn_proto::buffer::BlockBuf;
 use cairn_proto::checksum::{ChecksumAlgorithm, range_checksums};
-use cairn_proto::disk::{DiskGeometry, DiskOp, DiskToken};
+use cairn_proto::disk::{DeviceBlock, DiskGeometry, DiskOp, DiskToken};
 use cairn_proto::ids::{ChunkIndex, ClusterId, DeviceUuid, Generation, GroupId, GroupIndex, Incarnation, Layer, Seq};
 use cairn_proto::ids::{Version, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
@@ -15,7 +15,7 @@ use cairn_proto::units::BlockRange;
 
 use crate::store::api::{StoreAction, StoreReply, StoreRequest, Ticket, WriteContent};
 use crate::store::{FormatParams, OpenExpectation, Store, StoreLimits, StoreState};
-use crate::testing::{MemoryDevice, Prng};
+use crate::testing::{Fault, MemoryDevice, Prng};
 
 pub(crate) const GROUP: GroupId = GroupId {
     volume: VolumeId(7),
@@ -49,7 +49,7 @@ pub(crate) fn formatted(geometry: DiskGeometry) -> MemoryDevice {
         while let Some(op) = formatter.poll_op() {
             device.submit(op);
         }
-        let Some(token) = tokens(&device).first().copied() else {
+        let Some(token) = device.in_flight().map(token).next() else {
             break;
         };
         let done = device.complete(token);
@@ -59,13 +59,9 @@ pub(crate) fn formatted(geometry: DiskGeometry) -> MemoryDevice {
     device
 }
 
-fn tokens(device: &MemoryDevice) -> Vec<DiskToken> {
-    device
-        .in_flight()
-        .map(|op| match op {
-            DiskOp::Read { token, .. } | DiskOp::Write { token, .. } | DiskOp::Flush { token } => *token,
-        })
-        .collect()
+fn token(op: &DiskOp) -> DiskToken {
+    let (DiskOp::Read { token, .. } | DiskOp::Write { token, .. } | DiskOp::Flush { token }) = op;
+    *token
 }
 
 impl Rig {
@@ -127,12 +123,21 @@ impl Rig {
 
     /// Completes one operation in flight, any of them; false if there is none.
     pub(crate) fn step(&mut self) -> bool {
-        let tokens = tokens(&self.device);
-        if tokens.is_empty() {
+        self.step_with(|_| None)
+    }
+
+    /// The same; some operations fail.
+    pub(crate) fn step_with(&mut self, fault: impl Fn(&DiskOp) -> Option<Fault>) -> bool {
+        let ops: Vec<DiskOp> = self.device.in_flight().cloned().collect();
+        if ops.is_empty() {
             return false;
         }
-        let token = tokens[self.prng.below(tokens.len() as u64) as usize];
-        let done = self.device.complete(token);
+        let op = &ops[self.prng.below(ops.len() as u64) as usize];
+        let token = token(op);
+        let done = match fault(op) {
+            None => self.device.complete(token),
+            Some(fault) => self.device.complete_with(token, fault, &mut self.prng),
+        };
         self.completed += 1;
         self.now += Duration::from_micros(50);
         self.store.handle_disk(self.now, done);
@@ -143,6 +148,12 @@ impl Rig {
     /// Completes all operations, and those that follow.
     pub(crate) fn settle(&mut self) {
         while self.step() {}
+    }
+
+    /// The block of the device that has this content, if there is one.
+    pub(crate) fn find(&self, content: &[u8]) -> Option<DeviceBlock> {
+        let blocks = (0..self.device.geometry().blocks).map(DeviceBlock);
+        blocks.into_iter().find(|at| self.device.peek(*at)[..] == *content)
     }
 
     /// Lets the store's timer run out.

@@ -1,0 +1,252 @@
+//! What a damaged, failing or foreign device does.
+
+use cairn_proto::block::Content;
+use cairn_proto::disk::{DeviceBlock, DiskGeometry, DiskOp};
+use cairn_proto::ids::{ClusterId, DeviceUuid};
+use cairn_proto::limits::BLOCK_BYTES;
+use cairn_proto::time::Time;
+
+use super::model::{Model, Workload, difference};
+use super::rig::*;
+use crate::store::api::{StoreError, StoreReply};
+use crate::store::superblock::CHECKPOINT_PLACES;
+use crate::store::{OpenError, OpenExpectation, Store, StoreLimits, StoreState};
+use crate::testing::{Fault, MemoryDevice, Prng};
+
+fn place_of(rig: &Rig, chunk: u32, block: u32, seq: u64) -> DeviceBlock {
+    let content = content(range(chunk, block, 1).volume_block(0), version(seq));
+    rig.find(&content).expect("it was written")
+}
+
+#[test]
+fn a_rotten_block_is_reported_and_its_neighbours_are_read() {
+    let mut rig = Rig::new(1024, StoreLimits::tiny(), 1);
+    rig.create();
+    rig.write(0, 0, 5, 1);
+    let at = place_of(&rig, 0, 2, 1);
+    rig.device.rot(at, 77);
+    let StoreReply::Read { blocks, bytes } = rig.read(0, 0, 5) else {
+        panic!("the others can be read")
+    };
+    let damaged: Vec<bool> = blocks.iter().map(|block| block.content == Content::Damaged).collect();
+    assert_eq!(damaged, [false, false, true, false, false]);
+    assert_eq!(blocks[2].version, version(1));
+    let expected = contents(range(0, 0, 5), version(1));
+    assert_eq!(
+        bytes.concat(),
+        [&expected[..2 * BLOCK_BYTES], &expected[3 * BLOCK_BYTES..]].concat()
+    );
+    assert_eq!(rig.store.counters().blocks_damaged, 1);
+}
+
+#[test]
+fn a_read_that_fails_fails_alone() {
+    let mut rig = Rig::new(1024, StoreLimits::tiny(), 1);
+    rig.create();
+    rig.write(0, 0, 5, 1);
+    let ticket = rig.submit(read_request(0, 1, 2));
+    while rig.step_with(|op| matches!(op, DiskOp::Read { .. }).then(Fault::default)) {}
+    let reply = rig.replies.remove(&ticket).unwrap();
+    assert!(matches!(reply, StoreReply::Failed(StoreError::Unreadable(error)) if error.errno == 5));
+    assert!(matches!(rig.read(0, 1, 2), StoreReply::Read { .. }));
+    assert_eq!(rig.store.state(), StoreState::Open);
+}
+
+#[test]
+fn after_a_failed_write_or_flush_nothing_is_acknowledged_until_it_is_opened_anew() {
+    for flush in [false, true] {
+        let mut rig = Rig::new(1024, StoreLimits::tiny(), 1);
+        rig.create();
+        rig.write(0, 0, 4, 1);
+        let first = rig.submit(write_request(0, 0, 4, 2));
+        let second = rig.submit(write_request(0, 2, 4, 3));
+        let fails = |op: &DiskOp| match op {
+            DiskOp::Write { .. } => !flush,
+            DiskOp::Flush { .. } => flush,
+            DiskOp::Read { .. } => false,
+        };
+        while rig.step_with(|op| fails(op).then(Fault::default)) {}
+        let poisoned = |reply| matches!(reply, StoreReply::Failed(StoreError::Poisoned(_)));
+        assert!(poisoned(rig.replies.remove(&first).unwrap()));
+        assert!(poisoned(rig.replies.remove(&second).unwrap()));
+        assert!(matches!(rig.store.state(), StoreState::Poisoned(_)));
+        assert!(poisoned(rig.write(1, 0, 1, 4)));
+        let StoreReply::Read { bytes, .. } = rig.read(0, 0, 4) else {
+            panic!("reads go on")
+        };
+        assert_eq!(bytes.concat(), contents(range(0, 0, 4), version(1)));
+        rig = rig.reopen(true);
+        rig.settle();
+        assert!(matches!(rig.write(0, 0, 4, 9), StoreReply::Durable { .. }));
+    }
+}
+
+#[test]
+fn rot_in_a_confirmed_batch_is_reported_and_nothing_older_comes_back() {
+    let mut rig = Rig::new(1024, StoreLimits::tiny(), 1);
+    rig.create();
+    rig.write(0, 0, 2, 1);
+    rig.write(0, 0, 2, 2);
+    rig.pass_time();
+    let at = place_of(&rig, 0, 1, 2);
+    rig.device.rot(at, 5);
+    rig = rig.reopen(true);
+    rig.settle();
+    let StoreReply::Read { blocks, .. } = rig.read(0, 0, 2) else {
+        panic!("it can be read")
+    };
+    assert_eq!((blocks[1].content, blocks[1].version), (Content::Damaged, version(2)));
+    assert!(matches!(blocks[0].content, Content::Data(_)));
+}
+
+#[test]
+fn a_last_batch_that_can_not_be_read_is_kept_and_its_damage_reported() {
+    let mut rig = Rig::new(1024, StoreLimits::tiny(), 1);
+    rig.create();
+    rig.write(0, 0, 3, 1);
+    let commit = rig.write(0, 0, 3, 2);
+    let StoreReply::Durable { commit, .. } = commit else {
+        panic!("{commit:?}")
+    };
+    let bad = place_of(&rig, 0, 1, 2);
+    rig = rig.reopen(true);
+    let fails = |op: &DiskOp| matches!(op, DiskOp::Read { at, .. } if *at == bad);
+    while rig.step_with(|op| fails(op).then(Fault::default)) {}
+    assert_eq!(rig.store.recovered_seq(), commit, "it may have been acknowledged");
+    rig.store.check_invariants();
+    // The sector comes back with something else, as sectors do.
+    rig.device.rot(bad, 9);
+    for _ in 0..2 {
+        let StoreReply::Read { blocks, bytes } = rig.read(0, 0, 3) else {
+            panic!("the others can be read")
+        };
+        assert_eq!((blocks[1].content, blocks[1].version), (Content::Damaged, version(2)));
+        assert_eq!(bytes.concat().len(), 2 * BLOCK_BYTES);
+        rig = rig.reopen(true);
+        rig.settle();
+    }
+}
+
+#[test]
+fn damage_to_any_one_block_of_the_newest_checkpoint_loses_nothing() {
+    let mut damaged = 0;
+    for seed in 0..6 {
+        let mut prng = Prng::new(seed);
+        let mut rig = Rig::new(1100, StoreLimits::tiny(), seed);
+        rig.create();
+        let mut model = Model {
+            replica: Some(1),
+            ..Model::default()
+        };
+        let mut workload = Workload::new(330, 24);
+        let wanted = rig.store.counters().checkpoints + prng.between(2, 5);
+        while rig.store.counters().checkpoints < wanted {
+            let request = workload.request(&mut prng, false);
+            let reply = rig.call(request.clone());
+            assert!(matches!(reply, StoreReply::Durable { .. }), "{reply:?}");
+            model.apply(&request);
+        }
+        rig.pass_time();
+        for bad in newest_checkpoint(&rig.device) {
+            let mut device = rig.device.clone();
+            device.rot(bad, prng.below(32768) as usize);
+            let mut other = Rig::opening(device, StoreLimits::tiny(), seed);
+            other.settle();
+            assert_eq!(other.store.state(), StoreState::Open, "{bad}");
+            let found = Model::observe(&mut other).unwrap();
+            assert_eq!(found, model, "{bad} of seed {seed}: {}", difference(&model, &found));
+            damaged += 1;
+        }
+    }
+    assert!(damaged >= 12, "{damaged} blocks were damaged");
+}
+
+/// The header of the newest checkpoint, and the blocks of its directory.
+fn newest_checkpoint(device: &MemoryDevice) -> Vec<DeviceBlock> {
+    let number = |at: usize, block: &[u8], bytes: usize| {
+        let mut number = [0; 8];
+        number[..bytes].copy_from_slice(&block[at..at + bytes]);
+        u64::from_le_bytes(number)
+    };
+    let newest = CHECKPOINT_PLACES
+        .into_iter()
+        .max_by_key(|at| number(40, device.peek(*at), 8))
+        .unwrap();
+    let mut blocks = vec![newest];
+    let mut next = number(64, device.peek(newest), 4);
+    while next != 0 {
+        blocks.push(DeviceBlock(next));
+        next = number(52, device.peek(DeviceBlock(next)), 4);
+    }
+    blocks
+}
+
+fn refusal(device: MemoryDevice, expect: OpenExpectation, geometry: DiskGeometry) -> OpenError {
+    let mut rig = Rig::opening(device, StoreLimits::tiny(), 1);
+    rig.store = Store::open(expect, geometry, StoreLimits::tiny(), Time::ZERO);
+    rig.device.power_cut(&mut Prng::new(1));
+    rig.take_actions();
+    rig.settle();
+    match rig.store.state() {
+        StoreState::Refused(error) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_device_that_is_not_the_expected_one_is_refused_with_words() {
+    let geometry = DiskGeometry {
+        blocks: 1024,
+        volatile_cache: true,
+    };
+    let any = OpenExpectation::default();
+    assert_eq!(refusal(MemoryDevice::new(geometry), any, geometry), OpenError::Blank);
+    let mut foreign = MemoryDevice::new(geometry);
+    foreign.poke(DeviceBlock(1), &[7; BLOCK_BYTES]);
+    assert!(matches!(refusal(foreign, any, geometry), OpenError::Foreign { .. }));
+    let device = formatted(geometry);
+    let cluster = OpenExpectation {
+        cluster: Some(ClusterId([9; 16])),
+        device: None,
+    };
+    let error = refusal(device.clone(), cluster, geometry);
+    assert!(matches!(error, OpenError::OtherCluster { .. }));
+    assert!(error.to_string().contains("09090909"));
+    let uuid = OpenExpectation {
+        cluster: Some(params().cluster),
+        device: Some(DeviceUuid([8; 16])),
+    };
+    assert!(matches!(
+        refusal(device.clone(), uuid, geometry),
+        OpenError::OtherDevice { .. }
+    ));
+    let short = DiskGeometry {
+        blocks: 700,
+        ..geometry
+    };
+    let truncated = refusal(device.clone(), any, short);
+    assert!(matches!(
+        truncated,
+        OpenError::Truncated {
+            expected: 1024,
+            found: 700
+        }
+    ));
+    let mut headless = device;
+    CHECKPOINT_PLACES
+        .iter()
+        .for_each(|at| headless.poke(*at, &[7; BLOCK_BYTES]));
+    assert!(matches!(refusal(headless, any, geometry), OpenError::Damaged { .. }));
+}
+
+#[test]
+fn nothing_is_served_before_it_is_open() {
+    let geometry = DiskGeometry {
+        blocks: 1024,
+        volatile_cache: true,
+    };
+    let mut rig = Rig::opening(formatted(geometry), StoreLimits::tiny(), 1);
+    let ticket = rig.submit(read_request(0, 0, 1));
+    let reply = rig.replies.remove(&ticket).unwrap();
+    assert!(matches!(reply, StoreReply::Failed(StoreError::Opening)));
+}

@@ -6,7 +6,6 @@
     clippy::disallowed_methods,
     reason = "the program is the edge: clocks and waiting are its business, the cores below take time as an argument"
 )]
-#![allow(dead_code, unused_imports, reason = "the processes' libraries are not joined on yet")]
 
 mod args;
 mod commands;

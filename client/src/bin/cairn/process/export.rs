@@ -1,7 +1,7 @@
 //! `cairn export`: flags and configuration become an NBD server.
 
 use cairn_client::config::Config;
-use cairn_client::export::{ExportConfig, ExportError, Listen, ListenError};
+use cairn_client::export::{ExportConfig, ExportError, ExportServer, Listen, ListenError};
 use cairn_meta::metrics::serve_metrics;
 
 use super::{Settings, Shutdown, shutdown_requested};
@@ -23,11 +23,24 @@ async fn serve(config: ExportConfig, metrics: Option<std::net::SocketAddr>, shut
         Some(address) => Some(serve_metrics(address).await.map_err(super::metrics_failure)?),
         None => None,
     };
-    shutdown_requested(shutdown).await;
-    Err(Failure::failed(format!(
-        "this build can't serve {:?} yet",
-        config.listen
-    )))
+    let server = tokio::select! {
+        server = ExportServer::start(config) => server.map_err(start_failure)?,
+        () = shutdown_requested(shutdown.clone()) => return Ok(()),
+    };
+    for place in server.places() {
+        tracing::info!("serving NBD on {place}");
+    }
+    let died = |error| Failure::failed(format!("the export has ended by itself: {error}"));
+    tokio::select! {
+        ended = server.ended() => {
+            let ended = ended.map_err(died)?;
+            return Err(Failure::failed(format!("the export has ended by itself: {ended:?}")));
+        }
+        () = shutdown_requested(shutdown) => (),
+    }
+    let ended = server.shut_down().await.map_err(died)?;
+    tracing::info!("stopped: {ended:?}");
+    Ok(())
 }
 
 fn start_failure(error: ExportError) -> Failure {

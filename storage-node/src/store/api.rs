@@ -48,7 +48,7 @@ pub enum StoreRequest {
         /// The generation.
         generation: Generation,
     },
-    /// Create the replica of a group, if it is not there yet. A write never does.
+    /// Create the replica of a group, if it is not there yet, and set its role. A write never creates one.
     CreateReplica {
         /// Which group.
         group: GroupId,

@@ -21,6 +21,7 @@ use super::engine::{Engine, LogPosition, Purpose};
 use super::entry::{Entry, Hole, Uniform};
 use super::io::WriteList;
 use super::limits::{PAGE_ENTRIES, REQUEST_BLOCKS_MAX};
+use super::load::For;
 use super::record::{BatchHeader, Extent, MarkerKind, Record, Target, body_capacity};
 
 /// A request that waits.
@@ -106,6 +107,8 @@ const EXTENT_BYTES: usize = 8;
 enum Verdict {
     /// It waits for another batch, an index page, or space.
     Wait,
+    /// The batch has no room for it.
+    Full,
     Answer(Result<(), StoreError>),
     Take(Plan),
 }
@@ -204,14 +207,15 @@ impl Engine {
     pub(super) fn build_batch(&mut self, now: Time) {
         let mut building = Building::default();
         self.loads.pinned_for_writes.clear();
-        let mut kept = 0;
-        let looks = self.queue.len().min(self.limits.batch_requests_max);
-        for _ in 0..looks {
-            let mut queued = self.queue.remove(kept).expect("counted above");
+        let mut queue = std::mem::take(&mut self.queue);
+        let mut kept = Vec::new();
+        for _ in 0..queue.len().min(self.limits.batch_requests_max) {
+            let mut queued = queue.pop_front().expect("counted above");
             match self.judge(&building, &mut queued) {
-                Verdict::Wait => {
-                    self.queue.insert(kept, queued);
-                    kept += 1;
+                Verdict::Wait => kept.push(queued),
+                Verdict::Full => {
+                    queue.push_front(queued);
+                    break;
                 }
                 Verdict::Answer(Ok(())) => {
                     self.io.counters.superseded += 1;
@@ -221,6 +225,9 @@ impl Engine {
                 Verdict::Take(plan) => building.take(queued, plan),
             }
         }
+        kept.into_iter().rev().for_each(|queued| queue.push_front(queued));
+        self.queue = queue;
+        self.loads.failed_for_writes.clear();
         if building.drafts.is_empty() {
             if self.confirm_at.is_some_and(|at| at <= now) {
                 self.io.counters.confirmations += 1;
@@ -279,10 +286,14 @@ impl Engine {
                     return Verdict::Answer(Ok(()));
                 }
                 let record = Record::DropReplica { group: *group };
-                if !self.load_all(self.catalog.unknown_of(&record)) {
-                    let pages = self.catalog.pages_of_group(*group);
-                    self.loads.pinned_for_writes.extend(pages);
-                    return Verdict::Wait;
+                match self.load_all(self.catalog.unknown_of(&record), For::Write) {
+                    Err(error) => return Verdict::Answer(Err(StoreError::Unreadable(error))),
+                    Ok(true) => {}
+                    Ok(false) => {
+                        let pages = self.catalog.pages_of_group(*group);
+                        self.loads.pinned_for_writes.extend(pages);
+                        return Verdict::Wait;
+                    }
                 }
                 Verdict::Take(Plan::of(record))
             }
@@ -296,7 +307,7 @@ impl Engine {
         };
         let Verdict::Take(plan) = verdict else { return verdict };
         if !building.has_room(&plan, &self.limits) {
-            return Verdict::Wait;
+            return Verdict::Full;
         }
         match self.admit(building, &plan, queued) {
             Ok(true) => Verdict::Take(plan),
@@ -316,9 +327,13 @@ impl Engine {
         if unknown.contains(&Unknown::Broken) {
             return Verdict::Answer(Err(StoreError::IndexDamaged));
         }
-        if !self.load_all(unknown) {
-            self.loads.pinned_for_writes.extend(at.pages());
-            return Verdict::Wait;
+        match self.load_all(unknown, For::Write) {
+            Err(error) => return Verdict::Answer(Err(StoreError::Unreadable(error))),
+            Ok(true) => {}
+            Ok(false) => {
+                self.loads.pinned_for_writes.extend(at.pages());
+                return Verdict::Wait;
+            }
         }
         let plan = match request {
             StoreRequest::Write { version, content, .. } => match content {
@@ -511,14 +526,12 @@ impl Engine {
         let batch = self.batch.take().expect("a batch was in flight");
         self.io.counters.batches += 1;
         self.log = batch.log;
+        let pages = batch.record_pages.len() as u64;
+        self.checkpoints.log_page_count += pages;
+        self.checkpoints.log_pages_since += pages;
         self.checkpoints
             .log_pages
             .push_back((batch.log.seq, batch.record_pages));
-        self.checkpoints.log_page_count += self
-            .checkpoints
-            .log_pages
-            .back()
-            .map_or(0, |(_, pages)| pages.len() as u64);
         self.opened = true;
         let marker = matches!(batch.records[..], [Record::Marker { .. }]);
         let mut effects = Effects::default();
@@ -646,7 +659,8 @@ impl Engine {
         if self.space.free() >= keep + batch {
             return Ok(true);
         }
-        let soon = self.space.free() + self.space.quarantined + self.checkpoints.to_be_freed();
+        let soon =
+            self.space.free() + self.space.quarantined + self.checkpoints.to_be_freed() + self.zero_ahead.blocks();
         let since = *queued
             .waits_since_checkpoint
             .get_or_insert(self.io.counters.checkpoints);

@@ -46,8 +46,8 @@ pub(super) struct Checkpoints {
     /// Record pages that are not free yet, by commit.
     pub(super) log_pages: VecDeque<(u64, Vec<u32>)>,
     pub(super) log_page_count: u64,
-    /// The number of record pages when the last checkpoint began.
-    pub(super) log_pages_at_begin: u64,
+    /// Record pages since the last checkpoint began.
+    pub(super) log_pages_since: u64,
     /// A request waits for the space that checkpoints give back.
     pub(super) wanted_for_space: bool,
 }
@@ -74,8 +74,9 @@ impl Engine {
     }
 
     pub(super) fn checkpoint_wanted(&self) -> bool {
-        let log_pages = self.io.counters.record_pages - self.checkpoints.log_pages_at_begin;
+        let log_pages = self.checkpoints.log_pages_since;
         log_pages >= self.limits.checkpoint_log_pages
+            || (log_pages > 0 && self.space.free() < self.metadata_reserve())
             || self.catalog.dirty.len() >= self.limits.checkpoint_dirty_pages
             || self.checkpoints.wanted_for_space
     }
@@ -87,7 +88,7 @@ impl Engine {
             return;
         }
         self.checkpoints.wanted_for_space = false;
-        self.checkpoints.log_pages_at_begin = self.io.counters.record_pages;
+        self.checkpoints.log_pages_since = 0;
         let sequence = self.checkpoints.sequence + 1;
         let mut to_write = VecDeque::new();
         self.snapshot_index(&mut to_write);

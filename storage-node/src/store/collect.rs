@@ -10,6 +10,7 @@ use super::catalog::Unknown;
 use super::chunk::{Chunk, ChunkKey, Page, PageKey};
 use super::engine::Engine;
 use super::limits::{PAGE_ENTRIES, PAGES_PER_CHUNK};
+use super::load::For;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
@@ -98,8 +99,12 @@ impl Engine {
                 return true;
             }
             Err(Stop::Unknown(unknown, cursor)) => {
-                self.load_all(vec![unknown]);
+                let failed = self.load_all(vec![unknown], For::Read).err();
                 if runs.runs.is_empty() {
+                    if let Some(error) = failed {
+                        self.fail(ticket, StoreError::Unreadable(error));
+                        return true;
+                    }
                     if let Unknown::OnDisk(key, _) = unknown {
                         self.loads.pinned_for_reads.insert(key);
                     }

@@ -16,6 +16,7 @@ use super::catalog::Unknown;
 use super::collect::CollectRequest;
 use super::engine::{Engine, Purpose};
 use super::limits::REQUEST_BLOCKS_MAX;
+use super::load::For;
 use super::record::Target;
 
 /// Reads in flight, numbered in the order in which they were sent: a block that was given back is not reused before all
@@ -127,9 +128,16 @@ impl Engine {
             self.fail(ticket, StoreError::IndexDamaged);
             return true;
         }
-        if !self.load_all(unknown) {
-            self.loads.pinned_for_reads.extend(at.pages());
-            return false;
+        match self.load_all(unknown, For::Read) {
+            Err(error) => {
+                self.fail(ticket, StoreError::Unreadable(error));
+                return true;
+            }
+            Ok(true) => {}
+            Ok(false) => {
+                self.loads.pinned_for_reads.extend(at.pages());
+                return false;
+            }
         }
         self.catalog.touch(at.key(), at.range);
         let mut blocks = Vec::with_capacity(at.range.count() as usize);

@@ -499,6 +499,7 @@ impl Recovery {
         let header = self.header();
         let loaded = std::mem::replace(&mut self.loaded, Loaded::empty(0, self.limits.canary));
         let mut used_end = header.used_end;
+        let log_page_count = loaded.log_pages.iter().map(|(_, pages)| pages.len() as u64).sum();
         let mut allocator = Allocator::with_taken(SPACE_START..u64::from(self.end()), &loaded.data);
         let log_pages = loaded.log_pages.iter().flat_map(|(_, pages)| pages);
         for place in loaded.metadata.iter().chain(log_pages).chain([&loaded.next]) {
@@ -546,7 +547,8 @@ impl Recovery {
                 covered: header.covered,
                 directory: loaded.directory,
                 stale: loaded.stale,
-                log_page_count: loaded.log_pages.iter().map(|(_, pages)| pages.len() as u64).sum(),
+                log_page_count,
+                log_pages_since: log_page_count,
                 log_pages: loaded.log_pages.into(),
                 ..Checkpoints::default()
             },

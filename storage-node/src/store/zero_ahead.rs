@@ -25,6 +25,11 @@ impl ZeroAhead {
         }
     }
 
+    /// Blocks that are taken only while zeroes are written to them.
+    pub(super) fn blocks(&self) -> u64 {
+        u64::from(self.in_flight.unwrap_or(0))
+    }
+
     pub(super) fn note_used(&mut self, writes: &[(u32, Vec<Bytes>)]) {
         for (place, buffers) in writes {
             let bytes: usize = buffers.iter().map(Bytes::len).sum();

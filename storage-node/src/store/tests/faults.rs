@@ -8,7 +8,7 @@ use cairn_proto::time::Time;
 
 use super::model::{Model, Workload, difference};
 use super::rig::*;
-use crate::store::api::{StoreError, StoreReply};
+use crate::store::api::{StoreError, StoreReply, StoreRequest};
 use crate::store::superblock::CHECKPOINT_PLACES;
 use crate::store::{OpenError, OpenExpectation, Store, StoreLimits, StoreState};
 use crate::testing::{Fault, MemoryDevice, Prng};
@@ -249,4 +249,67 @@ fn nothing_is_served_before_it_is_open() {
     let ticket = rig.submit(read_request(0, 0, 1));
     let reply = rig.replies.remove(&ticket).unwrap();
     assert!(matches!(reply, StoreReply::Failed(StoreError::Opening)));
+}
+
+#[test]
+fn an_index_page_that_can_not_be_read_fails_who_needs_it_and_may_come_back() {
+    let limits = StoreLimits {
+        resident_pages_max: 1,
+        ..StoreLimits::tiny()
+    };
+    let mut rig = Rig::new(1024, limits, 1);
+    rig.create();
+    for page in 0..8 {
+        rig.write(0, page * 256, 1, u64::from(page) + 1);
+    }
+    let read = rig.submit(read_request(0, 0, 1));
+    let write = rig.submit(write_request(0, 256, 1, 99));
+    while rig.step_with(|op| matches!(op, DiskOp::Read { .. }).then(Fault::default)) {}
+    for ticket in [read, write] {
+        let reply = rig.replies.remove(&ticket).unwrap();
+        assert!(
+            matches!(reply, StoreReply::Failed(StoreError::Unreadable(_))),
+            "{reply:?}"
+        );
+    }
+    let StoreReply::Read { bytes, .. } = rig.read(0, 0, 1) else {
+        panic!("it can be read again")
+    };
+    assert_eq!(bytes.concat(), contents(range(0, 0, 1), version(1)));
+    assert!(matches!(rig.write(0, 256, 1, 99), StoreReply::Durable { .. }));
+}
+
+#[test]
+fn blocks_whose_index_page_is_rotten_are_neither_read_nor_written_and_the_others_are() {
+    let limits = StoreLimits {
+        resident_pages_max: 1,
+        ..StoreLimits::tiny()
+    };
+    let mut rig = Rig::new(1024, limits, 1);
+    rig.create();
+    for page in 0..8 {
+        rig.write(0, page * 256, 1, u64::from(page) + 1);
+    }
+    // An index page is recognised by its first entry: the version that was written.
+    let page = (4..1023).map(DeviceBlock).find(|at| {
+        let block = rig.device.peek(*at);
+        block[..8] == version(1).to_bits().to_le_bytes() && block[16..].iter().all(|byte| *byte == 0)
+    });
+    rig.device.rot(page.expect("it was written by a checkpoint"), 3);
+    for round in 0..2 {
+        let damaged = |reply| matches!(reply, StoreReply::Failed(StoreError::IndexDamaged));
+        assert!(damaged(rig.read(0, 0, 1)), "round {round}");
+        assert!(damaged(rig.write(0, 5, 1, 99)), "round {round}");
+        assert!(matches!(rig.read(0, 256, 256), StoreReply::Read { .. }));
+        for block in 0..30 {
+            let reply = rig.write(1, block, 1, 100 + round);
+            assert!(matches!(reply, StoreReply::Durable { .. }), "{reply:?}");
+        }
+        rig = rig.reopen(true);
+        rig.settle();
+        assert_eq!(rig.store.state(), StoreState::Open);
+    }
+    rig.call(StoreRequest::DropReplica { group: GROUP });
+    rig.create();
+    assert!(matches!(rig.write(0, 0, 1, 1), StoreReply::Durable { .. }));
 }

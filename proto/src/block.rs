@@ -102,6 +102,34 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// Behind every block.
+    pub const END: Cursor = Cursor {
+        chunk: ChunkIndex(u32::MAX),
+        layer: Layer(u32::MAX),
+        block: BLOCKS_PER_CHUNK - 1,
+    };
+
+    /// The place behind a range of a layer.
+    pub fn behind(layer: Layer, range: &BlockRange) -> Cursor {
+        let chunk = range.chunk();
+        if range.end() < BLOCKS_PER_CHUNK {
+            Cursor {
+                chunk,
+                layer,
+                block: range.end(),
+            }
+        } else {
+            match layer.0.checked_add(1) {
+                Some(next) => Cursor {
+                    chunk,
+                    layer: Layer(next),
+                    block: 0,
+                },
+                None => Cursor::END,
+            }
+        }
+    }
+
     /// Appends the wire form: three `u32`.
     pub fn encode(&self, out: &mut impl Put) {
         out.put_u32(self.chunk.0);

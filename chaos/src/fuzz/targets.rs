@@ -150,6 +150,7 @@ fn frames() -> Vec<Vec<u8>> {
             holder,
             group,
             from: Cursor::default(),
+            to: Cursor::END,
             above: version,
         }),
         Message::Collected(Collected {

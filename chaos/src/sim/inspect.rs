@@ -93,6 +93,7 @@ impl Inspected {
             let request = StoreRequest::Collect {
                 group,
                 from: cursor,
+                to: Cursor::END,
                 above: Default::default(),
                 runs_max: RUNS_MAX,
             };

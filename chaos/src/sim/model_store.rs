@@ -212,6 +212,7 @@ impl Kept {
         let StoreRequest::Collect {
             group,
             from,
+            to,
             above,
             runs_max,
         } = *request
@@ -220,10 +221,11 @@ impl Kept {
         };
         let start = Bound::Included((group, from.chunk, from.layer, from.block));
         let mut runs: Vec<Run> = Vec::new();
-        for ((of, chunk, layer, block), (state, _)) in self.blocks.range((start, Bound::Unbounded)) {
-            if *of != group {
-                break;
-            }
+        let end = Bound::Excluded((group, to.chunk, to.layer, to.block));
+        if to <= from {
+            return StoreReply::Collected { runs, next: None };
+        }
+        for ((_, chunk, layer, block), (state, _)) in self.blocks.range((start, end)) {
             if state.version <= above {
                 continue;
             }

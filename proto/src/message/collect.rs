@@ -8,7 +8,7 @@ use crate::codec::{DecodeError, Put, Reader};
 use crate::ids::{CommitSeq, GroupIndex, Version};
 use crate::limits::COLLECT_RUNS_MAX;
 
-/// List the blocks of a group from a place on.
+/// List the blocks of a group from one place to another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Collect {
     /// Who asks.
@@ -17,6 +17,8 @@ pub struct Collect {
     pub group: GroupIndex,
     /// From where on.
     pub from: Cursor,
+    /// Up to where, exclusive. An answer may go on a little further.
+    pub to: Cursor,
     /// Only versions above this one.
     pub above: Version,
 }
@@ -28,6 +30,7 @@ impl Collect {
         out.put_bytes(&[0; 3]);
         out.put_u64(self.above.to_bits());
         self.from.encode(out);
+        self.to.encode(out);
         Vec::new()
     }
 
@@ -40,6 +43,7 @@ impl Collect {
             holder,
             group,
             from: Cursor::decode(reader)?,
+            to: Cursor::decode(reader)?,
             above,
         })
     }

@@ -255,11 +255,12 @@ fn other() -> impl Strategy<Value = Message> {
             range,
         })
     });
-    let collect = (holder(), group(), cursor(), version()).prop_map(|(holder, group, from, above)| {
+    let collect = (holder(), group(), cursor(), cursor(), version()).prop_map(|(holder, group, from, to, above)| {
         Message::Collect(Collect {
             holder,
             group,
             from,
+            to,
             above,
         })
     });

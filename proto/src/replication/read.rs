@@ -162,6 +162,7 @@ impl Coordinator {
                 holder,
                 group: index,
                 from,
+                to: Cursor::behind(layer, &range),
                 above: crate::ids::Version::ZERO,
             }),
         };

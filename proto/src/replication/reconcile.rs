@@ -202,6 +202,7 @@ impl Coordinator {
             holder: self.holder,
             group: self.groups[g].index,
             from,
+            to: Cursor::END,
             above: Version::ZERO,
         });
         self.send(g, Mask::one(place), Class::Guest, collect, what);

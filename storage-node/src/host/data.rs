@@ -94,6 +94,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
         let work = StoreRequest::Collect {
             group: collect.holder.group(collect.group),
             from: collect.from,
+            to: collect.to,
             above: collect.above,
             runs_max: COLLECT_RUNS_MAX,
         };

@@ -97,12 +97,14 @@ pub enum StoreRequest {
         /// Where.
         range: BlockRange,
     },
-    /// List what the group's replica holds, in order of (chunk, layer, block), from a place on.
+    /// List what the group's replica holds, in order of (chunk, layer, block), from one place to another.
     Collect {
         /// Which group.
         group: GroupId,
         /// From where on.
         from: Cursor,
+        /// Up to where, exclusive.
+        to: Cursor,
         /// Only versions above this one.
         above: Version,
         /// Runs at the most.

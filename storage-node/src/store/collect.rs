@@ -1,5 +1,8 @@
 //! Listing what a replica holds.
 
+use std::cmp::Ordering;
+use std::ops::Range;
+
 use cairn_proto::block::{BlockState, Content, Cursor, Run};
 use cairn_proto::ids::{GroupId, Version};
 use cairn_proto::limits::BLOCKS_PER_CHUNK;
@@ -15,10 +18,12 @@ use super::load::For;
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CollectRequest {
-    group: GroupId,
-    from: Cursor,
-    above: Version,
-    runs_max: usize,
+    pub(super) group: GroupId,
+    pub(super) from: Cursor,
+    /// Exclusive.
+    pub(super) to: Cursor,
+    pub(super) above: Version,
+    pub(super) runs_max: usize,
 }
 
 /// Runs that grow block by block.
@@ -58,26 +63,13 @@ enum Stop {
 }
 
 impl Engine {
-    pub(super) fn submit_collect(
-        &mut self,
-        ticket: Ticket,
-        group: GroupId,
-        from: Cursor,
-        above: Version,
-        runs_max: usize,
-    ) {
-        if runs_max == 0 || from.block >= BLOCKS_PER_CHUNK {
+    pub(super) fn submit_collect(&mut self, ticket: Ticket, request: CollectRequest) {
+        if request.runs_max == 0 || request.from.block >= BLOCKS_PER_CHUNK {
             return self.fail(
                 ticket,
                 StoreError::Invalid("a listing has room for a run and begins at a block"),
             );
         }
-        let request = CollectRequest {
-            group,
-            from,
-            above,
-            runs_max,
-        };
         self.wait_collect(ticket, request);
     }
 
@@ -126,13 +118,18 @@ impl Engine {
         };
         for (key, chunk) in self.catalog.chunks_from(first) {
             let from = if *key == first { request.from.block } else { 0 };
-            list_chunk(key, chunk, from, request.above, runs)?;
+            let to = match (key.chunk, key.layer).cmp(&(request.to.chunk, request.to.layer)) {
+                Ordering::Less => BLOCKS_PER_CHUNK,
+                Ordering::Equal => request.to.block,
+                Ordering::Greater => break,
+            };
+            list_chunk(key, chunk, from..to, request.above, runs)?;
         }
         Ok(())
     }
 }
 
-fn list_chunk(key: &ChunkKey, chunk: &Chunk, from: u32, above: Version, runs: &mut Runs) -> Result<(), Stop> {
+fn list_chunk(key: &ChunkKey, chunk: &Chunk, blocks: Range<u32>, above: Version, runs: &mut Runs) -> Result<(), Stop> {
     let cursor = |block| Cursor {
         chunk: key.chunk,
         layer: key.layer,
@@ -151,10 +148,10 @@ fn list_chunk(key: &ChunkKey, chunk: &Chunk, from: u32, above: Version, runs: &m
             Err(Stop::Full(cursor(start)))
         }
     };
-    let mut block = from;
-    while block < BLOCKS_PER_CHUNK {
+    let mut block = blocks.start;
+    while block < blocks.end {
         let page = (block / PAGE_ENTRIES) as u8;
-        let end = (u32::from(page) + 1) * PAGE_ENTRIES;
+        let end = ((u32::from(page) + 1) * PAGE_ENTRIES).min(blocks.end);
         match chunk.pages.get(&page) {
             Some(Page::Resident(resident)) => {
                 for block in block..end {
@@ -172,8 +169,9 @@ fn list_chunk(key: &ChunkKey, chunk: &Chunk, from: u32, above: Version, runs: &m
                     .range(page..)
                     .next()
                     .map_or(PAGES_PER_CHUNK, |(page, _)| u32::from(*page));
-                add(block, next * PAGE_ENTRIES - block, chunk.floor.entry().state())?;
-                block = next * PAGE_ENTRIES;
+                let end = (next * PAGE_ENTRIES).min(blocks.end);
+                add(block, end - block, chunk.floor.entry().state())?;
+                block = end;
             }
             Some(Page::OnDisk(home)) => {
                 let key = PageKey { chunk: *key, page };

@@ -12,6 +12,7 @@ use super::api::{StoreError, StoreReply, StoreRequest, Ticket};
 use super::batch::{Batch, Queued};
 use super::catalog::Catalog;
 use super::checkpoint::{Checkpoint, Checkpoints};
+use super::collect::CollectRequest;
 use super::io::Io;
 use super::limits::StoreLimits;
 use super::load::Loads;
@@ -92,9 +93,19 @@ impl Engine {
             StoreRequest::Collect {
                 group,
                 from,
+                to,
                 above,
                 runs_max,
-            } => self.submit_collect(ticket, group, from, above, runs_max),
+            } => {
+                let request = CollectRequest {
+                    group,
+                    from,
+                    to,
+                    above,
+                    runs_max,
+                };
+                self.submit_collect(ticket, request);
+            }
             request => self.enqueue(now, ticket, request),
         }
         self.pump(now);

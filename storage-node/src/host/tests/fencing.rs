@@ -76,6 +76,7 @@ fn every_request_of_a_lower_generation_is_refused() {
         holder: holder(1),
         group: GroupIndex(0),
         from: Default::default(),
+        to: cairn_proto::block::Cursor::END,
         above: Version::ZERO,
     });
     let copy = Message::Copy(Copy {

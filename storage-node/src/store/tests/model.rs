@@ -98,6 +98,7 @@ impl Model {
             let request = StoreRequest::Collect {
                 group: GROUP,
                 from: cursor,
+                to: Cursor::END,
                 above: Version::ZERO,
                 runs_max: 50,
             };

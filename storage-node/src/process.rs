@@ -30,7 +30,7 @@ pub struct Node {
     config: NodeConfig,
     meta: MetaClient,
     devices: Vec<Device>,
-    _metrics: Option<MetricsServer>,
+    metrics: Option<MetricsServer>,
 }
 
 /// Runs a storage node until `shutdown` ends.
@@ -68,13 +68,18 @@ impl Node {
             config,
             meta,
             devices,
-            _metrics: metrics,
+            metrics,
         })
     }
 
     /// Where each device is served, in the order of the configuration.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.devices.iter().map(|device| device.address).collect()
+    }
+
+    /// Where metrics are served, if anywhere.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(MetricsServer::local_addr)
     }
 
     /// Serves until `shutdown` ends, then lets what is in flight end.

@@ -471,14 +471,19 @@ async fn a_newer_holder_fences_the_older_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_requests_at_once_are_all_answered_and_memory_stays_small() {
+async fn many_requests_at_once_are_all_answered_and_counted() {
     let dir = tempfile::tempdir().unwrap();
     let meta = Meta::start(dir.path()).await;
-    let served = Served::start(config(dir.path(), &meta.address)).await;
+    let mut config = config(dir.path(), &meta.address);
+    config.metrics_listen = Some("127.0.0.1:0".parse().unwrap());
+    let node = Node::start(config).await.unwrap();
+    let (address, metrics) = (node.addresses()[0], node.metrics_address().unwrap());
+    let running = Running::spawn(|stopped| node.run(until(stopped)));
+    let served = Served { address, running };
     let whom = Whom::of(&meta).await;
     let mut client = Client::attached(served.address, whom, 1);
     let bytes = BlockBuf::copied_from(&[7; 64 * BLOCK_BYTES]).freeze();
-    let count = 400u64;
+    let count = 200u64;
     let mut writer = client.stream.try_clone().unwrap();
     let sender = std::thread::spawn(move || {
         for seq in 1..=count {
@@ -515,7 +520,103 @@ async fn many_requests_at_once_are_all_answered_and_memory_stays_small() {
     answers.sort_unstable();
     assert_eq!(answers, (1..=count).collect::<Vec<_>>());
     assert_eq!(client.read(1, range(64, 64)), [7; 64]);
+    let mut scrape = TcpStream::connect(metrics).unwrap();
+    scrape.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    let mut text = String::new();
+    scrape.read_to_string(&mut text).unwrap();
+    let device = whom.device.uuid;
+    let written = format!("cairn_node_write_bytes_total{{device=\"{device}\",class=\"guest\"}} 52428800");
+    assert!(text.contains(&written), "{text}");
+    for name in [
+        "cairn_node_request_seconds_bucket",
+        "cairn_node_requests_in_flight",
+        "cairn_node_connections",
+    ] {
+        assert!(text.contains(name), "{name} is not in {text}");
+    }
     served.running.stop().await;
+    meta.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_space_of_a_deleted_volume_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta::start(dir.path()).await;
+    let mut config = config(dir.path(), &meta.address);
+    config.devices.push(DeviceConfig {
+        path: dir.path().join("second"),
+        ..config.devices[0].clone()
+    });
+    let node = Node::start(config).await.unwrap();
+    let addresses = node.addresses();
+    let running = Running::spawn(|stopped| node.run(until(stopped)));
+    let whom = Whom::of(&meta).await;
+    let control = meta.client();
+    let create = v1::CreateVolumeRequest {
+        name: "short-lived".to_string(),
+        size_bytes: 1 << 30,
+        replicas: 1,
+        ..Default::default()
+    };
+    let volume = control.create_volume(create).await.unwrap().volume.unwrap();
+    let holder = Holder {
+        volume: VolumeId(volume.id),
+        ..holder(1)
+    };
+    let devices = control
+        .list_devices(v1::ListDevicesRequest::default())
+        .await
+        .unwrap()
+        .devices;
+    let mine = devices
+        .iter()
+        .find(|device| device.id.as_ref().unwrap().uuid == whom.device.uuid.0)
+        .unwrap();
+    let address = *addresses
+        .iter()
+        .find(|address| address.to_string() == mine.addresses[0])
+        .unwrap();
+
+    let mut client = Client::connect(address);
+    assert!(matches!(client.hello(whom), Message::Hello(_)));
+    let capability = Capability::grant(&KEY, whom.cluster, holder.volume, holder.generation, Rights::Write);
+    assert!(matches!(
+        client.ask(Message::Seal(Seal { capability })),
+        Message::Sealed(_)
+    ));
+    let join = Message::Join(Join {
+        holder,
+        group: GroupIndex(0),
+        role: ReplicaRole::InSync,
+        epoch: Epoch(1),
+    });
+    assert!(matches!(client.ask(join), Message::Joined(joined) if joined.created));
+    let selector = v1::VolumeSelector {
+        by: Some(v1::volume_selector::By::Id(volume.id)),
+    };
+    let delete = v1::DeleteVolumeRequest {
+        volume: Some(selector),
+        force: true,
+    };
+    control.delete_volume(delete).await.unwrap();
+
+    let look = Message::Read(cairn_proto::message::Read {
+        holder,
+        group: GroupIndex(0),
+        layer: Layer(0),
+        range: range(0, 1),
+    });
+    let mut is_dropped = false;
+    for _ in 0..200 {
+        let answer = client.ask(look.clone());
+        is_dropped = matches!(&answer, Message::Failed(failed) if failed.kind == FailureKind::NoReplica);
+        if is_dropped {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(is_dropped, "the replica is still there after ten seconds");
+    running.stop().await;
     meta.running.stop().await;
 }
 

@@ -66,10 +66,11 @@ fn token(op: &DiskOp) -> DiskToken {
 
 impl Rig {
     pub(crate) fn new(blocks: u64, limits: StoreLimits, seed: u64) -> Rig {
-        let geometry = DiskGeometry {
-            blocks,
-            volatile_cache: true,
-        };
+        Rig::on(blocks, true, limits, seed)
+    }
+
+    pub(crate) fn on(blocks: u64, volatile_cache: bool, limits: StoreLimits, seed: u64) -> Rig {
+        let geometry = DiskGeometry { blocks, volatile_cache };
         let mut rig = Rig::opening(formatted(geometry), limits, seed);
         rig.settle();
         assert_eq!(rig.store.state(), StoreState::Open);

@@ -48,6 +48,15 @@ pub(super) struct Catalog {
     pub(super) canary: Canary,
 }
 
+/// What a hole replaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Older {
+    /// Blocks of data that it gives back.
+    pub(super) data: u32,
+    /// Pages that it changes and that stay pages.
+    pub(super) pages: u32,
+}
+
 /// Why a block's entry is not at hand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Unknown {
@@ -157,28 +166,36 @@ impl Catalog {
         })
     }
 
-    /// How many blocks of data in the range are older than `version`; `None` if nothing there is older. All of its pages
-    /// must be in memory.
-    pub(super) fn older_blocks(&self, key: ChunkKey, range: BlockRange, version: Version) -> Option<u32> {
-        let Some(chunk) = self.chunks.get(&key) else {
-            return (version > Version::ZERO).then_some(0);
-        };
-        let (mut any, mut data) = (false, 0);
+    /// What in the range is older than `version`; `None` if nothing is. All of its pages must be in memory.
+    pub(super) fn older(&self, key: ChunkKey, range: BlockRange, version: Version) -> Option<Older> {
+        let never = Chunk::NEVER;
+        let chunk = self.chunks.get(&key).unwrap_or(&never);
+        let mut older = Older::default();
+        let mut any = false;
         for (page, blocks) in pages_of(range) {
+            let part = blocks.len() < PAGE_ENTRIES as usize;
             match chunk.pages.get(&page) {
-                None => any |= chunk.floor.version < version,
-                Some(Page::Uniform(uniform)) => any |= uniform.version < version,
+                None | Some(Page::Uniform(_)) => {
+                    let is_older = chunk.entry(blocks.start).is_some_and(|entry| entry.version < version);
+                    any |= is_older;
+                    older.pages += u32::from(is_older && part);
+                }
                 Some(Page::Resident(resident)) => {
-                    let slots = slot_of(blocks.start)..=slot_of(blocks.end - 1);
-                    for entry in resident.entries[slots].iter().filter(|entry| entry.version < version) {
-                        any = true;
-                        data += u32::from(entry.data_place().is_some());
-                    }
+                    let entries = &resident.entries[slot_of(blocks.start)..=slot_of(blocks.end - 1)];
+                    let is_older = |entry: &&Entry| entry.version < version;
+                    let data = entries
+                        .iter()
+                        .filter(is_older)
+                        .filter(|entry| entry.data_place().is_some());
+                    older.data += data.count() as u32;
+                    let found = entries.iter().filter(is_older).count();
+                    any |= found > 0;
+                    older.pages += u32::from(found > 0 && (part || found < entries.len()));
                 }
                 Some(Page::OnDisk(_) | Page::Broken) => panic!("pages are loaded before they are used"),
             }
         }
-        any.then_some(data)
+        any.then_some(older)
     }
 
     /// Marks the pages of a range as used, so that they stay in memory a while.

@@ -118,7 +118,7 @@ impl Engine {
         if self.queue.len() >= self.limits.queued_requests_max {
             return self.fail(ticket, StoreError::Busy);
         }
-        if let Err(error) = super::batch::check_request(&request) {
+        if let Err(error) = super::plan::check_request(&request) {
             return self.fail(ticket, error);
         }
         self.queue.push_back(Queued {

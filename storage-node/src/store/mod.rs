@@ -17,6 +17,7 @@ mod format;
 mod io;
 pub mod limits;
 mod load;
+mod plan;
 mod read;
 mod record;
 mod recovery;

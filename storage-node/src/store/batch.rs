@@ -217,6 +217,9 @@ impl Engine {
         if batch.freed_early {
             effects.freed.clear();
         }
+        if !self.damaged.is_empty() {
+            batch.records.iter().for_each(|record| self.note_mended(record));
+        }
         self.settle(effects);
         let flushed_since = batch.flushing_since.unwrap_or(now);
         let commit = CommitSeq(self.log.seq);
@@ -231,6 +234,15 @@ impl Engine {
         }
         if !marker {
             self.confirm_at = Some(now + self.limits.confirm_after);
+        }
+    }
+
+    /// What was damaged and is written anew is damaged no more.
+    fn note_mended(&mut self, record: &Record) {
+        if let Record::Data { at, .. } | Record::Copy { at, .. } = record {
+            for block in at.range.start()..at.range.end() {
+                self.damaged.remove(&(at.key(), block));
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! A store that is open: takes requests and completions, and decides what is next.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use cairn_proto::buffer::BlockBuf;
@@ -12,6 +12,7 @@ use super::api::{StoreError, StoreReply, StoreRequest, Ticket};
 use super::batch::{Batch, Queued};
 use super::catalog::Catalog;
 use super::checkpoint::{Checkpoint, Checkpoints};
+use super::chunk::ChunkKey;
 use super::collect::CollectRequest;
 use super::io::Io;
 use super::limits::StoreLimits;
@@ -70,6 +71,8 @@ pub(super) struct Engine {
     /// When to write an empty batch, so that the last one is confirmed.
     pub(super) confirm_at: Option<Time>,
     pub(super) reads: Reads,
+    /// Blocks whose data was found not to match the index: a copy of the same version may replace them.
+    pub(super) damaged: BTreeSet<(ChunkKey, u32)>,
     pub(super) loads: Loads,
     pub(super) checkpoint: Option<Box<Checkpoint>>,
     pub(super) checkpoints: Checkpoints,

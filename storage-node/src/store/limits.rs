@@ -10,6 +10,9 @@ use super::canary::Canary;
 pub const REQUEST_BLOCKS_MAX: u32 = FRAME_BLOCKS_MAX;
 /// Entries of an index page.
 pub const PAGE_ENTRIES: u32 = 256;
+/// Damaged blocks that a store remembers it has found at the most. Beyond it forgets them all: the next read of one finds it
+/// again.
+pub const DAMAGED_KNOWN_MAX: usize = 4096;
 /// Index pages of a chunk.
 pub const PAGES_PER_CHUNK: u32 = BLOCKS_PER_CHUNK / PAGE_ENTRIES;
 /// Bytes of an index entry.

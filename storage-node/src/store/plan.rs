@@ -285,7 +285,14 @@ impl Engine {
 
     fn plan_copy(&mut self, at: Target, blocks: &[CopiedBlock], bytes: &Bytes, apply: Apply) -> Option<Plan> {
         let mut plan = Plan::new(at);
-        let runs = self.applying(at, |i, held| apply.applies(held.version, blocks[i].version), &mut plan);
+        // What can't be read here is mended by what another replica holds of the same version.
+        let mends = |i: usize, held: &Entry| {
+            let block = at.range.start() + i as u32;
+            held.version == blocks[i].version
+                && (held.state().content == Content::Damaged || self.damaged.contains(&(at.key(), block)))
+        };
+        let applies = |i: usize, held: &Entry| apply.applies(held.version, blocks[i].version) || mends(i, held);
+        let runs = self.applying(at, applies, &mut plan);
         let data = |blocks: &[CopiedBlock]| blocks.iter().filter(|b| matches!(b.content, Content::Data(_))).count();
         for run in runs {
             let first = (run.start() - at.range.start()) as usize;

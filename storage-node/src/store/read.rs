@@ -15,7 +15,7 @@ use super::batch::target;
 use super::catalog::Unknown;
 use super::collect::CollectRequest;
 use super::engine::{Engine, Purpose};
-use super::limits::REQUEST_BLOCKS_MAX;
+use super::limits::{DAMAGED_KNOWN_MAX, REQUEST_BLOCKS_MAX};
 use super::load::For;
 use super::record::Target;
 
@@ -219,6 +219,10 @@ impl Engine {
                 if state.content != Content::Data(Checksum(found.0)) {
                     state.content = Content::Damaged;
                     self.io.counters.blocks_damaged += 1;
+                    if self.damaged.len() >= DAMAGED_KNOWN_MAX {
+                        self.damaged.clear();
+                    }
+                    self.damaged.insert((read.at.key(), read.at.range.start() + index));
                     if good < end {
                         bytes.push(piece.content.slice(good..end));
                     }

@@ -540,6 +540,7 @@ impl Recovery {
             batch: None,
             confirm_at: None,
             reads: Default::default(),
+            damaged: Default::default(),
             loads: Default::default(),
             checkpoint: None,
             checkpoints: Checkpoints {

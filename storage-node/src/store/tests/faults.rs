@@ -1,14 +1,16 @@
 //! What a damaged, failing or foreign device does.
 
-use cairn_proto::block::Content;
+use cairn_proto::block::{Apply, Content};
+use cairn_proto::buffer::BlockBuf;
+use cairn_proto::checksum::range_checksums;
 use cairn_proto::disk::{DeviceBlock, DiskGeometry, DiskOp};
-use cairn_proto::ids::{ClusterId, DeviceUuid};
+use cairn_proto::ids::{ClusterId, DeviceUuid, Layer};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::time::Time;
 
 use super::model::{Model, Workload, difference};
 use super::rig::*;
-use crate::store::api::{StoreError, StoreReply, StoreRequest};
+use crate::store::api::{CopiedBlock, StoreError, StoreReply, StoreRequest};
 use crate::store::superblock::CHECKPOINT_PLACES;
 use crate::store::{OpenError, OpenExpectation, Store, StoreLimits, StoreState};
 use crate::testing::{Fault, MemoryDevice, Prng};
@@ -37,6 +39,53 @@ fn a_rotten_block_is_reported_and_its_neighbours_are_read() {
         [&expected[..2 * BLOCK_BYTES], &expected[3 * BLOCK_BYTES..]].concat()
     );
     assert_eq!(rig.store.counters().blocks_damaged, 1);
+}
+
+#[test]
+fn a_copy_of_the_same_version_mends_what_was_found_damaged_and_nothing_else() {
+    let mut rig = Rig::new(1024, StoreLimits::tiny(), 1);
+    rig.create();
+    rig.write(0, 0, 3, 1);
+    let at = place_of(&rig, 0, 1, 1);
+    rig.device.rot(at, 77);
+    let copy = |rig: &mut Rig| {
+        let bytes = contents(range(0, 0, 3), version(1));
+        let checksums = range_checksums(GROUP.volume, range(0, 0, 3), &bytes);
+        let state = |checksum| CopiedBlock {
+            content: Content::Data(checksum),
+            version: version(1),
+        };
+        rig.call(StoreRequest::Copy {
+            group: GROUP,
+            layer: Layer(0),
+            range: range(0, 0, 3),
+            blocks: checksums.into_iter().map(state).collect(),
+            bytes: BlockBuf::copied_from(&bytes).freeze(),
+            apply: Apply::IfNewer,
+        })
+    };
+    let written = rig.store.counters().blocks_written;
+    assert!(matches!(copy(&mut rig), StoreReply::Durable { .. }));
+    assert_eq!(
+        rig.store.counters().blocks_written,
+        written,
+        "nothing is known to be damaged yet"
+    );
+    rig.read(0, 0, 3);
+    assert!(matches!(copy(&mut rig), StoreReply::Durable { .. }));
+    assert_eq!(
+        rig.store.counters().blocks_written,
+        written + 1,
+        "one block was damaged"
+    );
+    for _ in 0..2 {
+        let StoreReply::Read { bytes, .. } = rig.read(0, 0, 3) else {
+            panic!("it can be read")
+        };
+        assert_eq!(bytes.concat(), contents(range(0, 0, 3), version(1)));
+        rig = rig.reopen(true);
+        rig.settle();
+    }
 }
 
 #[test]

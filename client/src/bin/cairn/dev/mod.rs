@@ -26,7 +26,7 @@ use crate::commands::block_on;
 use crate::failure::{Failure, Kind};
 use crate::limits::{LOG_FOLLOW_INTERVAL, PATIENCE_INTERVAL, RESTART_CALM, RESTART_PAUSES, START_BOUND};
 use crate::output::{self, count};
-use crate::process::{key, refuse_canary, stop_signal};
+use crate::process::{StopSignals, key, refuse_canary};
 use layout::{Layout, Part};
 use memory::Memory;
 use parts::{Ended, Parts, Wishes, write_configs};
@@ -79,11 +79,13 @@ pub(crate) fn run(global: &Global, args: &Dev) -> Result<(), Failure> {
     Parts::forget(&layout, &memory.parts());
     // All on this thread: the processes die with the thread that started them.
     block_on(async {
+        let signals = StopSignals::listen()?;
         let parts = Parts::new(&layout)?;
         let mut cluster = Cluster {
             layout: &layout,
             memory: &mut memory,
             args,
+            signals,
             parts,
             pauses: BTreeMap::new(),
             restarts: Vec::new(),
@@ -123,6 +125,7 @@ struct Cluster<'a> {
     layout: &'a Layout,
     memory: &'a mut Memory,
     args: &'a Dev,
+    signals: StopSignals,
     parts: Parts,
     /// How long each part waits before its next restart.
     pauses: BTreeMap<Part, Duration>,
@@ -153,8 +156,8 @@ impl Cluster<'_> {
         self.announce(&volumes)?;
         loop {
             tokio::select! {
-                signal = stop_signal() => {
-                    say!("{} received, stopping", signal?);
+                signal = self.signals.next() => {
+                    say!("{signal} received, stopping");
                     break;
                 }
                 ended = self.parts.next_end() => self.mourn(&ended, None)?,
@@ -197,8 +200,8 @@ impl Cluster<'_> {
                 volumes = &mut up => return volumes.map(Some),
                 ended = self.parts.next_end() => self.mourn(&ended, Some(&progress))?,
                 () = next_restart(&self.restarts) => self.restart()?,
-                signal = stop_signal() => {
-                    say!("{} received before the cluster was ready, stopping", signal?);
+                signal = self.signals.next() => {
+                    say!("{signal} received before the cluster was ready, stopping");
                     return Ok(None);
                 }
                 _ = patience.tick() => say!("waiting for {}", progress.waiting_for()),
@@ -313,8 +316,8 @@ impl Cluster<'_> {
     async fn stop(&mut self) -> Result<(), Failure> {
         let killed = tokio::select! {
             killed = self.parts.stop() => killed,
-            signal = stop_signal() => {
-                say!("a second {}: killing the processes", signal?);
+            signal = self.signals.next() => {
+                say!("a second {signal}: killing the processes");
                 self.parts.kill().await;
                 Vec::new()
             }

@@ -10,13 +10,13 @@ pub(crate) mod meta;
 pub(crate) mod node;
 mod parent;
 mod pid_file;
+mod signals;
 
 use std::future::Future;
 use std::path::PathBuf;
 
 use cairn_client::config::ProcessSection;
 use cairn_meta::metrics::MetricsError;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::args::Process;
@@ -24,6 +24,7 @@ use crate::failure::{Failure, Kind};
 use crate::limits::{SHUTDOWN_BOUND, WORKER_THREADS};
 
 pub(crate) use parent::PARENT_VARIABLE;
+pub(crate) use signals::StopSignals;
 
 /// Must be set for a build with planted bugs to serve anything.
 const CANARY_VARIABLE: &str = "CAIRN_ALLOW_CANARY";
@@ -69,42 +70,41 @@ where
     refuse_canary()?;
     parent::follow()?;
     logging::init(&settings.log, settings.log_file.as_deref())?;
-    let _pid_file = settings
-        .pid_file
-        .as_deref()
-        .map(pid_file::PidFile::create)
-        .transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .thread_name(name)
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("can't start the threads of the {name}: {error}")))?;
-    tracing::info!(
-        version = crate::VERSION,
-        process = std::process::id(),
-        "cairn {name} starts"
-    );
-    if cfg!(feature = "canary") {
-        tracing::warn!("this build has planted bugs: it is for tests of the tests, and must never hold data");
-    }
     let result = runtime.block_on(async {
+        let mut signals = StopSignals::listen()?;
+        let _pid_file = settings
+            .pid_file
+            .as_deref()
+            .map(pid_file::PidFile::create)
+            .transpose()?;
+        tracing::info!(
+            version = crate::VERSION,
+            process = std::process::id(),
+            "cairn {name} starts"
+        );
+        if cfg!(feature = "canary") {
+            tracing::warn!("this build has planted bugs: it is for tests of the tests, and must never hold data");
+        }
         let (sender, shutdown) = watch::channel(false);
         let part = part(shutdown);
         tokio::pin!(part);
         tokio::select! {
+            result = &mut part => return result,
+            signal = signals.next() => tracing::info!("{signal} received, stopping"),
+        }
+        sender.send_replace(true);
+        tokio::select! {
             result = &mut part => result,
-            signal = stop_signal() => {
-                tracing::info!("{} received, stopping", signal?);
-                sender.send_replace(true);
-                tokio::select! {
-                    result = &mut part => result,
-                    signal = stop_signal() => Err(Failure::failed(format!("{name} was ended at once by a second {}", signal?))),
-                    () = tokio::time::sleep(SHUTDOWN_BOUND) => Err(Failure::failed(format!(
-                        "{name} has not stopped within {} s and was ended", SHUTDOWN_BOUND.as_secs()
-                    ))),
-                }
-            }
+            signal = signals.next() => Err(Failure::failed(format!("{name} was ended at once by a second {signal}"))),
+            () = tokio::time::sleep(SHUTDOWN_BOUND) => Err(Failure::failed(format!(
+                "{name} has not stopped within {} s and was ended", SHUTDOWN_BOUND.as_secs()
+            ))),
         }
     });
     // Tasks that still hang on something do not hold the process up.
@@ -114,19 +114,6 @@ where
         Err(failure) => tracing::error!("cairn {name} has failed: {}", failure.what),
     }
     result
-}
-
-/// The name of the signal that asks to stop.
-pub(crate) async fn stop_signal() -> Result<&'static str, Failure> {
-    let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("can't listen for signals: {error}")));
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut hangup = listen(SignalKind::hangup())?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-        _ = hangup.recv() => "SIGHUP",
-    })
 }
 
 /// A setting that a process can't do without.

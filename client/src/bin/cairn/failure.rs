@@ -92,7 +92,7 @@ impl Failure {
         let tried = endpoints.join(", ");
         match error.code {
             Code::Unreachable => Failure::new(kind, format!("can't {doing}: no metadata server answers ({tried})"))
-                .hint(format!("{}. {OTHER_CLUSTER}", first_sentence(&error.message))),
+                .hint(format!("{}\n  {OTHER_CLUSTER}", error.message)),
             Code::Timeout | Code::NotReady | Code::NotLeader | Code::Busy => {
                 let unknown = if error.outcome_unknown {
                     "; it may have been done all the same: look before you ask again"
@@ -105,10 +105,7 @@ impl Failure {
                 )
                 .hint(match error.code {
                     Code::NotLeader | Code::NotReady => format!("They have no leader: {MAJORITY}"),
-                    _ => format!(
-                        "{}. `cairn status` shows who is missing.",
-                        first_sentence(&error.message)
-                    ),
+                    _ => format!("{}\n  `cairn status` shows who is missing.", error.message),
                 })
             }
             _ => Failure::new(kind, format!("can't {doing}: {error}")),
@@ -125,10 +122,6 @@ impl Failure {
 const MAJORITY: &str = "a majority of them must run and reach each other, `cairn status` shows who is missing. \
                                    Volumes that are in use go on meanwhile.";
 const OTHER_CLUSTER: &str = "Is the cluster running? `cairn dev` starts one here; --meta or --config name another one.";
-
-fn first_sentence(text: &str) -> &str {
-    text.trim_end_matches(['.', ' '])
-}
 
 fn kind_of(code: Code) -> Kind {
     match code {

@@ -131,6 +131,11 @@ pub(crate) fn create_request(name: &str, size: ByteSize, copies: u32) -> v1::Cre
     }
 }
 
+/// What is asked of meta to look at a volume.
+pub(crate) fn by_name_request(name: &str) -> v1::GetVolumeRequest {
+    v1::GetVolumeRequest { volume: by_name(name) }
+}
+
 async fn create(global: &Global, meta: &MetaClient, args: &CreateVolume) -> Result<(), Failure> {
     let request = v1::CreateVolumeRequest {
         write_quorum: args.write_quorum.unwrap_or(0),
@@ -325,10 +330,7 @@ async fn grow(global: &Global, meta: &MetaClient, args: &GrowVolume) -> Result<(
 async fn delete(global: &Global, meta: &MetaClient, args: &DeleteVolume) -> Result<(), Failure> {
     // Looked up first: nobody should confirm what does not exist, and the size may remind of something.
     let doing = || format!("delete volume `{}`", args.name);
-    let request = v1::GetVolumeRequest {
-        volume: by_name(&args.name),
-    };
-    let answer = meta.get_volume(request).await;
+    let answer = meta.get_volume(by_name_request(&args.name)).await;
     let volume = present(answer.map_err(|error| failed(meta, doing(), &error))?.volume)?;
     let size = ByteSize(volume.size_bytes);
     confirm(

@@ -195,6 +195,7 @@ impl Cluster<'_> {
         let bound = tokio::time::sleep(START_BOUND);
         let mut patience = tokio::time::interval_at(tokio::time::Instant::now() + PATIENCE_INTERVAL, PATIENCE_INTERVAL);
         tokio::pin!(up, bound);
+        let (mut said, mut gave_up) = (String::new(), false);
         loop {
             tokio::select! {
                 volumes = &mut up => return volumes.map(Some),
@@ -204,14 +205,28 @@ impl Cluster<'_> {
                     say!("{signal} received before the cluster was ready, stopping");
                     return Ok(None);
                 }
-                _ = patience.tick() => say!("waiting for {}", progress.waiting_for()),
-                () = &mut bound => {
-                    return Err(Failure::failed(format!(
-                        "the cluster is not ready after {} s: it waits for {}",
-                        START_BOUND.as_secs(),
-                        progress.waiting_for()
-                    ))
-                    .hint(format!("The logs in {} may tell why.", layout.dir().join("log").display())));
+                _ = patience.tick() => {
+                    let now = format!("{}{}", progress.waiting_for(), progress.losses());
+                    if now != said {
+                        say!("waiting for {now}");
+                        said = now;
+                    }
+                }
+                () = &mut bound, if !gave_up => {
+                    gave_up = true;
+                    let missing = format!("{}{}", progress.waiting_for(), progress.losses());
+                    let bound = START_BOUND.as_secs();
+                    let logs = layout.dir().join("log");
+                    if !self.memory.was_ready() {
+                        let what = format!("the cluster is not ready after {bound} s: it waits for {missing}");
+                        return Err(Failure::failed(what).hint(format!("The logs in {} may tell why.", logs.display())));
+                    }
+                    // There is data in it: whoever wants to save or repair it needs what does run.
+                    say!(
+                        "the cluster is not ready after {bound} s and stays as it is: it waits for {missing}. The logs in \
+                         {} may tell why; Ctrl-C stops it.",
+                        logs.display()
+                    );
                 }
             }
         }
@@ -230,6 +245,9 @@ impl Cluster<'_> {
             return Ok(());
         }
         if let Some(progress) = progress {
+            let log = self.layout.log(part);
+            let tail = logs::tail(&log);
+            let tail = tail.trim_end();
             progress.without(part);
             let (metas, nodes) = self.memory.counts();
             let hopeless = !self.memory.was_ready()
@@ -237,14 +255,10 @@ impl Cluster<'_> {
                 || progress.dead("meta") * 2 > metas
                 || progress.dead("node") * 2 > nodes;
             if hopeless {
-                let log = self.layout.log(part);
-                return Err(Failure::failed(format!(
-                    "{part} {} during the start; its log ends with\n{}",
-                    ended.how(),
-                    logs::tail(&log).trim_end()
-                ))
-                .hint(format!("All of it is in {}.", log.display())));
+                let what = format!("{part} {} during the start; its log ends with\n{tail}", ended.how());
+                return Err(Failure::failed(what).hint(format!("All of it is in {}.", log.display())));
             }
+            say!("its log ends with\n{tail}");
         }
         say!("start it again with: {}", self.parts.command_line(part));
         Ok(())
@@ -270,13 +284,9 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// The lines that programs rely on, then a few for people.
+    /// The last line that programs rely on, then a few for people.
     fn announce(&self, volumes: &[String]) -> Result<(), Failure> {
-        let ready: String = volumes
-            .iter()
-            .map(|volume| format!("ready {}\n", self.layout.uri(volume)))
-            .collect();
-        output::print(&format!("{ready}cluster ready\n"))?;
+        output::print("cluster ready\n")?;
         let mut err = std::io::stderr().lock();
         // Whether anybody listens does not matter.
         let _ = err.write_all(self.advice(volumes).as_bytes());

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use cairn_meta::client::{ClientError, MetaClient};
@@ -13,13 +14,13 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::layout::{Layout, Part};
-use super::probe::read_first_block;
+use super::probe::{ProbeError, read_first_block};
 use super::say;
 use crate::args::VolumeSpec;
 use crate::commands::{node, volume};
 use crate::failure::Failure;
 use crate::limits::{POLL_INTERVAL, PROBES_MAX};
-use crate::output::count;
+use crate::output::{self, count};
 
 /// The volume of a new cluster for which none was asked.
 const FIRST_VOLUME: (&str, ByteSize) = ("demo", ByteSize(1 << 30));
@@ -46,6 +47,16 @@ impl Progress {
 
     fn wait_for(&self, what: impl Into<String>) {
         *self.waiting_for.borrow_mut() = what.into();
+    }
+
+    /// What has died, in words; empty when nothing has.
+    pub(crate) fn losses(&self) -> String {
+        let names: Vec<String> = self.dead.borrow().iter().map(Part::to_string).collect();
+        match names.len() {
+            0 => String::new(),
+            1 => format!(" ({} does not run)", names[0]),
+            _ => format!(" ({} do not run)", names.join(", ")),
+        }
     }
 
     /// How many parts have died that are run by this command.
@@ -81,8 +92,7 @@ impl Start<'_> {
         self.wait_for_leader().await;
         self.wait_for_nodes().await?;
         let volumes = self.make_volumes().await?;
-        self.probe(&volumes).await;
-        Ok(volumes)
+        self.probe(&volumes).await
     }
 
     fn elapsed(&self) -> String {
@@ -211,25 +221,23 @@ impl Start<'_> {
         }
     }
 
-    /// Waits until each volume has answered a read.
-    async fn probe(&self, volumes: &[String]) {
+    /// Waits until each volume has answered a read, and says so of each at once: one that waits for a lost node does not
+    /// hold back the others. Gives those that are ready: all but what was deleted in the meantime.
+    async fn probe(&self, volumes: &[String]) -> Result<Vec<String>, Failure> {
         let mut probes = JoinSet::new();
         let permits = Arc::new(Semaphore::new(PROBES_MAX));
-        let errors = Arc::new(std::sync::Mutex::new(String::new()));
+        let last_error = Arc::new(Mutex::new(String::new()));
         for volume in volumes.iter().cloned() {
-            let (socket, permits, errors) = (self.layout.socket(), permits.clone(), errors.clone());
+            let (socket, meta) = (self.layout.socket(), self.meta.clone());
+            let (permits, last_error) = (permits.clone(), last_error.clone());
             probes.spawn(async move {
                 let _permit = permits.acquire().await;
-                while let Err(error) = read_first_block(&socket, &volume).await {
-                    if let Ok(mut last) = errors.lock() {
-                        *last = format!(" (volume {volume}: {error})");
-                    }
-                    tokio::time::sleep(POLL_INTERVAL).await;
-                }
-                volume
+                let exists = until_it_answers(&socket, &meta, &volume, &last_error).await;
+                (volume, exists)
             });
         }
         let mut waiting: BTreeSet<&String> = volumes.iter().collect();
+        let mut ready = Vec::new();
         while !waiting.is_empty() {
             let names = waiting
                 .iter()
@@ -237,17 +245,40 @@ impl Start<'_> {
                 .map(|name| name.as_str())
                 .collect::<Vec<_>>()
                 .join(", ");
-            let last = errors.lock().map(|last| last.clone()).unwrap_or_default();
-            self.progress.wait_for(format!(
-                "{} to answer a read: {names}{last}",
-                count(waiting.len() as u64, "volume")
-            ));
+            let error = last_error.lock().map(|last| last.clone()).unwrap_or_default();
+            let waiting_for = count(waiting.len() as u64, "volume");
+            self.progress
+                .wait_for(format!("{waiting_for} to answer a read: {names}{error}"));
             tokio::select! {
-                probed = probes.join_next() => if let Some(Ok(name)) = probed { waiting.remove(&name); },
+                probed = probes.join_next() => if let Some(Ok((name, exists))) = probed {
+                    waiting.remove(&name);
+                    if exists {
+                        output::print(&format!("ready {}\n", self.layout.uri(&name)))?;
+                        ready.push(name);
+                    }
+                },
                 () = tokio::time::sleep(POLL_INTERVAL) => (),
             }
         }
+        Ok(ready)
     }
+}
+
+/// Whether the volume has answered; if not, it was deleted.
+async fn until_it_answers(socket: &Path, meta: &MetaClient, volume: &str, last_error: &Mutex<String>) -> bool {
+    while let Err(error) = read_first_block(socket, volume).await {
+        if let Ok(mut last) = last_error.lock() {
+            *last = format!(" (volume {volume}: {error})");
+        }
+        if matches!(error, ProbeError::Refused(_)) {
+            let look = meta.get_volume(volume::by_name_request(volume)).await;
+            if look.is_err_and(|error| error.code == Code::VolumeNotFound) {
+                return false;
+            }
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    true
 }
 
 /// `1 node is`, `2 nodes are`.

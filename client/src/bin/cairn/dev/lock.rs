@@ -152,10 +152,11 @@ mod tests {
 
     /// Runs `sh ROLE --config FILE`, where ROLE is a script: from outside it looks as a part of the cluster does.
     fn stand_in(layout: &Layout, role: &str, config: &Path) -> std::process::Child {
-        fs::write(layout.dir().join(role), "sleep 60 & wait\n").unwrap();
+        // It waits for input without another process: that would look the same for a moment.
+        fs::write(layout.dir().join(role), "read line\n").unwrap();
         let mut command = Command::new("sh");
         command.arg(role).arg("--config").arg(config).current_dir(layout.dir());
-        command.stdin(Stdio::null()).spawn().unwrap()
+        command.stdin(Stdio::piped()).spawn().unwrap()
     }
 
     #[test]
@@ -173,7 +174,11 @@ mod tests {
         assert_eq!(running(&layout), [(Part::Node(2), ours.id())]);
         // Whoever is stopped is waited for here, as the one that started it would.
         let pid = ours.id();
-        let waiter = std::thread::spawn(move || ours.wait());
+        let waiter = std::thread::spawn(move || {
+            // Waiting closes its input, which would end it.
+            let _input = ours.stdin.take();
+            ours.wait()
+        });
         assert_eq!(stop_leftovers(&layout).unwrap(), [(Part::Node(2), pid)]);
         assert!(!waiter.join().unwrap().unwrap().success());
         for child in [&mut other, &mut role] {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Instant;
@@ -59,7 +60,11 @@ pub(crate) fn write_configs(layout: &Layout, memory: &Memory, wishes: &Wishes) -
     for part in parts {
         let data = layout.data(part);
         if part != Part::Export {
-            fs::create_dir_all(&data)
+            // What guests write is nobody else's business.
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&data)
                 .map_err(|error| Failure::failed(format!("can't make the directory {}: {error}", data.display())))?;
         }
         let mut config = Config {

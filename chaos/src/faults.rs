@@ -280,6 +280,13 @@ pub const CATALOGUE: &[Fault] = &[
     ),
     fault(
         "client",
+        "zombie",
+        "a second client takes a volume while the first is cut off, frozen, or waits for a device",
+        Injected::Yes,
+        "the first gets errors",
+    ),
+    fault(
+        "client",
         "death-in-write",
         "a client dies with writes under way",
         Injected::Yes,

@@ -235,7 +235,8 @@ fn print_verdict(report: &Report) {
 fn print_totals(totals: &Totals) {
     let seeds = totals.seeds.max(1);
     println!(
-        "{} seeds, {} failed; {} operations ({} done) in {} sessions, {} blocks checked ({} undecided), {} frames, \
+        "{} seeds, {} failed; {} operations ({} done) in {} sessions, {} blocks checked ({} undecided), {} \
+         acknowledged writes looked for at once, {} frames, \
          {} events, {} s of virtual time",
         totals.seeds,
         totals.failed.len(),
@@ -244,6 +245,7 @@ fn print_totals(totals: &Totals) {
         totals.sessions,
         totals.blocks,
         totals.undecided,
+        totals.probes,
         totals.frames,
         totals.events,
         totals.virtual_ms / 1000,
@@ -295,6 +297,7 @@ fn as_json(totals: &Totals) -> serde_json::Value {
         "sessions": totals.sessions,
         "blocks_checked": totals.blocks,
         "blocks_undecided": totals.undecided,
+        "probes": totals.probes,
         "frames": totals.frames,
         "events": totals.events,
         "virtual_ms": totals.virtual_ms,

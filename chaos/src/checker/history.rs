@@ -348,6 +348,9 @@ impl History {
             let newer = newer_completion(first, op.volume, group_of(op.volume, block), generation);
             newer.map(|(_, at)| at)
         });
+        // What it was acknowledged has taken effect by then, too, however late the answer came.
+        let bound = closes.filter(|at| *at > op.called.0 && matches!(effect, Effect::Write { .. }));
+        let answered = answered.map(|at| bound.map_or(at, |bound| at.min(bound)));
         BlockOp {
             op: op.number,
             effect,
@@ -473,6 +476,20 @@ mod tests {
         history.attached(1, g(1));
         read(&mut history, (0, 8), &[0; 8]);
         read(&mut history, (0, 8), &[open; 8]);
+        assert!(check(&history).is_err());
+    }
+
+    #[test]
+    fn what_an_older_holder_is_acknowledged_late_is_there_when_a_newer_one_begins() {
+        let mut history = History::default();
+        let late = write(&mut history, 1, (0, 8));
+        history.attached(1, g(1));
+        let other = write(&mut history, 2, (8, 8));
+        history.done(Time::ZERO, other, g(9), &[]).unwrap();
+        history.done(Time::ZERO, late, g(1), &[]).unwrap();
+        read(&mut history, (0, 8), &[late; 8]);
+        assert!(check(&history).is_ok());
+        read(&mut history, (0, 8), &[0; 8]);
         assert!(check(&history).is_err());
     }
 

@@ -43,6 +43,8 @@ pub struct Totals {
     pub frames: u64,
     /// Sessions.
     pub sessions: u64,
+    /// Acknowledged writes that were looked for on their devices at once.
+    pub probes: u64,
     /// Blocks checked.
     pub blocks: u64,
     /// Blocks whose history could not be decided.
@@ -68,6 +70,7 @@ impl Totals {
         self.events += stats.events;
         self.frames += stats.frames;
         self.sessions += stats.sessions;
+        self.probes += stats.probes;
         self.blocks += stats.blocks;
         self.undecided += stats.undecided;
         self.virtual_ms += stats.virtual_ms;

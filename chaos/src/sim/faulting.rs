@@ -21,6 +21,8 @@ pub(super) enum Strike {
     /// Somebody uses each volume.
     Keep,
     Restart(Process),
+    /// The power of a process's host fails for a moment.
+    Power(Process),
     Thaw(Process),
     Unblock(Vec<(Process, Process)>),
     Flap {
@@ -112,6 +114,11 @@ impl World {
                 self.later(KEEP_INTERVAL, Strike::Keep);
             }
             Strike::Restart(_) => unreachable!("handled above"),
+            Strike::Power(process) => {
+                self.kill(process, true);
+                let span = self.span();
+                self.later(span, Strike::Restart(process));
+            }
             Strike::Thaw(process) => {
                 if let Some(slot) = self.slots.get_mut(&process) {
                     slot.frozen = slot.frozen.saturating_sub(1);
@@ -215,6 +222,7 @@ impl World {
                 self.later(span, Strike::Unstick(node));
             }
             FaultKind::TakeOver => self.take_over()?,
+            FaultKind::Zombie => self.zombie()?,
             FaultKind::Release => {
                 let open: Vec<usize> = self.open_sessions();
                 if !open.is_empty() {
@@ -362,6 +370,61 @@ impl World {
 
     fn take_over(&mut self) -> Result<(), Broken> {
         let volume = self.faulting.rng.index(self.volumes.len());
+        let free = self.free_clients(volume);
+        if !free.is_empty() {
+            let client = *self.faulting.rng.pick(&free);
+            self.open(client, volume)?;
+        }
+        Ok(())
+    }
+
+    /// A holder that can't hear that it is over, with writes on their way to devices that may be stuck or about to lose
+    /// what they have just promised to the next holder.
+    fn zombie(&mut self) -> Result<(), Broken> {
+        let rng = &mut self.faulting.rng;
+        let held: Vec<(u8, usize)> = self
+            .sessions
+            .iter()
+            .filter(|session| session.phase == SessionPhase::Open && !session.guest.in_flight.is_empty())
+            .map(|session| (session.client, session.volume))
+            .collect();
+        if held.is_empty() {
+            return Ok(());
+        }
+        let (old, volume) = *rng.pick(&held);
+        let nodes: Vec<Process> = (0..self.options.nodes)
+            .map(Process::Node)
+            .filter(|_| rng.permille(700))
+            .collect();
+        let old = Process::Client(old);
+        let ways: Vec<(Process, Process)> = match rng.below(4) {
+            0 => nodes.iter().map(|node| (old, *node)).collect(),
+            1 => nodes.iter().map(|node| (*node, old)).collect(),
+            2 => nodes.iter().flat_map(|node| [(old, *node), (*node, old)]).collect(),
+            _ => Vec::new(),
+        };
+        if rng.permille(300) {
+            let node = rng.index(self.disks.len()) as u8;
+            let span = rng.span(Duration::from_millis(500), Duration::from_millis(2500));
+            let tokens = self.disks[usize::from(node)].stuck(true);
+            self.unstick(node, tokens);
+            self.later(span, Strike::Unstick(node));
+        }
+        let rng = &mut self.faulting.rng;
+        if rng.permille(400) {
+            // Now, or when the first holder's read grants have run out.
+            let node = Process::Node(rng.index(self.disks.len()) as u8);
+            let (low, high) = *rng.pick(&[(0, 30), (900, 1300)]);
+            let after = rng.span(Duration::from_millis(low), Duration::from_millis(high));
+            self.later(after, Strike::Power(node));
+        }
+        let cut_off = !ways.is_empty();
+        self.block(ways);
+        if !cut_off && let Some(slot) = self.slots.get_mut(&old) {
+            slot.frozen += 1;
+            let span = self.span();
+            self.later(span + Duration::from_secs(1), Strike::Thaw(old));
+        }
         let free = self.free_clients(volume);
         if !free.is_empty() {
             let client = *self.faulting.rng.pick(&free);

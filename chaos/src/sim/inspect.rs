@@ -41,12 +41,11 @@ pub struct Opened {
 pub type Held = BTreeMap<(u32, Layer, u32), (BlockState, u32)>;
 
 impl Inspected {
-    /// Opens a copy of a device.
+    /// Opens a device that nobody else uses.
     ///
     /// # Errors
     /// In words, when it can't be opened.
-    pub fn open(device: &MemoryDevice, limits: &StoreLimits) -> Result<Inspected, String> {
-        let mut device = device.clone();
+    pub fn open(mut device: MemoryDevice, limits: &StoreLimits) -> Result<Inspected, String> {
         // Nobody waits any more for what was under way.
         let left: Vec<DiskToken> = device.in_flight().map(token_of).collect();
         for token in left {
@@ -79,6 +78,17 @@ impl Inspected {
         match reply {
             StoreReply::Failed(error) => Err(format!("{error:?}")),
             reply => Ok(reply),
+        }
+    }
+
+    /// One block of a group, with its content if it is data.
+    ///
+    /// # Errors
+    /// In words, when there is no replica, or it can't be read.
+    pub fn block(&mut self, group: GroupId, layer: Layer, range: BlockRange) -> Result<(BlockState, Bytes), String> {
+        match self.ask(StoreRequest::Read { group, layer, range })? {
+            StoreReply::Read { blocks, bytes } => Ok((blocks[0], bytes.into_iter().next().unwrap_or_default())),
+            _ => Err("a strange answer".to_string()),
         }
     }
 

@@ -15,6 +15,7 @@ pub mod msg;
 pub mod nemesis;
 pub mod network;
 pub mod options;
+mod probe;
 pub mod process;
 pub mod run;
 pub mod schedule;

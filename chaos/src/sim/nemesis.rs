@@ -67,6 +67,8 @@ kinds! {
     StuckDisk = ("stuck-disk", 3),
     /// A second client takes a volume.
     TakeOver = ("take-over", 6),
+    /// A second client takes a volume while the first is cut off, frozen, or waits for a device.
+    Zombie = ("zombie", 6),
     /// A volume is released.
     Release = ("release", 3),
 }

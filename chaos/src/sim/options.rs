@@ -73,6 +73,8 @@ pub struct Options {
     pub faulty: Duration,
     /// Operations in the first phase at the most.
     pub ops_max: u32,
+    /// Acknowledged writes of which it is looked at once whether enough devices hold them: per thousand.
+    pub probe_permille: u32,
     /// Clocks run this many millionths fast or slow at the most.
     pub drift_ppm: u64,
     /// The network.
@@ -102,6 +104,7 @@ impl Options {
             model_store: rng.permille(MODEL_STORE_PERMILLE),
             faulty: rng.span(Duration::from_secs(3), Duration::from_secs(12)),
             ops_max: rng.within(200, 900) as u32,
+            probe_permille: 15,
             drift_ppm: *rng.pick(&[0, 50, 300, 2000]),
             network: network(rng, calm),
             disk: disk(rng),
@@ -185,9 +188,12 @@ fn faults(rng: &mut Rng, calm: bool) -> FaultOptions {
     if calm || weights.iter().all(|weight| *weight == 0) {
         weights = [0; super::nemesis::FaultKind::COUNT];
     }
+    // How many faults last at once on average: with too many, nothing gets done that could go wrong.
+    let span_ms = *rng.pick(&[50, 300, 1000, 2500]);
+    let at_once_percent = *rng.pick(&[20, 50, 100, 250]);
     FaultOptions {
-        interval: Duration::from_millis(*rng.pick(&[60, 200, 600, 1500])),
-        span: Duration::from_millis(*rng.pick(&[50, 300, 1500, 4000])),
+        interval: Duration::from_millis((span_ms * 100 / at_once_percent).max(60)),
+        span: Duration::from_millis(span_ms),
         weights,
     }
 }

@@ -65,6 +65,8 @@ pub struct Stats {
     pub faults: BTreeMap<&'static str, u64>,
     /// Virtual time, in milliseconds.
     pub virtual_ms: u64,
+    /// Acknowledged writes of which it was looked at once whether enough devices hold them.
+    pub probes: u64,
     /// Blocks whose history was checked.
     pub blocks: u64,
     /// Blocks whose history could not be decided.
@@ -186,6 +188,7 @@ impl World {
             frames: self.net.counts.frames,
             faults: self.faulting.counts.clone(),
             virtual_ms: self.now().as_nanos() / 1_000_000,
+            probes: self.probes,
             blocks: 0,
             undecided: 0,
             cpu_us: 0,

@@ -16,6 +16,7 @@ use cairn_proto::ids::{ClientId, ClusterId, DeviceId, DeviceUuid, Incarnation};
 use cairn_proto::time::Time;
 use cairn_storage_node::host::limits::HostLimits;
 use cairn_storage_node::store::{FormatParams, Store, StoreLimits};
+use cairn_storage_node::testing::MemoryDevice;
 
 use super::actors::Actor;
 use super::actors::client::{ClientActor, ClientSetup};
@@ -129,9 +130,17 @@ impl Setup {
     /// # Errors
     /// In words, when it can't be opened.
     pub(super) fn inspect(&self, node: u8, disk: &Disk) -> Result<Inspected, String> {
+        self.inspect_device(node, disk.device.clone())
+    }
+
+    /// The same for a copy of a node's device to which something has been done.
+    ///
+    /// # Errors
+    /// In words, when it can't be opened.
+    pub(super) fn inspect_device(&self, node: u8, device: MemoryDevice) -> Result<Inspected, String> {
         match self.models.get(usize::from(node)) {
             Some(kept) => Ok(Inspected::of_model(kept.clone())),
-            None => Inspected::open(&disk.device, &self.store),
+            None => Inspected::open(device, &self.store),
         }
     }
 

@@ -111,6 +111,8 @@ pub struct World {
     pub(super) history: History,
     pub(super) faulting: super::faulting::Faulting,
     pub(super) rng: Rng,
+    pub(super) probe_rng: Rng,
+    pub(super) probes: u64,
     /// Whether guests begin new operations.
     pub(super) busy: bool,
     pub(super) ops_done: u64,
@@ -139,6 +141,8 @@ impl World {
             history: History::default(),
             faulting: super::faulting::Faulting::new(&options),
             rng: Rng::stream(seed, "world"),
+            probe_rng: Rng::stream(seed, "probes"),
+            probes: 0,
             busy: false,
             ops_done: 0,
             errors: BTreeMap::new(),
@@ -686,6 +690,9 @@ impl World {
                 };
                 debug_assert!(plan.kind != OpKind::Read || matches!(reply, VolumeReply::Read(_)));
                 self.history.done(now, number, generation, bytes)?;
+                if plan.kind == OpKind::Write && self.probe_rng.permille(self.options.probe_permille) {
+                    self.probe(number, of_volume)?;
+                }
             }
             Err(error) => {
                 self.history.failed(now, number, words);

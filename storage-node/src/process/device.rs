@@ -1,7 +1,9 @@
 //! One device of the process, from its path to its thread.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use cairn_proto::checksum::ChecksumAlgorithm;
 use cairn_proto::ids::{ClusterId, DeviceUuid, Incarnation};
@@ -10,9 +12,15 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::NodeError;
 use crate::config::NodeConfig;
-use crate::driver::{DeviceFile, DevicePath, DeviceThread, DriverError, Opened, ThreadConfig};
+use crate::driver::{DeviceError, DeviceFile, DevicePath, DeviceThread, DriverError, Opened, ThreadConfig};
 use crate::host::HostStatus;
 use crate::store::{FormatParams, Identity, OpenError, Probe};
+
+/// How long a node that was killed may still have its device and its port: the kernel ends what its ring had in flight
+/// only after the process itself is gone.
+const PREDECESSOR_BOUND: Duration = Duration::from_secs(5);
+/// How often it is looked whether they are free.
+const PREDECESSOR_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How far a device is.
 pub(crate) enum Phase {
@@ -66,18 +74,21 @@ impl Device {
             path: path.clone(),
             error,
         };
-        let file = DeviceFile::open(&DevicePath {
+        let place = DevicePath {
             path: path.clone(),
             create_size: wanted.create_size,
             volatile_cache: wanted.volatile_cache,
-        })
-        .map_err(of_device)?;
+        };
+        let in_use = |error: &DeviceError| matches!(error, DeviceError::InUse);
+        let file = after_predecessor(|| DeviceFile::open(&place), in_use).map_err(of_device)?;
         let found = file.probe().map_err(of_device)?;
         let mut address = config.listen;
         if address.port() != 0 {
             address.set_port(nth_port(address.port(), index)?);
         }
-        let listener = TcpListener::bind(address).map_err(|error| NodeError::Listen { address, error })?;
+        let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+        let listener = after_predecessor(|| TcpListener::bind(address), in_use)
+            .map_err(|error| NodeError::Listen { address, error })?;
         let address = listener
             .local_addr()
             .map_err(|error| NodeError::Listen { address, error })?;
@@ -289,4 +300,30 @@ fn nth_port(first: u16, index: usize) -> Result<u16, NodeError> {
             index + 1
         ))
     })
+}
+
+/// Tries again, for a bounded time, while something is in use.
+#[allow(clippy::disallowed_methods, reason = "the kernel takes real time to let go")]
+fn after_predecessor<T, E>(mut attempt: impl FnMut() -> Result<T, E>, in_use: impl Fn(&E) -> bool) -> Result<T, E> {
+    let end = Instant::now() + PREDECESSOR_BOUND;
+    loop {
+        match attempt() {
+            Err(error) if in_use(&error) && Instant::now() < end => std::thread::sleep(PREDECESSOR_INTERVAL),
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_let_go_of_soon_is_waited_for_and_other_errors_are_not() {
+        let mut answers = [Err("in use"), Err("in use"), Ok(7), Err("asked once too often")].into_iter();
+        let in_use = |error: &&str| *error == "in use";
+        assert_eq!(after_predecessor(|| answers.next().unwrap(), in_use), Ok(7));
+        let mut answers = [Err("broken"), Ok(7)].into_iter();
+        assert_eq!(after_predecessor(|| answers.next().unwrap(), in_use), Err("broken"));
+    }
 }

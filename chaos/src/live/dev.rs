@@ -73,7 +73,7 @@ pub struct StartError {
     pub what: String,
     /// Its exit status, when it has ended.
     pub status: Option<ExitStatus>,
-    /// What it had printed.
+    /// What it had printed, and the end of each log.
     pub output: String,
 }
 
@@ -131,20 +131,19 @@ impl DevDir {
         );
     }
 
-    fn show_logs(&self) {
-        let Ok(entries) = fs::read_dir(self.path.join("log")) else {
-            return;
-        };
+    /// The end of each log.
+    fn logs(&self) -> String {
+        let entries = fs::read_dir(self.path.join("log")).into_iter().flatten();
         let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
         files.sort();
+        let mut out = String::new();
         for file in files {
             let text = String::from_utf8_lossy(&fs::read(&file).unwrap_or_default()).into_owned();
             let lines: Vec<_> = text.lines().collect();
-            eprintln!("--- {} (its end)", file.display());
-            for line in &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..] {
-                eprintln!("{line}");
-            }
+            let end = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+            out.push_str(&format!("--- {} (its end)\n{}\n", file.display(), end.join("\n")));
         }
+        out
     }
 }
 
@@ -152,7 +151,7 @@ impl Drop for DevDir {
     fn drop(&mut self) {
         self.kill_all();
         if std::thread::panicking() {
-            self.show_logs();
+            eprintln!("{}", self.logs());
         }
         // What can't be removed lies in a directory for temporary files anyway.
         let _ = fs::remove_dir_all(&self.path);
@@ -228,7 +227,7 @@ impl Dev {
             Ok(()) => Ok(dev),
             Err(what) => Err(StartError {
                 status: dev.main.wait(Duration::from_secs(1)),
-                output: dev.output(),
+                output: dev.output() + "\n" + &dev.dir.logs(),
                 what,
             }),
         }

@@ -96,13 +96,17 @@ pub fn start(name: &str, target: &Target, args: &[&str]) -> Running {
     let program = tools::find("fio").expect("fio is installed (package fio)");
     let mut command = Command::new(program);
     command.arg(format!("--name={name}")).args(target.args()).args(args);
-    command.args(["--group_reporting", "--output-format=json"]);
+    // Threads, not processes: a process of its own would outlive fio when that is killed.
+    command.args([
+        "--thread",
+        "--verify_state_save=0",
+        "--group_reporting",
+        "--output-format=json",
+    ]);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // fio leaves state files of verification in its working directory.
-    command.current_dir(std::env::temp_dir());
     let mut child = Guarded::new(command.spawn().expect("fio can be started"));
     let output = collect(child.child().stdout.take().expect("standard output was piped above"));
     let errors = collect(child.child().stderr.take().expect("standard error was piped above"));

@@ -1,5 +1,13 @@
 //! A guest makes a file system, and finds its files again after everything was killed.
 
+use std::time::Duration;
+
+use crate::support::guest::Guest;
+use crate::support::{heavy, start};
+
+/// How long a guest may take for its scenario, on emulated processors.
+const BOUND: Duration = Duration::from_secs(180);
+
 /// Makes an ext4 file system, fills it, and says the checksum of every file.
 pub(crate) const FIRST_BOOT: &str = r#"
 must /sbin/mke2fs -q -F -t ext4 /dev/vda
@@ -33,3 +41,22 @@ must umount /mnt
 must /sbin/e2fsck -fn /dev/vda
 kernel_complaints | while read -r line; do say "complaint $line"; done
 "#;
+
+#[test]
+fn a_guest_finds_every_file_after_everything_was_killed() {
+    let Some(guest) = Guest::new() else { return };
+    let _turn = heavy();
+    let dev = start(&["demo:256M"]);
+    let first = guest.run(&dev.uri("demo"), FIRST_BOOT, &[], BOUND).expect_success();
+    assert_eq!(first.said_after("complaint "), [] as [&str; 0]);
+    let sums = first.said_after("sum ").join("\n") + "\n";
+    assert_eq!(sums.lines().count(), 40);
+
+    let dev = dev.kill_all_and_start_again().unwrap();
+    let second = guest
+        .run(&dev.uri("demo"), SECOND_BOOT, &[("/sums", &sums)], BOUND)
+        .expect_success();
+    assert_eq!(second.said_after("files "), ["40"]);
+    assert_eq!(second.said_after("sums match").len(), 1, "{:#?}", second.said);
+    assert_eq!(second.said_after("complaint "), [] as [&str; 0]);
+}

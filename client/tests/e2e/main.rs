@@ -6,6 +6,11 @@
     reason = "these tests watch real processes in real time, and a panic is how a test fails"
 )]
 
+mod dev;
+mod faults;
 mod guest;
+mod memory;
+mod programs;
+mod refusals;
 mod stand_in;
 mod support;

@@ -16,8 +16,16 @@ const REP_INFO: u32 = 3;
 /// How long an answer may take: generous, as everything may have been killed a moment ago.
 const ANSWER_BOUND: Duration = Duration::from_secs(60);
 
+/// `NBD_FLAG_SEND_FLUSH`.
+pub(crate) const FLAG_FLUSH: u16 = 1 << 2;
+/// `NBD_FLAG_SEND_FUA`.
+pub(crate) const FLAG_FUA: u16 = 1 << 3;
 /// `NBD_FLAG_SEND_TRIM`.
 pub(crate) const FLAG_TRIM: u16 = 1 << 5;
+/// `NBD_FLAG_SEND_WRITE_ZEROES`.
+pub(crate) const FLAG_WRITE_ZEROES: u16 = 1 << 6;
+/// `NBD_FLAG_CAN_MULTI_CONN`.
+pub(crate) const FLAG_MULTI_CONN: u16 = 1 << 8;
 
 /// An error number as NBD sends it: the request is not allowed.
 pub(crate) const EINVAL: u32 = 22;
@@ -133,9 +141,14 @@ impl Nbd {
         done.unwrap_or_else(|error| panic!("flush: NBD error {error}"));
     }
 
+    /// Trims; the inner error is NBD's number.
+    pub(crate) fn try_trim(&mut self, offset: u64, length: u32) -> io::Result<Result<(), u32>> {
+        self.done(4, 0, offset, length, &[])
+    }
+
     /// Trims, panicking on any error.
     pub(crate) fn trim(&mut self, offset: u64, length: u32) {
-        let done = self.done(4, 0, offset, length, &[]).expect("the connection lives");
+        let done = self.try_trim(offset, length).expect("the connection lives");
         done.unwrap_or_else(|error| panic!("trim of {length} at {offset}: NBD error {error}"));
     }
 }

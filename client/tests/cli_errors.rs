@@ -177,3 +177,18 @@ fn help_and_version_are_no_failures() {
     );
     assert_eq!(text.contains("CANARY"), cfg!(feature = "canary"));
 }
+
+#[cfg(feature = "canary")]
+#[test]
+fn a_build_with_planted_bugs_serves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [
+        ["dev", "--dir", "d"].as_slice(),
+        &["export", "--meta", "127.0.0.1:1", "--nbd-unix", "s"],
+    ] {
+        let output = cairn(dir.path(), args);
+        assert_eq!(output.status.code(), Some(6), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("planted bugs"), "{}", stderr(&output));
+    }
+    assert!(!dir.path().join("d").exists());
+}

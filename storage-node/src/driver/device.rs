@@ -112,6 +112,10 @@ impl DeviceFile {
     pub fn open(device: &DevicePath) -> Result<DeviceFile, DeviceError> {
         let file = match open_existing(&device.path) {
             Err(DeviceError::Missing) => match device.create_size {
+                // Nothing is made that can't be used: it would be in the way of a better size.
+                Some(size) if size.0 / (BLOCK_BYTES as u64) < DEVICE_BLOCKS_MIN => {
+                    return Err(DeviceError::TooSmall { bytes: size.0 });
+                }
                 Some(size) => create(&device.path, size)?,
                 None => return Err(DeviceError::Missing),
             },
@@ -352,6 +356,12 @@ mod tests {
         std::fs::write(dir.path().join("small"), [0; 100]).unwrap();
         let error = DeviceFile::open(&path(&dir, "small", None)).unwrap_err();
         assert!(error.to_string().contains("at least 1 MiB"), "{error}");
+        let error = DeviceFile::open(&path(&dir, "tiny", Some(100))).unwrap_err();
+        assert!(error.to_string().contains("at least 1 MiB"), "{error}");
+        assert!(
+            !dir.path().join("tiny").exists(),
+            "it would be in the way of a better size"
+        );
         let null = DevicePath {
             path: "/dev/null".into(),
             ..path(&dir, "", None)

@@ -60,14 +60,13 @@ pub(crate) fn run(global: &Global, args: &Dev) -> Result<(), Failure> {
         say!("stopped what an earlier start had left running: {}", names.join(", "));
     }
     let mut memory = Memory::load(&layout.state())?;
-    let is_new = memory.is_empty();
     let (metas, nodes) = counts(&memory, args)?;
     for part in memory.assign(metas, nodes)? {
         say!("a port of {part} was taken by another process: it has another one now");
     }
     memory.store(&layout.state())?;
     key::create(&layout.key())?;
-    if !is_new && args.device_size.is_some() {
+    if memory.was_ready() && args.device_size.is_some() {
         say!("--device-size is for new devices only; those that exist stay as they are");
     }
     let wishes = Wishes {

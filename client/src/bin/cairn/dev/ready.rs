@@ -18,7 +18,7 @@ use super::probe::{ProbeError, read_first_block};
 use super::say;
 use crate::args::VolumeSpec;
 use crate::commands::{node, volume};
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::limits::{POLL_INTERVAL, PROBES_MAX};
 use crate::output::{self, count};
 
@@ -120,7 +120,11 @@ impl Start<'_> {
         self.progress.wait_for("the storage nodes to register");
         loop {
             let alive: Vec<String> = self
-                .persist(|| node::all(&self.meta), "the storage nodes to register")
+                .persist(
+                    || node::all(&self.meta),
+                    "the storage nodes to register",
+                    "list the nodes",
+                )
                 .await?
                 .into_iter()
                 .filter(|node| node.seems_alive && node.devices.iter().any(|device| device.seems_alive))
@@ -144,7 +148,9 @@ impl Start<'_> {
     /// Creates what was asked for and does not exist. Gives the names of all volumes that there are then.
     async fn make_volumes(&self) -> Result<Vec<String>, Failure> {
         self.progress.wait_for("the list of volumes");
-        let existing = self.persist(|| volume::all(&self.meta), "the list of volumes").await?;
+        let existing = self
+            .persist(|| volume::all(&self.meta), "the list of volumes", "list volumes")
+            .await?;
         let mut wanted = self.volumes.to_vec();
         if self.is_new && wanted.is_empty() && existing.is_empty() {
             wanted.push(VolumeSpec {
@@ -175,11 +181,15 @@ impl Start<'_> {
         self.progress.wait_for(&what);
         let copies = COPIES.min(self.nodes);
         let request = volume::create_request(&spec.name, spec.size, copies);
-        let created = self.persist(|| self.meta.create_volume(request.clone()), &what).await;
-        created.map_err(|failure| Failure {
-            what: format!("can't create volume `{}`: {}", spec.name, failure.what),
-            ..failure
-        })?;
+        let doing = format!("create volume `{}`", spec.name);
+        match self
+            .persist(|| self.meta.create_volume(request.clone()), &what, &doing)
+            .await
+        {
+            // An attempt without an answer had made it.
+            Err(failure) if failure.kind == Kind::Exists => (),
+            other => drop(other?),
+        }
         say!(
             "created volume {} ({}, {})",
             spec.name,
@@ -193,15 +203,14 @@ impl Start<'_> {
         Ok(())
     }
 
-    /// Repeats a call until it succeeds, as long as what it says may pass by itself.
-    async fn persist<T, F>(&self, call: impl Fn() -> F, what: &str) -> Result<T, Failure>
+    /// Repeats a call until it succeeds, as long as what it says may pass by itself. `what` is waited for, `doing` is tried.
+    async fn persist<T, F>(&self, call: impl Fn() -> F, what: &str, doing: &str) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
         loop {
             let error = match call().await {
                 Ok(answer) => return Ok(answer),
-                // Another attempt of this very call had made it.
                 Err(error) => error,
             };
             let passes = matches!(
@@ -214,7 +223,7 @@ impl Start<'_> {
                     | Code::NotEnoughDevices
             );
             if !passes {
-                return Err(Failure::of_meta(&format!("get {what}"), &self.meta.endpoints(), &error));
+                return Err(Failure::of_meta(doing, &self.meta.endpoints(), &error));
             }
             self.progress.wait_for(format!("{what}: {error}"));
             tokio::time::sleep(POLL_INTERVAL).await;

@@ -68,6 +68,10 @@ enum Command {
         /// Nodes run on this store, whatever a seed chooses: what fails on both is the protocol's
         #[arg(long)]
         store: Option<Store>,
+        /// With a planted bug; prints the trace
+        #[cfg(feature = "canary")]
+        #[arg(long)]
+        planted: Option<String>,
         /// The result as one JSON object
         #[arg(long)]
         json: bool,
@@ -124,9 +128,15 @@ fn main() -> ExitCode {
             minutes,
             threads,
             store,
+            #[cfg(feature = "canary")]
+            planted,
             json,
             trace,
         } => {
+            #[cfg(feature = "canary")]
+            if let Some(name) = planted {
+                return trace_planted(seed, &name);
+            }
             let store = store.map(StoreKind::from);
             if trace {
                 return trace_one(seed, store);
@@ -353,6 +363,22 @@ fn fuzz(target: Option<&str>, seed: u64, runs: u64) -> ExitCode {
         println!("there is no such target: choose one of {}", names.join(", "));
     }
     exit_code(count > 0)
+}
+
+#[cfg(feature = "canary")]
+fn trace_planted(seed: u64, name: &str) -> ExitCode {
+    use cairn_chaos::sim::{canary::Planted, options::Options, run::run};
+    let Some(planted) = Planted::ALL.iter().find(|planted| planted.name() == name) else {
+        println!("there is no planted bug `{name}`");
+        return ExitCode::FAILURE;
+    };
+    let options = Options {
+        planted: Some(*planted),
+        ..Options::of_seed(seed)
+    };
+    let (report, _) = run(options, Keep::Print);
+    print_verdict(&report);
+    exit_code(report.broken.is_none())
 }
 
 #[cfg(feature = "canary")]

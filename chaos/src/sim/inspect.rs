@@ -8,7 +8,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use cairn_proto::block::{BlockState, Content, Cursor, Run};
 use cairn_proto::disk::DiskToken;
-use cairn_proto::ids::{GroupId, Layer};
+use cairn_proto::ids::{Generation, GroupId, Layer, VolumeId};
 use cairn_proto::limits::{BLOCK_BYTES, FRAME_BLOCKS_MAX};
 use cairn_proto::time::Time;
 use cairn_proto::units::BlockRange;
@@ -78,6 +78,14 @@ impl Inspected {
         match reply {
             StoreReply::Failed(error) => Err(format!("{error:?}")),
             reply => Ok(reply),
+        }
+    }
+
+    /// The highest generation of a volume that it remembers.
+    pub fn seal_of(&self, volume: VolumeId) -> Generation {
+        match self {
+            Inspected::Device(opened) => opened.store.seal_of(volume),
+            Inspected::Model(kept) => kept.borrow().seal_of(volume),
         }
     }
 

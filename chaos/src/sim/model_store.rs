@@ -258,6 +258,11 @@ impl Kept {
         StoreReply::Collected { runs, next: None }
     }
 
+    /// The highest generation of a volume that is kept.
+    pub fn seal_of(&self, volume: VolumeId) -> Generation {
+        self.seals.get(&volume).copied().unwrap_or_default()
+    }
+
     /// Answers a question at once, for whoever looks at what is kept.
     pub fn look(&self, request: &StoreRequest) -> StoreReply {
         let group = match request {

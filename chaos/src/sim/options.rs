@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cairn_proto::limits::{BLOCKS_PER_CHUNK, BYTES_PER_GROUP, CHUNK_BYTES};
 
+use super::nemesis::FaultKind;
 use super::network::NetworkOptions;
 use crate::rng::Rng;
 
@@ -49,7 +50,7 @@ pub struct FaultOptions {
     /// How long one lasts.
     pub span: Duration,
     /// How often each kind comes, as `FaultKind` counts them.
-    pub weights: [u32; super::nemesis::FaultKind::COUNT],
+    pub weights: [u32; FaultKind::COUNT],
 }
 
 /// All of it.
@@ -93,12 +94,14 @@ impl Options {
     pub fn of_seed(seed: u64) -> Options {
         let rng = &mut Rng::stream(seed, "options");
         let calm = rng.permille(50);
+        // Some seeds are about nothing but holders that do not know that they are none any more.
+        let zombies = !calm && rng.permille(120);
         let volume_count = [1, 1, 2, 3][rng.index(4)];
-        Options {
+        let mut options = Options {
             seed,
             metas: *rng.pick(&[1, 3, 3, 5]),
             nodes: *rng.pick(&[3, 3, 4, 5]),
-            clients: *rng.pick(&[1, 2, 2, 3]),
+            clients: if zombies { 2 } else { *rng.pick(&[1, 2, 2, 3]) },
             volumes: (0..volume_count).map(|_| volume(rng)).collect(),
             tiny_limits: rng.permille(600),
             model_store: rng.permille(MODEL_STORE_PERMILLE),
@@ -108,9 +111,22 @@ impl Options {
             drift_ppm: *rng.pick(&[0, 50, 300, 2000]),
             network: network(rng, calm),
             disk: disk(rng),
-            faults: faults(rng, calm),
+            faults: if zombies { zombie_faults(rng) } else { faults(rng, calm) },
             #[cfg(feature = "canary")]
             planted: None,
+        };
+        if rng.permille(800) {
+            options.pace();
+        }
+        options
+    }
+
+    /// Lets the operations last for as long as the faults do: without that, quick guests are done before much goes wrong.
+    fn pace(&mut self) {
+        let at_once: usize = self.volumes.iter().map(|volume| volume.depth).sum();
+        let pace = self.faulty * u32::try_from(at_once).expect("few") / self.ops_max;
+        for volume in &mut self.volumes {
+            volume.think = volume.think.max(pace);
         }
     }
 }
@@ -181,12 +197,12 @@ fn disk(rng: &mut Rng) -> DiskOptions {
 fn faults(rng: &mut Rng, calm: bool) -> FaultOptions {
     // Swarm testing: each seed leaves out many kinds of fault, so that the others meet undisturbed.
     let keep = *rng.pick(&[200, 500, 1000]);
-    let mut weights = super::nemesis::FaultKind::ALL.map(|kind| match rng.permille(keep) {
+    let mut weights = FaultKind::ALL.map(|kind| match rng.permille(keep) {
         true => kind.weight(),
         false => 0,
     });
     if calm || weights.iter().all(|weight| *weight == 0) {
-        weights = [0; super::nemesis::FaultKind::COUNT];
+        weights = [0; FaultKind::COUNT];
     }
     // How many faults last at once on average: with too many, nothing gets done that could go wrong.
     let span_ms = *rng.pick(&[50, 300, 1000, 2500]);
@@ -194,6 +210,21 @@ fn faults(rng: &mut Rng, calm: bool) -> FaultOptions {
     FaultOptions {
         interval: Duration::from_millis((span_ms * 100 / at_once_percent).max(60)),
         span: Duration::from_millis(span_ms),
+        weights,
+    }
+}
+
+fn zombie_faults(rng: &mut Rng) -> FaultOptions {
+    let power = rng.permille(500);
+    let weights = FaultKind::ALL.map(|kind| match kind {
+        FaultKind::Zombie => 6,
+        FaultKind::TakeOver | FaultKind::SlowDisk => 1,
+        FaultKind::PowerNode if power => 1,
+        _ => 0,
+    });
+    FaultOptions {
+        interval: Duration::from_millis(*rng.pick(&[1500, 3000])),
+        span: Duration::from_millis(*rng.pick(&[1000, 2500])),
         weights,
     }
 }
@@ -219,7 +250,7 @@ impl fmt::Display for Options {
         }
         writeln!(f, "  {:?}", self.network)?;
         writeln!(f, "  {:?}", self.disk)?;
-        let kinds = super::nemesis::FaultKind::ALL.iter().zip(self.faults.weights);
+        let kinds = FaultKind::ALL.iter().zip(self.faults.weights);
         let kinds: Vec<String> = kinds
             .filter(|(_, weight)| *weight > 0)
             .map(|(kind, weight)| format!("{}×{weight}", kind.name()))

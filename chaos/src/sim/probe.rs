@@ -3,15 +3,53 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use cairn_proto::ids::{ChunkIndex, GroupId};
+use cairn_proto::ids::{ChunkIndex, Generation, GroupId};
 use cairn_proto::limits::{BLOCKS_PER_CHUNK, SECTOR_BYTES};
 use cairn_proto::units::BlockRange;
+use cairn_storage_node::testing::Prng;
 
+use super::inspect::Inspected;
 use super::world::World;
 use crate::checker::history::{Broken, Op, OpKind, OpNumber};
 use crate::checker::pattern::{SECTORS_PER_BLOCK, ZEROES, writer_of};
 
 impl World {
+    /// After the first operation of an attachment: enough devices would remember its generation if all power failed now,
+    /// or an older holder could go on.
+    pub(super) fn probe_seal(&mut self, session: usize, generation: Generation) -> Result<(), Broken> {
+        let session = &mut self.sessions[session];
+        if generation == Generation::NONE || session.seal_probed == Some(generation) {
+            return Ok(());
+        }
+        session.seal_probed = Some(generation);
+        let created = &self.volumes[session.volume].created;
+        let (id, volume) = (created.id, &created.volume);
+        let quorum = usize::from(volume.replicas - volume.write_quorum + 1);
+        let mut sealed = 0;
+        for node in 0..self.options.nodes {
+            sealed += usize::from(self.after_power_cut(node)?.seal_of(id) >= generation);
+        }
+        if sealed >= quorum {
+            return Ok(());
+        }
+        let words = format!(
+            "generation {generation} of volume {id} is served, and {sealed} devices would remember it if all power failed \
+             now, not {quorum}"
+        );
+        Err(self.broken("a generation that is served is durable", words))
+    }
+
+    /// What a node's device would be after a power cut now.
+    fn after_power_cut(&mut self, node: u8) -> Result<Inspected, Broken> {
+        let mut device = self.disks[usize::from(node)].device.clone();
+        device.power_cut(&mut Prng::new(self.probe_rng.word()));
+        let opened = self.setup.inspect_device(node, device);
+        opened.map_err(|words| {
+            let words = format!("node-{node} after a power cut: {words}");
+            self.broken("a device can be opened again", words)
+        })
+    }
+
     /// Looks at the first block of an acknowledged write on every member of its group.
     pub(super) fn probe(&mut self, number: OpNumber, volume: usize) -> Result<(), Broken> {
         self.probes += 1;
@@ -30,16 +68,7 @@ impl World {
         let mut has = 0;
         let mut seen: BTreeMap<u8, String> = BTreeMap::new();
         for node in 0..self.options.nodes {
-            let mut disk = self.disks[usize::from(node)].device.clone();
-            disk.power_cut(&mut cairn_storage_node::testing::Prng::new(self.probe_rng.word()));
-            let opened = self.setup.inspect_device(node, disk);
-            let mut opened = match opened {
-                Ok(opened) => opened,
-                Err(words) => {
-                    let words = format!("node-{node} after a power cut: {words}");
-                    return Err(self.broken("a device can be opened again", words));
-                }
-            };
+            let mut opened = self.after_power_cut(node)?;
             let Ok((state, content)) = opened.block(group, layer, range) else {
                 continue;
             };

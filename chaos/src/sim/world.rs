@@ -94,6 +94,8 @@ pub(super) struct Session {
     pub(super) phase: SessionPhase,
     pub(super) guest: Guest,
     pub(super) generation: Option<Generation>,
+    /// The generation whose seals were looked for on the devices.
+    pub(super) seal_probed: Option<Generation>,
 }
 
 /// A world.
@@ -556,6 +558,7 @@ impl World {
             phase: SessionPhase::Opening,
             guest: Guest::new(number, rng),
             generation: None,
+            seal_probed: None,
         });
         self.handles.insert((client, handle), index);
         let id = self.volumes[volume].created.id;
@@ -690,6 +693,7 @@ impl World {
                 };
                 debug_assert!(plan.kind != OpKind::Read || matches!(reply, VolumeReply::Read(_)));
                 self.history.done(now, number, generation, bytes)?;
+                self.probe_seal(index as usize, generation)?;
                 if plan.kind == OpKind::Write && self.probe_rng.permille(self.options.probe_permille) {
                     self.probe(number, of_volume)?;
                 }

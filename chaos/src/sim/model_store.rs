@@ -178,6 +178,7 @@ impl Kept {
                     self.put((group, range.chunk(), layer, at), state, content, apply);
                 }
             }
+            StoreRequest::SaveScrub { .. } => {}
             StoreRequest::Read { .. } | StoreRequest::Collect { .. } => unreachable!("they change nothing"),
         }
     }

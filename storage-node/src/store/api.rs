@@ -9,6 +9,8 @@ use cairn_proto::disk::{DiskError, DiskOp};
 use cairn_proto::ids::{CommitSeq, Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
+pub use super::scrub_state::{ScrubCursor, ScrubState};
+
 /// Pairs an answer with its request. Chosen by the caller, unique among the requests in flight.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Ticket(pub u64);
@@ -109,6 +111,11 @@ pub enum StoreRequest {
         above: Version,
         /// Runs at the most.
         runs_max: usize,
+    },
+    /// Keep how far the scrub is, so that it is known after a restart.
+    SaveScrub {
+        /// What [`Store::scrub_state`](super::Store::scrub_state) says from then on.
+        state: ScrubState,
     },
 }
 

@@ -13,6 +13,7 @@ use super::chunk::{Chunk, ChunkKey, Home, Page, PageKey, Resident, page_of, slot
 use super::entry::{Entry, Hole, Uniform};
 use super::limits::PAGE_ENTRIES;
 use super::record::{Record, Target};
+use super::scrub_state::ScrubState;
 
 /// A group's replica.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -38,6 +39,8 @@ pub(super) struct Effects {
 pub(super) struct Catalog {
     pub(super) seals: BTreeMap<VolumeId, Generation>,
     pub(super) replicas: BTreeMap<GroupId, Replica>,
+    /// How far the scrub is; `None` if there never was one.
+    pub(super) scrub: Option<ScrubState>,
     pub(super) chunks: BTreeMap<ChunkKey, Chunk>,
     /// Pages that differ from the last checkpoint.
     pub(super) dirty: BTreeSet<PageKey>,
@@ -118,7 +121,7 @@ impl Catalog {
             Record::Floor {
                 group, layer, chunk, ..
             } => self.unknown_where(*group, |key| key.layer == *layer && key.chunk == *chunk),
-            Record::Seal { .. } | Record::Replica { .. } | Record::Marker { .. } => Vec::new(),
+            Record::Seal { .. } | Record::Replica { .. } | Record::Marker { .. } | Record::Scrub(_) => Vec::new(),
         }
     }
 
@@ -291,6 +294,7 @@ impl Catalog {
                 }
             }
             Record::Marker { .. } => {}
+            Record::Scrub(state) => self.scrub = Some(*state),
             Record::Floor {
                 group,
                 layer,

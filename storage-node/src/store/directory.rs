@@ -11,6 +11,7 @@ use super::chunk::{Chunk, ChunkKey, Home};
 use super::crc;
 use super::entry::check_place;
 use super::record::{get_group, put_group};
+use super::scrub_state::ScrubState;
 
 const MAGIC: [u8; 8] = *b"CAIRNDIR";
 const FORMAT: u16 = 1;
@@ -27,6 +28,7 @@ pub(super) enum DirectoryEntry {
     Replica(GroupId, Replica),
     Chunk(ChunkKey, Chunk),
     MapPage(u32, Home),
+    Scrub(ScrubState),
 }
 
 /// Entries packed into blocks, before the blocks have places.
@@ -51,6 +53,9 @@ impl DirectoryWriter {
                 out.put_bytes(&[0; 3]);
                 out.put_u64(replica.blocks);
             });
+        }
+        if let Some(state) = &catalog.scrub {
+            self.add(5, |out| state.encode(out));
         }
         for (key, chunk) in &catalog.chunks {
             self.add(3, |out| chunk.encode(*key, out));
@@ -201,6 +206,7 @@ fn decode_entry(reader: &mut Reader<'_>, end: u32) -> Result<DirectoryEntry, Dec
             check_place(place, end)?;
             DirectoryEntry::MapPage(page, Home { place, crc })
         }
+        5 => DirectoryEntry::Scrub(ScrubState::decode(&mut body)?),
         _ => return Err(DecodeError::Invalid("entry type")),
     };
     body.finish()?;
@@ -213,7 +219,9 @@ pub(super) fn blocks_max(catalog: &Catalog, map_pages: usize) -> u64 {
         + catalog.replicas.len() * 28
         + catalog.chunks.len() * (HEAD_BYTES + 36)
         + catalog.pages * 12
-        + map_pages * 16;
+        + map_pages * 16
+        + HEAD_BYTES
+        + ScrubState::BYTES;
     // A block is left once the next entry does not fit: at least this much of it is used.
     let used = PAYLOAD_BYTES - CHUNK_ENTRY_BYTES_MAX;
     (bytes / used + 1) as u64
@@ -257,6 +265,10 @@ mod tests {
         catalog.seals.insert(VolumeId(9), Generation::new(77).unwrap());
         let replica = Replica { role: 2, blocks: 12345 };
         catalog.replicas.insert(group(1), replica);
+        catalog.scrub = Some(ScrubState {
+            pass: 3,
+            ..ScrubState::default()
+        });
         for chunk in 0..chunks {
             let mut content = Chunk::NEVER;
             content.floor.version = Version::from_bits(prng.next_u64());
@@ -317,11 +329,13 @@ mod tests {
                         DirectoryEntry::Replica(group, replica) => drop(found.replicas.insert(group, replica)),
                         DirectoryEntry::Chunk(key, chunk) => drop(found.chunks.insert(key, chunk)),
                         DirectoryEntry::MapPage(..) => map_pages += 1,
+                        DirectoryEntry::Scrub(state) => found.scrub = Some(state),
                     }
                 }
             }
             prop_assert_eq!(map_pages, 1);
             prop_assert_eq!(format!("{:?}", found.chunks), format!("{:?}", catalog.chunks));
+            prop_assert_eq!(found.scrub, catalog.scrub);
             prop_assert_eq!((found.seals, found.replicas), (catalog.seals, catalog.replicas));
         }
 

@@ -21,6 +21,7 @@ mod plan;
 mod read;
 mod record;
 mod recovery;
+mod scrub_state;
 mod space;
 mod status;
 pub mod superblock;
@@ -34,6 +35,7 @@ pub use api::{StoreAction, StoreError, StoreReply, StoreRequest, Ticket};
 pub use canary::Canary;
 pub use format::Formatter;
 pub use limits::StoreLimits;
+pub use scrub_state::{ScrubCursor, ScrubState};
 pub use status::{Counters, FormatParams, OpenError, OpenExpectation, Progress, ReplicaInfo, Space, StoreState};
 pub use superblock::{Identity, Probe, Superblock, probe};
 
@@ -233,6 +235,13 @@ impl Store {
             reserved: engine.metadata_reserve() + engine.limits.overwrite_reserve_blocks,
             data: engine.space.data_blocks,
         }
+    }
+
+    /// How far the scrub is, as the device knows it. All zero if there never was one.
+    pub fn scrub_state(&self) -> ScrubState {
+        self.engine()
+            .and_then(|engine| engine.catalog.scrub)
+            .unwrap_or_default()
     }
 
     /// What it has done since it was opened.

@@ -217,6 +217,7 @@ impl Engine {
             | StoreRequest::Copy {
                 group, layer, range, ..
             } => self.judge_blocks(building, &queued.request, target(*group, *layer, *range)),
+            StoreRequest::SaveScrub { state } => Verdict::Take(Plan::of(Record::Scrub(*state))),
             StoreRequest::Read { .. } | StoreRequest::Collect { .. } => unreachable!("reads are not queued here"),
         };
         let Verdict::Take(plan) = verdict else { return verdict };

@@ -605,6 +605,7 @@ impl Loaded {
                 let there = self.homes.get_mut(page as usize);
                 there.is_some_and(|there| there.replace(home).is_none())
             }
+            DirectoryEntry::Scrub(state) => self.catalog.scrub.replace(state).is_none(),
         }
     }
 

@@ -8,6 +8,7 @@ mod layer;
 mod marker;
 mod moved;
 mod replica;
+mod scrub;
 mod seal;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ pub(super) use header::{BatchHeader, HeaderError, body_capacity};
 pub(super) use marker::MarkerKind;
 
 use super::entry::{Entry, check_place};
+use super::scrub_state::ScrubState;
 
 /// Where a record applies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,6 +83,8 @@ pub(super) enum Record {
         chunk: ChunkIndex,
         version: Version,
     },
+    /// How far the scrub of the device is.
+    Scrub(ScrubState),
 }
 
 const HEAD_BYTES: usize = 4;
@@ -100,6 +104,7 @@ impl Record {
             Record::DeleteLayer { .. } => 9,
             Record::Marker { .. } => 10,
             Record::Floor { .. } => 11,
+            Record::Scrub(_) => 12,
         }
     }
 
@@ -116,6 +121,7 @@ impl Record {
                 Record::DeleteLayer { .. } => layer::DELETE_BYTES,
                 Record::Marker { .. } => marker::BYTES,
                 Record::Floor { .. } => layer::FLOOR_BYTES,
+                Record::Scrub(_) => scrub::BYTES,
             }
     }
 
@@ -157,6 +163,7 @@ impl Record {
                 chunk,
                 version,
             } => layer::encode_floor(out, *group, *layer, *chunk, *version),
+            Record::Scrub(state) => scrub::encode(out, state),
         }
         debug_assert_eq!(out.len() - start, bytes, "length of {self:?}");
     }
@@ -183,6 +190,7 @@ impl Record {
             9 => layer::decode_delete(&mut body),
             10 => marker::decode(&mut body),
             11 => layer::decode_floor(&mut body),
+            12 => scrub::decode(&mut body),
             _ => Err(DecodeError::Invalid("record type")),
         }?;
         body.finish()?;

@@ -1,5 +1,6 @@
 //! Every record comes back as it was written; nothing that is not one is taken for one.
 
+use cairn_proto::block::Cursor;
 use cairn_proto::ids::{DeviceUuid, Incarnation};
 use cairn_proto::limits::BLOCK_BYTES;
 use proptest::collection::vec;
@@ -7,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::store::entry::{Hole, Uniform};
+use crate::store::scrub_state::{ScrubCursor, ScrubState};
 use cairn_proto::ids::DeviceId;
 
 const END: u32 = 10_000;
@@ -110,12 +112,34 @@ fn hole() -> impl Strategy<Value = Record> {
     })
 }
 
+fn scrub() -> impl Strategy<Value = Record> {
+    (any::<[u64; 8]>(), group(), any::<bool>(), 0..16384u32).prop_map(|(n, group, under_way, block)| {
+        let at = Cursor {
+            chunk: ChunkIndex(n[0] as u32),
+            layer: Layer(n[1] as u32),
+            block,
+        };
+        Record::Scrub(ScrubState {
+            pass: n[0],
+            cursor: under_way.then_some(ScrubCursor { group, at }),
+            begun_s: n[1],
+            checked: n[2],
+            damaged: n[3],
+            finished_s: n[4],
+            finished_pass: n[5],
+            finished_checked: n[6],
+            finished_damaged: n[7],
+        })
+    })
+}
+
 fn record() -> impl Strategy<Value = Record> {
     prop_oneof![
         data(),
         copied(),
         moved(),
         hole(),
+        scrub(),
         (any::<u64>(), 0..1u32 << 24).prop_map(|(volume, generation)| Record::Seal {
             volume: VolumeId(volume),
             generation: Generation::new(generation).unwrap(),

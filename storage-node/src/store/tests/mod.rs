@@ -8,3 +8,4 @@ mod faults;
 mod full;
 mod model;
 pub(crate) mod rig;
+mod scrub;

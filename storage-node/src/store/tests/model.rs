@@ -63,7 +63,7 @@ impl Model {
                     self.set(*layer, range, i, block.content, block.version, *apply);
                 }
             }
-            StoreRequest::Read { .. } | StoreRequest::Collect { .. } => {}
+            StoreRequest::Read { .. } | StoreRequest::Collect { .. } | StoreRequest::SaveScrub { .. } => {}
         }
     }
 

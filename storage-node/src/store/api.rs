@@ -135,7 +135,8 @@ pub enum StoreReply {
     },
     /// What was read.
     Read {
-        /// One per block of the range. A block whose checksum did not match is `Damaged` here.
+        /// One per block of the range. A block whose checksum did not match, or that the device can't read, is
+        /// `Damaged` here.
         blocks: Vec<BlockState>,
         /// The content of the blocks that are `Data`, in order; every buffer is whole blocks.
         bytes: Vec<Bytes>,
@@ -163,7 +164,7 @@ pub enum StoreError {
     NoSpace,
     /// The store has stopped acknowledging after a failed write or flush, until it is reopened.
     Poisoned(DiskError),
-    /// A read failed at the device. Other blocks may be readable.
+    /// What the store needs to know about these blocks can't be read from the device. Others may be readable.
     Unreadable(DiskError),
     /// What the store knows about these blocks is damaged at the device: they can be neither read nor written until the
     /// replica is dropped and made anew.

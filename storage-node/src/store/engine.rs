@@ -31,6 +31,8 @@ pub(super) enum Purpose {
     BatchFlush,
     /// A piece of a request's read, by the read's number and the piece's.
     Read(u64, usize),
+    /// A block of a piece that could not be read as a whole.
+    ReadBlock(u64, usize, usize),
     /// An index page, by the read's number.
     Load(u64),
     CheckpointWrite,
@@ -137,6 +139,7 @@ impl Engine {
         let purpose = purpose.unwrap_or_else(|| panic!("{:?} is not in flight", done.token));
         match purpose {
             Purpose::Read(read, piece) => self.read_done(read, piece, done.result),
+            Purpose::ReadBlock(read, piece, block) => self.read_block_done(read, piece, block, done.result),
             Purpose::Load(read) => self.load_done(read, done.result),
             purpose => match done.result {
                 Ok(_) => self.write_done(now, purpose),
@@ -158,7 +161,7 @@ impl Engine {
             Purpose::HeaderWrite => self.header_written(),
             Purpose::HeaderFlush => self.checkpoint_durable(),
             Purpose::ZeroAhead => self.zero_ahead_done(),
-            Purpose::Read(..) | Purpose::Load(_) => unreachable!("reads are handled before"),
+            Purpose::Read(..) | Purpose::ReadBlock(..) | Purpose::Load(_) => unreachable!("reads are handled before"),
         }
     }
 

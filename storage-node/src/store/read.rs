@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use cairn_proto::block::{BlockState, Content};
-use cairn_proto::checksum::{Checksum, block_checksum};
+use cairn_proto::checksum::block_checksum;
 use cairn_proto::disk::DiskError;
 use cairn_proto::ids::{GroupId, Layer};
 use cairn_proto::limits::BLOCK_BYTES;
@@ -13,6 +13,7 @@ use cairn_proto::units::BlockRange;
 use super::api::{StoreError, StoreReply, Ticket};
 use super::batch::target;
 use super::catalog::Unknown;
+use super::chunk::ChunkKey;
 use super::collect::CollectRequest;
 use super::engine::{Engine, Purpose};
 use super::limits::{DAMAGED_KNOWN_MAX, REQUEST_BLOCKS_MAX};
@@ -42,8 +43,8 @@ struct ReadInFlight {
     at: Target,
     blocks: Vec<BlockState>,
     pieces: Vec<Piece>,
+    /// Device reads of it that are in flight.
     left: usize,
-    error: Option<DiskError>,
 }
 
 /// Blocks that follow each other on the device.
@@ -51,7 +52,18 @@ struct ReadInFlight {
 struct Piece {
     /// The block of the range that each is.
     indices: Vec<u32>,
-    content: Bytes,
+    /// Where the first one stands.
+    place: u32,
+    content: Found,
+}
+
+/// What came of a piece.
+#[derive(Debug)]
+enum Found {
+    Nothing,
+    Whole(Bytes),
+    /// Read one by one, as the whole could not be read; `None` for those that can't be read either.
+    Blocks(Vec<Option<Bytes>>),
 }
 
 impl Reads {
@@ -168,7 +180,8 @@ impl Engine {
             self.in_flight.insert(token, Purpose::Read(number, i));
             Piece {
                 indices,
-                content: Bytes::new(),
+                place,
+                content: Found::Nothing,
             }
         });
         let pieces = pieces.collect();
@@ -178,63 +191,122 @@ impl Engine {
             blocks,
             pieces,
             left,
-            error: None,
         };
         self.reads.in_flight.insert(number, read);
     }
 
+    /// A piece of a read has come. One that fails is tried again block by block: a bad sector takes nothing with it.
     pub(super) fn read_done(&mut self, number: u64, piece: usize, result: Result<Bytes, DiskError>) {
         let read = self.reads.in_flight.get_mut(&number).expect("the read is in flight");
-        read.left -= 1;
-        let piece = &mut read.pieces[piece];
+        let first = &mut read.pieces[piece];
+        let count = first.indices.len();
         match result {
-            Ok(content) if content.len() == piece.indices.len() * BLOCK_BYTES => piece.content = content,
-            Ok(content) => panic!(
-                "a read of {} blocks returned {} bytes",
-                piece.indices.len(),
-                content.len()
-            ),
-            Err(error) => read.error = Some(error),
+            Ok(content) => {
+                assert_eq!(content.len(), count * BLOCK_BYTES, "bytes of a read of {count} blocks");
+                first.content = Found::Whole(content);
+                read.left -= 1;
+            }
+            Err(_) if count > 1 => {
+                first.content = Found::Blocks(vec![None; count]);
+                read.left += count - 1;
+                for block in 0..count {
+                    let token = self.io.read(first.place + block as u32, 1);
+                    self.in_flight.insert(token, Purpose::ReadBlock(number, piece, block));
+                }
+            }
+            Err(_) => {
+                first.content = Found::Blocks(vec![None]);
+                read.left -= 1;
+            }
         }
-        if read.left > 0 {
-            return;
-        }
-        let read = self.reads.in_flight.remove(&number).expect("it is there");
-        self.reads.end(number);
-        match read.error {
-            Some(error) => self.fail(read.ticket, StoreError::Unreadable(error)),
-            None => self.answer_read(read),
+        self.end_read(number);
+    }
+
+    /// A block of a piece that failed as a whole has come, or can't be read on its own either.
+    pub(super) fn read_block_done(
+        &mut self,
+        number: u64,
+        piece: usize,
+        block: usize,
+        result: Result<Bytes, DiskError>,
+    ) {
+        let read = self.reads.in_flight.get_mut(&number).expect("the read is in flight");
+        read.left -= 1;
+        let Found::Blocks(blocks) = &mut read.pieces[piece].content else {
+            panic!("piece {piece} of read {number} is read block by block");
+        };
+        blocks[block] = result.ok();
+        self.end_read(number);
+    }
+
+    fn end_read(&mut self, number: u64) {
+        if self.reads.in_flight[&number].left == 0 {
+            let read = self.reads.in_flight.remove(&number).expect("it is there");
+            self.reads.end(number);
+            self.answer_read(read);
         }
     }
 
     fn answer_read(&mut self, mut read: ReadInFlight) {
         let mut bytes = Vec::with_capacity(read.pieces.len());
         for piece in &read.pieces {
-            let mut good = 0;
-            let mut end = 0;
-            for index in &piece.indices {
-                let block = &piece.content[end..end + BLOCK_BYTES];
+            let mut good: Option<Bytes> = None;
+            for (i, index) in piece.indices.iter().enumerate() {
+                let block = piece.block(i);
                 let state = &mut read.blocks[*index as usize];
-                let found = block_checksum(read.at.group.volume, read.at.range.volume_block(*index), block);
-                if state.content != Content::Data(Checksum(found.0)) {
-                    state.content = Content::Damaged;
-                    self.io.counters.blocks_damaged += 1;
-                    if self.damaged.len() >= DAMAGED_KNOWN_MAX {
-                        self.damaged.clear();
-                    }
-                    self.damaged.insert((read.at.key(), read.at.range.start() + index));
-                    if good < end {
-                        bytes.push(piece.content.slice(good..end));
-                    }
-                    good = end + BLOCK_BYTES;
+                let volume_block = read.at.range.volume_block(*index);
+                let intact = block.as_ref().is_some_and(|block| {
+                    state.content == Content::Data(block_checksum(read.at.group.volume, volume_block, block))
+                });
+                match (good.take(), block.filter(|_| intact)) {
+                    (None, block) => good = block,
+                    (Some(before), Some(block)) => match piece.joined(&before, &block) {
+                        Some(both) => good = Some(both),
+                        None => {
+                            bytes.push(before);
+                            good = Some(block);
+                        }
+                    },
+                    (Some(before), None) => bytes.push(before),
                 }
-                end += BLOCK_BYTES;
+                if !intact {
+                    state.content = Content::Damaged;
+                    self.note_damaged(read.at.key(), read.at.range.start() + index);
+                }
             }
-            if good < end {
-                bytes.push(piece.content.slice(good..end));
-            }
+            bytes.extend(good);
         }
         let blocks = read.blocks;
         self.io.reply(read.ticket, StoreReply::Read { blocks, bytes });
+    }
+
+    /// A block's data is not what the index says, or can't be read.
+    pub(super) fn note_damaged(&mut self, key: ChunkKey, block: u32) {
+        self.io.counters.blocks_damaged += 1;
+        if self.damaged.len() >= DAMAGED_KNOWN_MAX {
+            self.damaged.clear();
+        }
+        self.damaged.insert((key, block));
+    }
+}
+
+impl Piece {
+    /// The content of its block `i`; `None` if it can't be read.
+    fn block(&self, i: usize) -> Option<Bytes> {
+        match &self.content {
+            Found::Nothing => unreachable!("a read is answered when all of it has come"),
+            Found::Whole(content) => Some(content.slice(i * BLOCK_BYTES..(i + 1) * BLOCK_BYTES)),
+            Found::Blocks(blocks) => blocks[i].clone(),
+        }
+    }
+
+    /// Two buffers of it as one, if the second follows the first in memory.
+    fn joined(&self, first: &Bytes, second: &Bytes) -> Option<Bytes> {
+        let Found::Whole(content) = &self.content else {
+            return None;
+        };
+        let start = first.as_ptr() as usize - content.as_ptr() as usize;
+        (first.as_ptr() as usize + first.len() == second.as_ptr() as usize)
+            .then(|| content.slice(start..start + first.len() + second.len()))
     }
 }

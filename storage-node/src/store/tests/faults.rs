@@ -89,16 +89,53 @@ fn a_copy_of_the_same_version_mends_what_was_found_damaged_and_nothing_else() {
 }
 
 #[test]
-fn a_read_that_fails_fails_alone() {
+fn a_bad_sector_takes_no_other_block_with_it() {
     let mut rig = Rig::new(1024, StoreLimits::tiny(), 1);
     rig.create();
-    rig.write(0, 0, 5, 1);
-    let ticket = rig.submit(read_request(0, 1, 2));
-    while rig.step_with(|op| matches!(op, DiskOp::Read { .. }).then(Fault::default)) {}
-    let reply = rig.replies.remove(&ticket).unwrap();
-    assert!(matches!(reply, StoreReply::Failed(StoreError::Unreadable(error)) if error.errno == 5));
-    assert!(matches!(rig.read(0, 1, 2), StoreReply::Read { .. }));
+    rig.write(0, 0, 6, 1);
+    let bad = place_of(&rig, 0, 2, 1);
+    let read_with_bad_sector = |rig: &mut Rig, start, count| {
+        let ticket = rig.submit(read_request(0, start, count));
+        let hits = |op: &DiskOp| matches!(op, DiskOp::Read { at, blocks, .. } if (at.0..at.0 + u64::from(*blocks)).contains(&bad.0));
+        while rig.step_with(|op| hits(op).then(Fault::default)) {}
+        match rig.replies.remove(&ticket).unwrap() {
+            StoreReply::Read { blocks, bytes } => (blocks, bytes.concat()),
+            other => panic!("the others can be read: {other:?}"),
+        }
+    };
+    let expected = contents(range(0, 0, 6), version(1));
+    let (blocks, bytes) = read_with_bad_sector(&mut rig, 0, 6);
+    let damaged: Vec<bool> = blocks.iter().map(|block| block.content == Content::Damaged).collect();
+    assert_eq!(damaged, [false, false, true, false, false, false]);
+    assert_eq!(blocks[2].version, version(1));
+    assert_eq!(
+        bytes,
+        [&expected[..2 * BLOCK_BYTES], &expected[3 * BLOCK_BYTES..]].concat()
+    );
+    let (blocks, bytes) = read_with_bad_sector(&mut rig, 2, 1);
+    assert_eq!((blocks[0].content, bytes.len()), (Content::Damaged, 0));
+    // The sector can be read again: so can the block.
+    let StoreReply::Read { bytes, .. } = rig.read(0, 0, 6) else {
+        panic!("it can be read")
+    };
+    assert_eq!(bytes.concat(), expected);
     assert_eq!(rig.store.state(), StoreState::Open);
+    rig.store.check_invariants();
+}
+
+#[test]
+fn a_read_that_fails_once_is_tried_again() {
+    let mut rig = Rig::new(1024, StoreLimits::tiny(), 1);
+    rig.create();
+    rig.write(0, 0, 6, 1);
+    let ticket = rig.submit(read_request(0, 0, 6));
+    rig.step_with(|op| matches!(op, DiskOp::Read { .. }).then(Fault::default));
+    rig.settle();
+    let Some(StoreReply::Read { bytes, .. }) = rig.replies.remove(&ticket) else {
+        panic!("it can be read")
+    };
+    assert_eq!(bytes.concat(), contents(range(0, 0, 6), version(1)));
+    assert_eq!(rig.store.counters().blocks_damaged, 0);
 }
 
 #[test]

@@ -34,6 +34,20 @@ pub enum Fault {
     MisdirectedBy(u64),
 }
 
+/// What becomes of the writes that are not durable when power fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cut {
+    /// All of them are lost.
+    AllLost,
+    /// All of them are kept; of each block the last write.
+    AllKept,
+    /// Of the blocks at risk, in order of their places, those are kept (with their last write) whose bit is set; the
+    /// others are as they were. Blocks beyond the 64th are lost.
+    Blocks(u64),
+    /// Each sector of each block is kept or lost on its own, by the generator; some blocks are whole.
+    Torn,
+}
+
 /// Content of a block that has changed since it was last durable.
 #[derive(Clone, Debug)]
 struct Volatile {
@@ -51,6 +65,8 @@ pub struct MemoryDevice {
     volatile: BTreeMap<u64, Volatile>,
     in_flight: BTreeMap<DiskToken, InFlight>,
     completed_writes: u64,
+    /// Counts everything after which a power cut may leave something else.
+    changes: u64,
     zero: Block,
 }
 
@@ -70,6 +86,7 @@ impl MemoryDevice {
             volatile: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             completed_writes: 0,
+            changes: 0,
             zero: Arc::new([0; BLOCK_BYTES]),
         }
     }
@@ -104,6 +121,7 @@ impl MemoryDevice {
                 .map(|(at, block)| (*at, block.writes.len()))
                 .collect(),
         };
+        self.changes += u64::from(matches!(op, DiskOp::Write { .. }));
         let before = self.in_flight.insert(token, InFlight { op, covers });
         assert!(before.is_none(), "{token:?} is in flight already");
     }
@@ -170,29 +188,68 @@ impl MemoryDevice {
     /// Power fails and comes back: nothing is in flight, and of what was not durable each sector is kept or lost.
     /// Without a volatile cache, completed writes are durable and only those in flight are torn.
     pub fn power_cut(&mut self, prng: &mut Prng) {
-        let in_flight = std::mem::take(&mut self.in_flight);
+        self.power_cut_as(Cut::Torn, prng);
+    }
+
+    /// Power fails and comes back; `cut` says what is left of the writes that were not durable.
+    pub fn power_cut_as(&mut self, cut: Cut, prng: &mut Prng) {
+        self.put_at_risk();
+        for (i, (at, block)) in std::mem::take(&mut self.volatile).into_iter().enumerate() {
+            let kept = match cut {
+                Cut::AllLost => false,
+                Cut::Blocks(kept) => i < 64 && kept >> i & 1 == 1,
+                Cut::AllKept => true,
+                Cut::Torn => {
+                    let content = self.torn(at, &block, prng);
+                    self.put_durable(at, content);
+                    continue;
+                }
+            };
+            if kept {
+                self.put_durable(at, block.seen);
+            }
+        }
+        self.changes += 1;
+    }
+
+    /// Blocks with writes that a power cut now could lose.
+    pub fn blocks_at_risk(&self) -> usize {
+        let mut device = self.clone();
+        device.put_at_risk();
+        device.volatile.len()
+    }
+
+    /// Counts up with everything after which a power cut may leave something else than before.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Power is about to fail: what is in flight is as uncertain as what is in the cache.
+    fn put_at_risk(&mut self) {
         if !self.geometry.volatile_cache {
             self.make_all_durable();
         }
-        for entry in in_flight.into_values() {
+        for entry in std::mem::take(&mut self.in_flight).into_values() {
             if let DiskOp::Write { at, buffers, .. } = entry.op {
                 self.write(at, &buffers);
             }
         }
-        for (at, block) in std::mem::take(&mut self.volatile) {
-            let old = self.durable.get(&at).unwrap_or(&self.zero).clone();
-            let mut content = *old;
-            // Most blocks of a torn write are whole: tearing every one would make some states too rare.
-            let whole = prng.chance(1, 2).then(|| prng.below(block.writes.len() as u64 + 1));
-            for sector in 0..SECTORS_PER_BLOCK {
-                let choice = whole.unwrap_or_else(|| prng.below(block.writes.len() as u64 + 1)) as usize;
-                if let Some(write) = choice.checked_sub(1).map(|i| &block.writes[i]) {
-                    let bytes = sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES;
-                    content[bytes.clone()].copy_from_slice(&write[bytes]);
-                }
+    }
+
+    /// A block of whose writes each sector was kept or lost on its own.
+    fn torn(&self, at: u64, block: &Volatile, prng: &mut Prng) -> Block {
+        let mut content = **self.durable.get(&at).unwrap_or(&self.zero);
+        let writes = block.writes.len() as u64;
+        // Most blocks of a torn write are whole: tearing every one would make some states too rare.
+        let whole = prng.chance(1, 2).then(|| prng.below(writes + 1));
+        for sector in 0..SECTORS_PER_BLOCK {
+            let choice = whole.unwrap_or_else(|| prng.below(writes + 1)) as usize;
+            if let Some(write) = choice.checked_sub(1).map(|i| &block.writes[i]) {
+                let bytes = sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES;
+                content[bytes.clone()].copy_from_slice(&write[bytes]);
             }
-            self.put_durable(at, Arc::new(content));
         }
+        Arc::new(content)
     }
 
     /// Operations in flight are forgotten without effect, as when the process that asked for them was killed: what had
@@ -277,6 +334,7 @@ impl MemoryDevice {
     }
 
     fn write(&mut self, at: DeviceBlock, buffers: &[Bytes]) {
+        self.changes += 1;
         let blocks = buffers.iter().flat_map(|buffer| buffer.chunks_exact(BLOCK_BYTES));
         for (content, at) in blocks.zip(at.0..) {
             let content: Block = Arc::new(content.try_into().expect("a whole block"));
@@ -296,6 +354,7 @@ impl MemoryDevice {
 
     /// A write that failed: any of its sectors may have been written.
     fn write_torn(&mut self, at: DeviceBlock, buffers: &[Bytes], prng: &mut Prng) {
+        self.changes += 1;
         let blocks = buffers.iter().flat_map(|buffer| buffer.chunks_exact(BLOCK_BYTES));
         for (new, at) in blocks.zip(at.0..) {
             let mut content = **self.seen(at);
@@ -313,6 +372,7 @@ impl MemoryDevice {
 
     /// A flush has completed: of the covered blocks the last covered write is durable, and what came later is not yet.
     fn settle(&mut self, covers: &[(u64, usize)]) {
+        self.changes += u64::from(!covers.is_empty());
         for &(at, count) in covers {
             // Another flush may have settled some of them meanwhile: the counts are from the block's first write on.
             let Some(block) = self.volatile.get_mut(&at) else {
@@ -453,6 +513,25 @@ mod tests {
         device.complete(DiskToken(1)).result.unwrap();
         write(&mut device, 2, 3, 8);
         assert_eq!(after_cuts(&device, 3), [7, 8]);
+    }
+
+    #[test]
+    fn a_power_cut_keeps_what_it_was_told_to_keep() {
+        let mut device = device(true);
+        write(&mut device, 1, 3, 7);
+        write(&mut device, 2, 4, 8);
+        device.complete(DiskToken(1)).result.unwrap();
+        assert_eq!(device.blocks_at_risk(), 2);
+        let left = |cut| {
+            let mut device = device.clone();
+            device.power_cut_as(cut, &mut Prng::new(1));
+            assert_eq!(device.blocks_at_risk(), 0);
+            [3, 4].map(|at| device.peek(DeviceBlock(at))[0])
+        };
+        assert_eq!(left(Cut::AllLost), [0, 0]);
+        assert_eq!(left(Cut::AllKept), [7, 8]);
+        assert_eq!(left(Cut::Blocks(0b01)), [7, 0]);
+        assert_eq!(left(Cut::Blocks(0b10)), [0, 8]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod memory_device;
 mod prng;
+pub mod store;
 
-pub use memory_device::{Fault, MemoryDevice};
+pub use memory_device::{Cut, Fault, MemoryDevice};
 pub use prng::Prng;

@@ -1,0 +1,190 @@
+//! What a store must hold, kept as plainly as can be.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use cairn_proto::block::{Apply, BlockState, Content, Cursor};
+use cairn_proto::ids::{Layer, Version};
+use cairn_proto::limits::BLOCK_BYTES;
+use cairn_proto::units::BlockRange;
+
+use super::content::{GROUP, content};
+use super::rig::Rig;
+use crate::store::api::{StoreReply, StoreRequest, WriteContent};
+
+/// A block's name: chunk, layer, block.
+pub type Key = (u32, u32, u32);
+
+/// What a group's replica holds.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Model {
+    /// The replica's role, if there is one.
+    pub replica: Option<u8>,
+    /// The highest generation sealed; zero if none.
+    pub seal: u32,
+    /// All blocks but those never written. The checksum stands for the content.
+    pub blocks: BTreeMap<Key, BlockState>,
+}
+
+impl Model {
+    /// Does what a request asks for, as the store must if it answers that it is durable.
+    pub fn apply(&mut self, request: &StoreRequest) {
+        match request {
+            StoreRequest::Seal { volume, .. } if *volume != GROUP.volume => {}
+            StoreRequest::Seal { generation, .. } => self.seal = self.seal.max(generation.get()),
+            StoreRequest::CreateReplica { role, .. } => self.replica = Some(*role),
+            StoreRequest::DropReplica { .. } => {
+                self.replica = None;
+                self.blocks.clear();
+            }
+            StoreRequest::Write {
+                layer,
+                range,
+                version,
+                content,
+                ..
+            } => {
+                for i in 0..range.count() {
+                    let content = match content {
+                        WriteContent::Data { checksums, .. } => Content::Data(checksums[i as usize]),
+                        WriteContent::Zero => Content::Zero,
+                        WriteContent::Discard => Content::Absent,
+                    };
+                    self.set(*layer, range, i, content, *version, Apply::IfNewer);
+                }
+            }
+            StoreRequest::Copy {
+                layer,
+                range,
+                blocks,
+                apply,
+                ..
+            } => {
+                for (i, block) in (0..).zip(blocks) {
+                    self.set(*layer, range, i, block.content, block.version, *apply);
+                }
+            }
+            StoreRequest::Read { .. } | StoreRequest::Collect { .. } | StoreRequest::SaveScrub { .. } => {}
+        }
+    }
+
+    fn set(&mut self, layer: Layer, range: &BlockRange, i: u32, content: Content, version: Version, apply: Apply) {
+        let key = (range.chunk().0, layer.0, range.start() + i);
+        let held = self.blocks.get(&key).map_or(Version::ZERO, |state| state.version);
+        if apply.applies(held, version) {
+            self.blocks.insert(key, BlockState { content, version });
+        }
+    }
+
+    /// Blocks that hold data.
+    pub fn data_blocks(&self) -> u64 {
+        let data = self
+            .blocks
+            .values()
+            .filter(|state| matches!(state.content, Content::Data(_)));
+        data.count() as u64
+    }
+
+    /// What a store holds, by its own account; fails if it returns content that is not what it says.
+    pub fn observe(rig: &mut Rig) -> Result<Model, String> {
+        let mut model = Model {
+            replica: rig.store.replica_of(GROUP).map(|replica| replica.role),
+            seal: rig.store.seal_of(GROUP.volume).get(),
+            blocks: BTreeMap::new(),
+        };
+        if model.replica.is_none() {
+            return Ok(model);
+        }
+        let mut from = Some(Cursor::default());
+        while let Some(cursor) = from {
+            let request = StoreRequest::Collect {
+                group: GROUP,
+                from: cursor,
+                to: Cursor::END,
+                above: Version::ZERO,
+                runs_max: 50,
+            };
+            let StoreReply::Collected { runs, next } = rig.call(request) else {
+                return Err(format!("listing from {cursor:?} failed"));
+            };
+            for run in runs {
+                model.observe_run(rig, run.layer, run.range, run.state)?;
+            }
+            from = next;
+        }
+        Ok(model)
+    }
+
+    fn observe_run(&mut self, rig: &mut Rig, layer: Layer, range: BlockRange, state: BlockState) -> Result<(), String> {
+        let key = |block: u32| (range.chunk().0, layer.0, block);
+        if !matches!(state.content, Content::Data(_)) {
+            self.blocks
+                .extend((range.start()..range.end()).map(|block| (key(block), state)));
+            return Ok(());
+        }
+        let mut start = range.start();
+        while start < range.end() {
+            let piece =
+                BlockRange::new(range.chunk(), start, (range.end() - start).min(256)).expect("a piece of a range");
+            let request = StoreRequest::Read {
+                group: GROUP,
+                layer,
+                range: piece,
+            };
+            let reply = rig.call(request);
+            let StoreReply::Read { blocks, bytes } = reply else {
+                return Err(format!("a read of {piece} failed: {reply:?}"));
+            };
+            check_read(piece, &blocks, &bytes)?;
+            for (block, read) in (piece.start()..).zip(blocks) {
+                if read.version != state.version || !matches!(read.content, Content::Data(_)) {
+                    return Err(format!("block {block} is listed as {state:?} and read as {read:?}"));
+                }
+                self.blocks.insert(key(block), read);
+            }
+            start = piece.end();
+        }
+        Ok(())
+    }
+}
+
+/// The content of each block must be what the model says was written under its version.
+fn check_read(range: BlockRange, blocks: &[BlockState], bytes: &[Bytes]) -> Result<(), String> {
+    let bytes = bytes.concat();
+    let mut left = bytes.chunks_exact(BLOCK_BYTES);
+    for (i, state) in (0..).zip(blocks) {
+        if !matches!(state.content, Content::Data(_)) {
+            continue;
+        }
+        let block = left.next().ok_or_else(|| format!("too few bytes for {range}"))?;
+        let name = range.volume_block(i);
+        // The checksum itself is compared with the model's.
+        if block != content(name, state.version) {
+            return Err(format!(
+                "block {i} of {range} does not hold what {} wrote",
+                state.version
+            ));
+        }
+    }
+    if left.next().is_some() {
+        Err(format!("too many bytes for {range}"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Where the two differ first, for people.
+pub fn difference(expected: &Model, found: &Model) -> String {
+    if (expected.replica, expected.seal) != (found.replica, found.seal) {
+        let (e, f) = ((expected.replica, expected.seal), (found.replica, found.seal));
+        return format!("replica and seal are {f:?}, expected {e:?}");
+    }
+    let keys: std::collections::BTreeSet<&Key> = expected.blocks.keys().chain(found.blocks.keys()).collect();
+    let differ = keys
+        .into_iter()
+        .find(|key| expected.blocks.get(key) != found.blocks.get(key));
+    differ.map_or("nothing".to_string(), |key| {
+        let (expected, found) = (expected.blocks.get(key), found.blocks.get(key));
+        format!("block {key:?} (chunk, layer, block) is {found:?}, expected {expected:?}")
+    })
+}

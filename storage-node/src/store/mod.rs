@@ -14,6 +14,7 @@ mod directory;
 mod engine;
 mod entry;
 mod format;
+pub mod inspect;
 mod io;
 pub mod limits;
 mod load;
@@ -228,13 +229,7 @@ impl Store {
         let Some(engine) = self.engine() else {
             return Space::default();
         };
-        let space = engine.space.allocator.space();
-        Space {
-            capacity: space.end - space.start,
-            free: engine.space.free(),
-            reserved: engine.metadata_reserve() + engine.limits.overwrite_reserve_blocks,
-            data: engine.space.data_blocks,
-        }
+        space_of(engine)
     }
 
     /// How far the scrub is, as the device knows it. All zero if there never was one.
@@ -267,6 +262,16 @@ impl Store {
         if let Some(engine) = self.engine() {
             engine.check_invariants();
         }
+    }
+}
+
+fn space_of(engine: &Engine) -> Space {
+    let space = engine.space.allocator.space();
+    Space {
+        capacity: space.end - space.start,
+        free: engine.space.free(),
+        reserved: engine.metadata_reserve() + engine.limits.overwrite_reserve_blocks,
+        data: engine.space.data_blocks,
     }
 }
 

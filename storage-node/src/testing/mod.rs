@@ -2,6 +2,7 @@
 
 mod memory_device;
 mod prng;
+mod reader;
 pub mod store;
 
 pub use memory_device::{Cut, Fault, MemoryDevice};

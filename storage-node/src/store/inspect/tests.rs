@@ -1,0 +1,261 @@
+use cairn_proto::disk::{DeviceBlock, DiskError, DiskGeometry};
+use cairn_proto::ids::VolumeId;
+use cairn_proto::limits::BLOCK_BYTES;
+
+use super::*;
+use crate::store::api::WriteContent;
+use crate::store::tests::rig::*;
+use crate::store::{StoreLimits, StoreState};
+use crate::testing::{MemoryDevice, Prng};
+
+const VERIFY: InspectOptions = InspectOptions {
+    verify: true,
+    volume: None,
+};
+
+fn look(device: &mut MemoryDevice, options: InspectOptions) -> Inspection {
+    inspect(device, options, &mut |_| {})
+}
+
+fn contents_of(inspection: &Inspection) -> &Contents {
+    inspection.contents.as_ref().expect("it can be opened")
+}
+
+/// A store with chunks, overwrites, holes and a checkpoint behind it.
+fn used() -> Rig {
+    let mut rig = Rig::new(2048, StoreLimits::tiny(), 1);
+    rig.create();
+    for seq in 1..60 {
+        rig.write((seq % 3) as u32, (seq * 37 % 4000) as u32, 5, seq);
+    }
+    rig.call(hole_request(1, 0, 500, 100, WriteContent::Discard));
+    rig.write(0, 0, 20, 101);
+    rig.pass_time();
+    assert!(rig.store.counters().checkpoints > 0, "the limits are tiny");
+    rig
+}
+
+/// Where the block of chunk 0 stands that version 101 has written.
+fn place(rig: &Rig, block: u32) -> DeviceBlock {
+    let content = content(range(0, block, 1).volume_block(0), version(101));
+    rig.find(&content).expect("it was written")
+}
+
+#[test]
+fn a_sound_device_is_counted_as_its_store_counts_and_nothing_is_written() {
+    let mut rig = used();
+    let (space, writes) = (rig.store.space(), rig.device.blocks_written());
+    let inspection = look(&mut rig.device, VERIFY);
+    assert_eq!(rig.device.blocks_written(), writes);
+    assert_eq!(inspection.damage, DamageList::default());
+    assert_eq!(inspection.identity, rig.store.identity());
+    assert!(inspection.superblocks.iter().all(|copy| copy.content.is_ok()));
+    assert_eq!(inspection.superblocks.len(), 3);
+    let found = contents_of(&inspection);
+    let slot = |slot: &CheckpointSlot| match &slot.content {
+        CheckpointContent::Valid(found) => Some(*found),
+        _ => None,
+    };
+    let used = inspection.checkpoints.iter().filter_map(slot).find(|found| found.used);
+    assert_eq!(used.expect("one was used").commit, found.log.checkpoint_commit);
+    assert_eq!(found.log.last_commit, rig.store.commit_seq().0);
+    assert!(!found.log.discarded);
+    assert_eq!((found.space.data, found.space.capacity), (space.data, space.capacity));
+    assert_eq!(found.verified.unwrap().blocks, space.data);
+    let [replica] = found.replicas.as_slice() else {
+        panic!("one replica")
+    };
+    assert_eq!(
+        (replica.group, replica.role, replica.blocks_counted),
+        (GROUP, 1, space.data)
+    );
+    let [layer] = replica.layers.as_slice() else {
+        panic!("one layer")
+    };
+    assert_eq!((layer.data_blocks, layer.chunks, layer.data_chunks), (space.data, 3, 3));
+    assert!(layer.extents >= layer.data_chunks && layer.extents <= layer.data_blocks);
+}
+
+#[test]
+fn what_was_cut_off_by_a_power_failure_is_no_damage() {
+    for seed in 0..40 {
+        let mut rig = used();
+        rig.prng = Prng::new(seed);
+        for seq in 200..203 {
+            rig.submit(write_request(0, (seq % 7) as u32, 9, seq));
+        }
+        for _ in 0..seed % 12 {
+            rig.step();
+        }
+        rig.device.power_cut(&mut rig.prng);
+        let inspection = look(&mut rig.device, VERIFY);
+        assert_eq!(inspection.damage, DamageList::default(), "seed {seed}");
+        let expected = contents_of(&inspection).log;
+        let mut reopened = Rig::opening(rig.device, StoreLimits::tiny(), seed);
+        reopened.settle();
+        assert_eq!(reopened.store.state(), StoreState::Open);
+        assert_eq!(reopened.store.recovered_seq().0, expected.last_commit, "seed {seed}");
+        let discarded = reopened.store.counters().discarded_at_open > 0;
+        assert_eq!(discarded, expected.discarded, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_of_data_is_found_by_verify_and_named() {
+    let mut rig = used();
+    let at = place(&rig, 7);
+    rig.device.rot(at, 12_345);
+    assert_eq!(look(&mut rig.device, InspectOptions::default()).damage.total, 0);
+    let inspection = look(&mut rig.device, VERIFY);
+    let [damage] = inspection.damage.listed.as_slice() else {
+        panic!("{:?}", inspection.damage)
+    };
+    let blocks = damage.blocks.expect("it is of a volume");
+    assert_eq!((damage.kind, damage.place), (DamageKind::Checksum, Some(at)));
+    assert_eq!(
+        (blocks.group, blocks.chunk.0, blocks.block, blocks.version),
+        (GROUP, 0, 7, Some(version(101)))
+    );
+    assert!(
+        damage
+            .to_string()
+            .starts_with("volume 7 group 1 layer 0 chunk 0 block 7 version v1.101: ")
+    );
+    let other = InspectOptions {
+        volume: Some(VolumeId(8)),
+        ..VERIFY
+    };
+    let inspection = look(&mut rig.device, other);
+    assert_eq!(
+        (inspection.damage.total, contents_of(&inspection).replicas.len()),
+        (0, 0)
+    );
+}
+
+/// A device on which one block can't be read.
+struct BadBlock(MemoryDevice, DeviceBlock);
+
+impl BlockReader for BadBlock {
+    fn geometry(&self) -> DiskGeometry {
+        self.0.geometry()
+    }
+
+    fn read(&mut self, wanted: &[(DeviceBlock, u32)]) -> Vec<Result<Bytes, DiskError>> {
+        let results = BlockReader::read(&mut self.0, wanted).into_iter().zip(wanted);
+        let bad = self.1.0;
+        results
+            .map(
+                |(result, (at, blocks))| match (at.0..at.0 + u64::from(*blocks)).contains(&bad) {
+                    true => Err(DiskError { errno: 5 }),
+                    false => result,
+                },
+            )
+            .collect()
+    }
+}
+
+#[test]
+fn a_block_that_cannot_be_read_does_not_hide_its_neighbours() {
+    let rig = used();
+    let at = place(&rig, 3);
+    let in_all = rig.store.space().data;
+    let inspection = inspect(&mut BadBlock(rig.device, at), VERIFY, &mut |_| {});
+    let [damage] = inspection.damage.listed.as_slice() else {
+        panic!("{:?}", inspection.damage)
+    };
+    assert_eq!((damage.kind, damage.blocks.unwrap().block), (DamageKind::Unreadable, 3));
+    assert_eq!(contents_of(&inspection).verified.unwrap().blocks, in_all);
+}
+
+#[test]
+fn every_block_of_metadata_that_rots_is_reported() {
+    let rig = used();
+    // The newest checkpoint, and what it refers to, are found by their kinds of block.
+    let mut found = 0;
+    for place in 0..rig.device.geometry().blocks {
+        let block = rig.device.peek(DeviceBlock(place));
+        let is_head = block.starts_with(b"CAIRNDEV") || block.starts_with(b"CAIRNCKP");
+        if !is_head {
+            continue;
+        }
+        found += 1;
+        let mut device = rig.device.clone();
+        device.rot(DeviceBlock(place), 200);
+        let inspection = look(&mut device, VERIFY);
+        assert!(inspection.damage.total > 0, "block {place}");
+        assert!(inspection.contents.is_ok(), "block {place}: another copy does");
+    }
+    assert!(found >= 4, "{found}");
+}
+
+#[test]
+fn a_page_of_the_index_that_rots_names_the_blocks_that_are_not_known() {
+    let mut rig = used();
+    // Everything is in the checkpoint; nothing of the index comes from the log.
+    for seq in 300..340 {
+        rig.write(2, (seq % 9) as u32, 1, seq);
+    }
+    let sound = look(&mut rig.device, VERIFY);
+    assert_eq!(sound.damage.total, 0);
+    let places = 4..rig.device.geometry().blocks - 1;
+    let mut lost = 0;
+    for place in places {
+        let block = rig.device.peek(DeviceBlock(place));
+        if block[..256] == block[256..512] || lost == 3 {
+            // Zeroes, or the pattern of the data.
+            continue;
+        }
+        let mut device = rig.device.clone();
+        device.rot(DeviceBlock(place), 4001);
+        let inspection = look(&mut device, InspectOptions::default());
+        let kinds = inspection.damage.listed.iter().map(|damage| damage.kind);
+        if kinds.clone().any(|kind| kind == DamageKind::IndexPage) {
+            lost += 1;
+            assert!(
+                kinds.clone().all(|kind| kind == DamageKind::IndexPage),
+                "{:?}",
+                inspection.damage
+            );
+            let blocks = inspection.damage.listed[0].blocks.unwrap();
+            assert_eq!((blocks.group, blocks.count), (GROUP, 256));
+        }
+    }
+    assert!(lost > 0, "some pages are on the device only");
+}
+
+#[test]
+fn what_is_no_store_is_said() {
+    let geometry = DiskGeometry {
+        blocks: 1024,
+        volatile_cache: true,
+    };
+    let mut device = MemoryDevice::new(geometry);
+    let inspection = look(&mut device, VERIFY);
+    assert_eq!(inspection.contents.unwrap_err(), OpenError::Blank);
+    device.poke(DeviceBlock(0), &[0x61; BLOCK_BYTES]);
+    let inspection = look(&mut device, VERIFY);
+    assert!(matches!(inspection.probe, Probe::Foreign { .. }));
+    assert!(inspection.superblocks.is_empty());
+    let mut device = formatted(geometry);
+    let inspection = look(&mut device, VERIFY);
+    let found = contents_of(&inspection);
+    assert_eq!(
+        (found.log.last_commit, found.replicas.len(), inspection.damage.total),
+        (0, 0, 0)
+    );
+    // Without two of its ends it is damaged, and says which.
+    device.rot(DeviceBlock(0), 400);
+    device.rot(DeviceBlock(1), 400);
+    let inspection = look(&mut device, VERIFY);
+    assert_eq!((inspection.damage.total, inspection.contents.is_ok()), (2, true));
+    device.rot(DeviceBlock(1023), 400);
+    let inspection = look(&mut device, VERIFY);
+    assert!(matches!(inspection.contents, Err(OpenError::Damaged { .. })));
+    assert_eq!(inspection.damage.total, 3);
+    let short = DiskGeometry {
+        blocks: 100,
+        ..geometry
+    };
+    let inspection = look(&mut MemoryDevice::new(short), VERIFY);
+    assert_eq!(inspection.contents.unwrap_err(), OpenError::Length { blocks: 100 });
+}

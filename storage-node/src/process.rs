@@ -3,6 +3,7 @@
 
 pub(crate) mod device;
 mod error;
+pub mod format;
 
 use std::future::Future;
 use std::net::SocketAddr;

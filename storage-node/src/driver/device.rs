@@ -14,7 +14,7 @@ use cairn_proto::units::ByteSize;
 use rustix::fs::{FlockOperation, OFlags, SeekFrom, flock, seek};
 
 use crate::store::limits::DEVICE_BLOCKS_MIN;
-use crate::store::superblock::{PROBE_BLOCKS, Probe, probe};
+use crate::store::superblock::{EDGE_BLOCKS, PROBE_BLOCKS, Probe, probe, probe_edges};
 
 /// Where a device is and how it is to be treated.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -100,7 +100,7 @@ impl std::error::Error for DeviceError {
     }
 }
 
-fn io_error(doing: &'static str) -> impl Fn(io::Error) -> DeviceError {
+pub(super) fn io_error(doing: &'static str) -> impl Fn(io::Error) -> DeviceError {
     move |error| DeviceError::Io { doing, error }
 }
 
@@ -177,6 +177,10 @@ impl DeviceFile {
         probe_file(&self.file, self.geometry)
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// For the ring.
     pub(super) fn into_fd(self) -> OwnedFd {
         self.file.into()
@@ -184,7 +188,7 @@ impl DeviceFile {
 }
 
 /// Looks before opening: some things block, or act, when they are opened.
-fn metadata_of(path: &Path) -> Result<Metadata, DeviceError> {
+pub(super) fn metadata_of(path: &Path) -> Result<Metadata, DeviceError> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(DeviceError::Missing),
@@ -231,26 +235,6 @@ fn open_direct(
     })
 }
 
-/// Says what is on a device, without changing or locking anything: also while a node serves it.
-///
-/// # Errors
-/// It can't be read, or is no device.
-pub fn inspect(path: &Path) -> Result<(DiskGeometry, Probe), DeviceError> {
-    let metadata = metadata_of(path)?;
-    let file = open_direct(&mut OpenOptions::new(), path, OFlags::empty(), "opening it for reading")?;
-    let is_block_device = metadata.file_type().is_block_device();
-    let bytes = seek(&file, SeekFrom::End(0)).map_err(|errno| io_error("asking for its size")(errno.into()))?;
-    let blocks = bytes / BLOCK_BYTES as u64;
-    if blocks < DEVICE_BLOCKS_MIN {
-        return Err(DeviceError::TooSmall { bytes });
-    }
-    let geometry = DiskGeometry {
-        blocks,
-        volatile_cache: !is_block_device || has_volatile_cache(metadata.rdev()),
-    };
-    Ok((geometry, probe_file(&file, geometry)?))
-}
-
 fn probe_file(file: &File, geometry: DiskGeometry) -> Result<Probe, DeviceError> {
     let mut first = BlockBuf::zeroed(PROBE_BLOCKS as usize);
     let mut last = BlockBuf::zeroed(1);
@@ -262,7 +246,17 @@ fn probe_file(file: &File, geometry: DiskGeometry) -> Result<Probe, DeviceError>
             io::ErrorKind::InvalidInput => DeviceError::Sectors(error),
             _ => io_error("reading it")(error),
         })?;
-    Ok(probe(&first, &last, geometry))
+    match probe(&first, &last, geometry) {
+        Probe::Blank => {
+            let blocks = EDGE_BLOCKS.min(geometry.blocks);
+            let mut edges = [BlockBuf::zeroed(blocks as usize), BlockBuf::zeroed(blocks as usize)];
+            read(&mut edges[0], 0)
+                .and_then(|()| read(&mut edges[1], (geometry.blocks - blocks) * BLOCK_BYTES as u64))
+                .map_err(io_error("reading it"))?;
+            Ok(probe_edges(&edges[0], &edges[1]))
+        }
+        found => Ok(found),
+    }
 }
 
 fn create(path: &Path, size: ByteSize) -> Result<File, DeviceError> {
@@ -294,7 +288,7 @@ fn fill_up(file: &File, length: u64, size: Option<ByteSize>) -> Result<u64, Devi
 }
 
 /// As the kernel says of the disk (or of the disk that a partition is on). What it does not say is taken for volatile.
-fn has_volatile_cache(rdev: u64) -> bool {
+pub(super) fn has_volatile_cache(rdev: u64) -> bool {
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
     let device = format!("/sys/dev/block/{major}:{minor}");
     let read = |place: &str| std::fs::read_to_string(format!("{device}/{place}")).ok();
@@ -304,7 +298,9 @@ fn has_volatile_cache(rdev: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::reader::DeviceReader;
     use super::*;
+    use crate::store::inspect::BlockReader as _;
 
     fn path(dir: &tempfile::TempDir, name: &str, size: Option<u64>) -> DevicePath {
         DevicePath {
@@ -332,13 +328,13 @@ mod tests {
         let place = path(&dir, "device", Some(64 << 20));
         let first = DeviceFile::open(&place).unwrap();
         assert!(matches!(DeviceFile::open(&place), Err(DeviceError::InUse)));
-        let (geometry, found) = inspect(&place.path).unwrap();
-        assert_eq!(
-            (geometry, found),
-            (first.geometry(), Probe::Blank),
-            "to look is allowed"
-        );
+        assert!(matches!(DeviceReader::open(&place.path), Err(DeviceError::InUse)));
+        let geometry = first.geometry();
         drop(first);
+        let readers = [(); 2].map(|()| DeviceReader::open(&place.path).unwrap());
+        assert_eq!(readers[0].geometry(), geometry, "who only reads shares it");
+        assert!(matches!(DeviceFile::open(&place), Err(DeviceError::InUse)));
+        drop(readers);
         DeviceFile::open(&place).unwrap();
     }
 
@@ -350,7 +346,7 @@ mod tests {
         let error = DeviceFile::open(&path(&dir, "", None)).unwrap_err();
         assert!(error.to_string().contains("a directory"), "{error}");
         for (name, expected) in [("none", "does not exist"), ("", "a directory")] {
-            let error = inspect(&dir.path().join(name)).unwrap_err();
+            let error = DeviceReader::open(&dir.path().join(name)).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }
         std::fs::write(dir.path().join("small"), [0; 100]).unwrap();
@@ -382,5 +378,19 @@ mod tests {
             panic!("a QCOW2 image is foreign")
         };
         assert!(words.contains("QCOW2"), "{words}");
+        drop(device);
+        // What does not begin at the start of a disk is seen too.
+        for (at, magic, name) in [(64 << 10, b"x".as_slice(), "something"), (65_600, b"_BHRfS_M", "Btrfs")] {
+            file.set_len(0).unwrap();
+            file.set_len(4 << 20).unwrap();
+            file.write_all_at(magic, at).unwrap();
+            let Probe::Foreign { words } = DeviceFile::open(&place).unwrap().probe().unwrap() else {
+                panic!("{name} is foreign")
+            };
+            assert!(words.contains(name), "{words}");
+        }
+        file.set_len(0).unwrap();
+        file.set_len(4 << 20).unwrap();
+        assert_eq!(DeviceFile::open(&place).unwrap().probe().unwrap(), Probe::Blank);
     }
 }

@@ -9,6 +9,9 @@ pub(super) const RING_ENTRIES: u32 = 256;
 /// Entries of the completion queue.
 pub(super) const RING_COMPLETIONS: u32 = 4096;
 
+/// Reads of a device that is only looked at, at the same time.
+pub(super) const READ_THREADS: usize = 16;
+
 /// Bytes that a connection receives into before it has said hello.
 pub(super) const STAGE_BYTES_STRANGER: usize = 4 << 10;
 /// Bytes that a connection receives into afterwards: a whole header with the longest control part, and then some, so

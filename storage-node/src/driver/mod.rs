@@ -6,13 +6,17 @@ pub mod clock;
 mod connection;
 mod control;
 mod device;
+mod format;
 mod limits;
 mod meters;
 mod open;
+mod reader;
 mod ring;
 mod serve;
 mod thread;
 
-pub use device::{DeviceError, DeviceFile, DevicePath, inspect};
+pub use device::{DeviceError, DeviceFile, DevicePath};
+pub use format::format;
 pub use limits::DriverLimits;
+pub use reader::DeviceReader;
 pub use thread::{DeviceThread, DriverError, Opened, ThreadConfig};

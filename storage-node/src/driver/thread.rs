@@ -166,11 +166,15 @@ impl Drop for DeviceThread {
     }
 }
 
-fn run(config: ThreadConfig, control: &Arc<ControlQueue>, opened: oneshot::Sender<Opened>) -> Result<(), DriverError> {
-    let mut ring = Ring::new().map_err(|error| DriverError::Io {
+pub(super) fn no_ring(error: io::Error) -> DriverError {
+    DriverError::Io {
         doing: "making an io_uring (is it allowed here? see /proc/sys/kernel/io_uring_disabled)",
         error,
-    })?;
+    }
+}
+
+fn run(config: ThreadConfig, control: &Arc<ControlQueue>, opened: oneshot::Sender<Opened>) -> Result<(), DriverError> {
+    let mut ring = Ring::new().map_err(no_ring)?;
     let geometry = config.device.geometry();
     let file = Rc::new(config.device.into_fd());
     let mut expect = OpenExpectation {

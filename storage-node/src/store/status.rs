@@ -84,7 +84,7 @@ impl fmt::Display for OpenError {
             OpenError::Blank => f.write_str("the device is blank: format it before it is opened"),
             OpenError::Foreign { words } => write!(
                 f,
-                "the device holds {words}, not a store: check the path; to use it all the same, wipe its first MiB"
+                "the device holds {words}, not a store: check the path; to use it all the same, `cairn node format` can erase it"
             ),
             OpenError::Truncated { expected, found } => write!(
                 f,

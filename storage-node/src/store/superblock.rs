@@ -19,6 +19,9 @@ pub const MAGIC: [u8; 8] = *b"CAIRNDEV";
 pub const FORMAT: u16 = 1;
 /// Blocks at the start of a device that [`probe`] wants to see.
 pub const PROBE_BLOCKS: u32 = 4;
+/// Blocks at either end of a device that must be zero for it to be blank (1 MiB): file systems and RAID keep what they are
+/// known by in there.
+pub const EDGE_BLOCKS: u64 = 256;
 /// The two checkpoint headers, by slot.
 pub const CHECKPOINT_PLACES: [DeviceBlock; 2] = [DeviceBlock(2), DeviceBlock(3)];
 /// The first block that is allocated.
@@ -265,6 +268,25 @@ fn probe_unusable(first: &[u8], last: &[u8], decoded: &[Result<Superblock, Super
     }
     Probe::Foreign {
         words: foreign_words(first).to_string(),
+    }
+}
+
+/// Says whether a device that [`probe`] takes for blank is so at both ends, from its first and last [`EDGE_BLOCKS`] blocks:
+/// [`Probe::Blank`], or [`Probe::Foreign`].
+pub fn probe_edges(first: &[u8], last: &[u8]) -> Probe {
+    if first.iter().chain(last).all(|byte| *byte == 0) {
+        return Probe::Blank;
+    }
+    let has = |at: usize, magic: &[u8]| first.get(at..).is_some_and(|rest| rest.starts_with(magic));
+    let words = if has(0x1_0040, b"_BHRfS_M") {
+        "a Btrfs file system"
+    } else if has(0x8001, b"CD001") {
+        "an ISO 9660 image"
+    } else {
+        "data of something else in the MiB at its start or its end"
+    };
+    Probe::Foreign {
+        words: words.to_string(),
     }
 }
 

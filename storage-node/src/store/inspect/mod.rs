@@ -26,7 +26,9 @@ use super::engine::Engine;
 use super::limits::{DEVICE_BLOCKS_MAX, DEVICE_BLOCKS_MIN, StoreLimits};
 use super::recovery::{Outcome, Recovery};
 use super::status::{OpenError, OpenExpectation};
-use super::superblock::{CHECKPOINT_PLACES, Identity, PROBE_BLOCKS, Probe, Superblock, SuperblockError, probe};
+use super::superblock::{
+    CHECKPOINT_PLACES, EDGE_BLOCKS, Identity, PROBE_BLOCKS, Probe, Superblock, SuperblockError, probe, probe_edges,
+};
 use walk::Walk;
 
 /// Damage that is listed one by one at the most; beyond it, it is counted.
@@ -89,6 +91,11 @@ pub fn inspect(
     inspection.probe = ends.probe.clone();
     inspection.superblocks = ends.superblocks(&mut inspection.damage);
     inspection.identity = ends.identity;
+    if let Probe::Foreign { words } = &ends.probe {
+        let words = words.clone();
+        inspection.contents = Err(OpenError::Foreign { words });
+        return inspection;
+    }
     let mut engine = match open(reader, geometry) {
         Ok(engine) => engine,
         Err(error) => {
@@ -173,7 +180,10 @@ impl Ends {
             .map(|block| block.clone().unwrap_or(unreadable.clone()))
             .collect();
         let (first, end) = content.split_at(PROBE_BLOCKS as usize);
-        let probe = probe(&first.concat(), &end[0], geometry);
+        let probe = match probe(&first.concat(), &end[0], geometry) {
+            Probe::Blank => edges(reader, geometry),
+            found => found,
+        };
         let superblocks = [0, 1, PROBE_BLOCKS as usize];
         let decoded = superblocks
             .iter()
@@ -258,6 +268,18 @@ impl Ends {
             slots.push(CheckpointSlot { place, content });
         }
         slots
+    }
+}
+
+/// What was blank at its very ends.
+fn edges(reader: &mut dyn BlockReader, geometry: DiskGeometry) -> Probe {
+    let blocks = EDGE_BLOCKS.min(geometry.blocks);
+    let ends = [0, geometry.blocks - blocks].map(|start| (DeviceBlock(start), blocks as u32));
+    let mut read = reader.read(&ends).into_iter();
+    match (read.next(), read.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => probe_edges(&first, &last),
+        // The opening says what can't be read.
+        _ => Probe::Blank,
     }
 }
 

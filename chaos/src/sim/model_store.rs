@@ -179,7 +179,9 @@ impl Kept {
                 }
             }
             StoreRequest::SaveScrub { .. } => {}
-            StoreRequest::Read { .. } | StoreRequest::Collect { .. } => unreachable!("they change nothing"),
+            StoreRequest::Read { .. } | StoreRequest::Collect { .. } | StoreRequest::Scrub { .. } => {
+                unreachable!("they change nothing")
+            }
         }
     }
 

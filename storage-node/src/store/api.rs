@@ -9,7 +9,9 @@ use cairn_proto::disk::{DiskError, DiskOp};
 use cairn_proto::ids::{CommitSeq, Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
+pub use super::scrub::{DamagedBlock, DamagedMetadata, MetadataKind};
 pub use super::scrub_state::{ScrubCursor, ScrubState};
+pub use super::window::Why;
 
 /// Pairs an answer with its request. Chosen by the caller, unique among the requests in flight.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -112,6 +114,14 @@ pub enum StoreRequest {
         /// Runs at the most.
         runs_max: usize,
     },
+    /// Verify what the device holds, a part of it: superblocks, checkpoints and free-space map first, then the index page
+    /// and the data of each block, in order. One at a time.
+    Scrub {
+        /// Where to begin; [`ScrubCursor::START`], or where the last one says.
+        from: ScrubCursor,
+        /// It ends when so many blocks of data were checked; up to 255 more, to the end of an index page.
+        blocks_max: u32,
+    },
     /// Keep how far the scrub is, so that it is known after a restart.
     SaveScrub {
         /// What [`Store::scrub_state`](super::Store::scrub_state) says from then on.
@@ -147,6 +157,17 @@ pub enum StoreReply {
         runs: Vec<Run>,
         /// Where to go on; `None` at the end of the group.
         next: Option<Cursor>,
+    },
+    /// What was verified.
+    Scrubbed {
+        /// Blocks of data that were read and compared.
+        checked: u32,
+        /// Those that are damaged. A copy of the same version mends them from now on.
+        damaged: Vec<DamagedBlock>,
+        /// What is damaged of what the store keeps for itself.
+        metadata: Vec<DamagedMetadata>,
+        /// Where to go on; `None` when all was verified.
+        next: Option<ScrubCursor>,
     },
     /// It was not done. Nothing of it will show, now or after a restart, except after [`StoreError::Poisoned`]: what was
     /// being written when the device failed may show or not after it is opened anew, as a whole.

@@ -19,8 +19,10 @@ use super::limits::StoreLimits;
 use super::load::Loads;
 use super::read::Reads;
 use super::record::MarkerKind;
+use super::scrub::Scrub;
 use super::space::SpaceMap;
 use super::superblock::Identity;
+use super::window::Walker;
 use super::zero_ahead::ZeroAhead;
 
 /// What an operation in flight is for.
@@ -40,6 +42,8 @@ pub(super) enum Purpose {
     HeaderWrite,
     HeaderFlush,
     ZeroAhead,
+    /// A piece of what the scrub or the mover reads.
+    Walk(Walker, u64),
 }
 
 /// Where the log is.
@@ -76,6 +80,7 @@ pub(super) struct Engine {
     /// Blocks whose data was found not to match the index: a copy of the same version may replace them.
     pub(super) damaged: BTreeSet<(ChunkKey, u32)>,
     pub(super) loads: Loads,
+    pub(super) scrub: Scrub,
     pub(super) checkpoint: Option<Box<Checkpoint>>,
     pub(super) checkpoints: Checkpoints,
     pub(super) zero_ahead: ZeroAhead,
@@ -111,6 +116,7 @@ impl Engine {
                 };
                 self.submit_collect(ticket, request);
             }
+            StoreRequest::Scrub { from, blocks_max } => self.submit_scrub(ticket, from, blocks_max),
             request => self.enqueue(now, ticket, request),
         }
         self.pump(now);
@@ -141,6 +147,7 @@ impl Engine {
             Purpose::Read(read, piece) => self.read_done(read, piece, done.result),
             Purpose::ReadBlock(read, piece, block) => self.read_block_done(read, piece, block, done.result),
             Purpose::Load(read) => self.load_done(read, done.result),
+            Purpose::Walk(Walker::Scrub, piece) => self.scrub_read_done(piece, done.result),
             purpose => match done.result {
                 Ok(_) => self.write_done(now, purpose),
                 Err(error) => self.poison(error),
@@ -161,7 +168,9 @@ impl Engine {
             Purpose::HeaderWrite => self.header_written(),
             Purpose::HeaderFlush => self.checkpoint_durable(),
             Purpose::ZeroAhead => self.zero_ahead_done(),
-            Purpose::Read(..) | Purpose::ReadBlock(..) | Purpose::Load(_) => unreachable!("reads are handled before"),
+            Purpose::Read(..) | Purpose::ReadBlock(..) | Purpose::Load(_) | Purpose::Walk(..) => {
+                unreachable!("reads are handled before")
+            }
         }
     }
 

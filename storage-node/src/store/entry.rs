@@ -59,6 +59,11 @@ impl Entry {
         (!matches!(self.place, ABSENT | ZERO | DAMAGED)).then_some(self.place)
     }
 
+    /// Whether it is known to be lost.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.place == DAMAGED
+    }
+
     pub(super) fn is_absent(&self) -> bool {
         self.place == ABSENT
     }

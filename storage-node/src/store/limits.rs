@@ -13,6 +13,10 @@ pub const PAGE_ENTRIES: u32 = 256;
 /// Damaged blocks that a store remembers it has found at the most. Beyond it forgets them all: the next read of one finds it
 /// again.
 pub const DAMAGED_KNOWN_MAX: usize = 4096;
+/// Index pages that one request of the scrub or of the mover looks at, at the most.
+pub const WALK_WINDOWS_MAX: usize = 64;
+/// Chunks without index pages that it passes by at the most.
+pub const WALK_CHUNKS_MAX: usize = 4096;
 /// Index pages of a chunk.
 pub const PAGES_PER_CHUNK: u32 = BLOCKS_PER_CHUNK / PAGE_ENTRIES;
 /// Bytes of an index entry.
@@ -48,6 +52,8 @@ pub struct StoreLimits {
     pub checkpoint_writes_in_flight: usize,
     /// Reads in flight at the most while recovering.
     pub recovery_reads_in_flight: usize,
+    /// Reads in flight at the most of the scrub, and as many of the mover.
+    pub walk_reads_in_flight: usize,
     /// Index pages in memory above which clean ones are evicted.
     pub resident_pages_max: usize,
     /// Free blocks that only overwrites may use, so that a full device can still be overwritten; at least
@@ -77,6 +83,7 @@ impl Default for StoreLimits {
             checkpoint_dirty_pages: 1024,
             checkpoint_writes_in_flight: 8,
             recovery_reads_in_flight: 32,
+            walk_reads_in_flight: 4,
             resident_pages_max: 8192,
             overwrite_reserve_blocks: 1024,
             confirm_after: Duration::from_millis(100),
@@ -100,6 +107,7 @@ impl StoreLimits {
             checkpoint_dirty_pages: 4,
             checkpoint_writes_in_flight: 2,
             recovery_reads_in_flight: 4,
+            walk_reads_in_flight: 2,
             resident_pages_max: 8,
             overwrite_reserve_blocks: 256,
             zero_ahead_blocks: 16,

@@ -22,10 +22,12 @@ mod plan;
 mod read;
 mod record;
 mod recovery;
+mod scrub;
 mod scrub_state;
 mod space;
 mod status;
 pub mod superblock;
+mod window;
 mod zero_ahead;
 
 use cairn_proto::disk::{DiskDone, DiskGeometry};

@@ -218,7 +218,9 @@ impl Engine {
                 group, layer, range, ..
             } => self.judge_blocks(building, &queued.request, target(*group, *layer, *range)),
             StoreRequest::SaveScrub { state } => Verdict::Take(Plan::of(Record::Scrub(*state))),
-            StoreRequest::Read { .. } | StoreRequest::Collect { .. } => unreachable!("reads are not queued here"),
+            StoreRequest::Read { .. } | StoreRequest::Collect { .. } | StoreRequest::Scrub { .. } => {
+                unreachable!("reads are not queued here")
+            }
         };
         let Verdict::Take(plan) = verdict else { return verdict };
         if !building.has_room(&plan, &self.limits) {

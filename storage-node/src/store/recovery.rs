@@ -542,6 +542,7 @@ impl Recovery {
             reads: Default::default(),
             damaged: Default::default(),
             loads: Default::default(),
+            scrub: Default::default(),
             checkpoint: None,
             checkpoints: Checkpoints {
                 sequence: header.sequence,

@@ -183,7 +183,9 @@ pub struct Counters {
     pub blocks_read: u64,
     /// Blocks given back by overwrites, discards and drops.
     pub blocks_freed: u64,
-    /// Blocks found damaged by reads.
+    /// Blocks of data verified by the scrub.
+    pub blocks_scrubbed: u64,
+    /// Blocks found damaged by reads and by the scrub.
     pub blocks_damaged: u64,
     /// Writes and blocks of writes that were superseded or duplicates.
     pub superseded: u64,

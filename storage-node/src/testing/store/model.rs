@@ -64,7 +64,10 @@ impl Model {
                     self.set(*layer, range, i, block.content, block.version, *apply);
                 }
             }
-            StoreRequest::Read { .. } | StoreRequest::Collect { .. } | StoreRequest::SaveScrub { .. } => {}
+            StoreRequest::Read { .. }
+            | StoreRequest::Collect { .. }
+            | StoreRequest::Scrub { .. }
+            | StoreRequest::SaveScrub { .. } => {}
         }
     }
 

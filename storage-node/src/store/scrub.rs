@@ -1,0 +1,365 @@
+//! Verification of all that the device holds, a bounded part at a time. What is damaged is reported, and remembered so
+//! that a copy of the same version mends it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use cairn_proto::disk::{DeviceBlock, DiskError};
+use cairn_proto::ids::{ChunkIndex, GroupId, Layer, Version};
+
+use super::api::{StoreError, StoreReply, Ticket};
+use super::checkpoint_header::CheckpointHeader;
+use super::chunk::{Home, Page, PageKey};
+use super::engine::{Engine, Purpose};
+use super::limits::WALK_WINDOWS_MAX;
+use super::scrub_state::ScrubCursor;
+use super::superblock::{CHECKPOINT_PLACES, Superblock};
+use super::window::{Next, Opened, Step, Walker, Why, Window, behind, page_range};
+
+/// A block of data that is not what the index says, or can't be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DamagedBlock {
+    /// Of which group.
+    pub group: GroupId,
+    /// In which layer.
+    pub layer: Layer,
+    /// In which chunk.
+    pub chunk: ChunkIndex,
+    /// Its number in the chunk.
+    pub block: u32,
+    /// The version that was acknowledged.
+    pub version: Version,
+    /// What is wrong with it.
+    pub why: Why,
+}
+
+/// What the store keeps for itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MetadataKind {
+    /// A copy of the superblock.
+    Superblock,
+    /// The header of a checkpoint.
+    CheckpointHeader,
+    /// A page of the free-space map.
+    MapPage,
+    /// The index page of some blocks.
+    IndexPage {
+        /// Of which group.
+        group: GroupId,
+        /// In which layer.
+        layer: Layer,
+        /// In which chunk.
+        chunk: ChunkIndex,
+        /// Its first block in the chunk; it has 256.
+        block: u32,
+    },
+}
+
+/// A part of what the store keeps for itself that is damaged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DamagedMetadata {
+    /// What it is.
+    pub kind: MetadataKind,
+    /// Where it stands; zero if that is not known any more.
+    pub place: DeviceBlock,
+    /// What is wrong with it.
+    pub why: Why,
+    /// Whether the next checkpoint writes it anew, from what is in memory.
+    pub is_mended: bool,
+}
+
+/// The scrub of a store: one request at a time.
+#[derive(Debug, Default)]
+pub(super) struct Scrub {
+    active: Option<Active>,
+}
+
+/// A request under way.
+#[derive(Debug)]
+struct Active {
+    ticket: Ticket,
+    /// Where it goes on after what is open.
+    cursor: ScrubCursor,
+    blocks_max: u32,
+    windows_left: usize,
+    checked: u32,
+    damaged: Vec<DamagedBlock>,
+    metadata: Vec<DamagedMetadata>,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+enum Open {
+    Metadata(MetadataCheck),
+    Window(Box<Window>),
+}
+
+/// Blocks of metadata that are compared.
+#[derive(Debug)]
+struct MetadataCheck {
+    number: u64,
+    to_read: VecDeque<(DeviceBlock, Expected)>,
+    in_flight: BTreeMap<u64, (DeviceBlock, Expected)>,
+    next_piece: u64,
+}
+
+/// What must stand at a place.
+#[derive(Clone, Copy, Debug)]
+enum Expected {
+    Superblock(u8),
+    /// The header of the last checkpoint in its slot.
+    Header(usize),
+    /// The slot of the other one, which is empty after the device was opened.
+    OtherHeader(usize),
+    Map(Home),
+}
+
+impl Engine {
+    pub(super) fn submit_scrub(&mut self, ticket: Ticket, from: ScrubCursor, blocks_max: u32) {
+        if blocks_max == 0 {
+            return self.fail(ticket, StoreError::Invalid("a scrub checks at least one block"));
+        }
+        if self.scrub.active.is_some() {
+            return self.fail(ticket, StoreError::Busy);
+        }
+        let active = Active {
+            ticket,
+            cursor: from,
+            blocks_max,
+            windows_left: WALK_WINDOWS_MAX,
+            checked: 0,
+            damaged: Vec::new(),
+            metadata: Vec::new(),
+            open: None,
+        };
+        if from == ScrubCursor::START {
+            self.scrub_metadata(active);
+        } else {
+            self.scrub_on(active);
+        }
+    }
+
+    /// A read of it has come.
+    pub(super) fn scrub_read_done(&mut self, piece: u64, result: Result<Bytes, DiskError>) {
+        let mut active = self.scrub.active.take().expect("a scrub is under way");
+        match active.open.take().expect("something of it is in flight") {
+            Open::Metadata(check) => self.metadata_read_done(active, check, piece, result),
+            Open::Window(mut window) => match self.window_read_done(&mut window, piece, result) {
+                Step::Working => {
+                    active.open = Some(Open::Window(window));
+                    self.scrub.active = Some(active);
+                }
+                Step::Done => {
+                    self.scrubbed(&mut active, &window);
+                    self.scrub_on(active);
+                }
+                Step::IndexDamaged(why) => {
+                    self.close_window(&window);
+                    active.metadata.push(damaged_index(window.key, 0, why, false));
+                    self.scrub_on(active);
+                }
+            },
+        }
+    }
+
+    /// Opens the next windows until one has to be waited for, or the request is done.
+    fn scrub_on(&mut self, mut active: Active) {
+        while active.checked < active.blocks_max && active.windows_left > 0 {
+            let key = match self.next_window(active.cursor) {
+                Next::End => return self.answer_scrub(active, None),
+                Next::Far(cursor) => {
+                    active.cursor = cursor;
+                    break;
+                }
+                Next::Window(key) => key,
+            };
+            active.cursor = behind(key);
+            active.windows_left -= 1;
+            match self.open_window(Walker::Scrub, key, false) {
+                Opened::Nothing => {}
+                Opened::Lost => active.metadata.push(damaged_index(key, 0, Why::Lost, false)),
+                Opened::Window(mut window) => match self.pump_window(&mut window) {
+                    Step::Done => self.scrubbed(&mut active, &window),
+                    _ => {
+                        active.open = Some(Open::Window(window));
+                        self.scrub.active = Some(active);
+                        return;
+                    }
+                },
+            }
+        }
+        let next = active.cursor;
+        self.answer_scrub(active, Some(next));
+    }
+
+    fn answer_scrub(&mut self, active: Active, next: Option<ScrubCursor>) {
+        let reply = StoreReply::Scrubbed {
+            checked: active.checked,
+            damaged: active.damaged,
+            metadata: active.metadata,
+            next,
+        };
+        self.io.reply(active.ticket, reply);
+    }
+
+    /// A window was read: takes in what was found.
+    fn scrubbed(&mut self, active: &mut Active, window: &Window) {
+        self.close_window(window);
+        active.checked += window.checked;
+        self.io.counters.blocks_scrubbed += u64::from(window.checked);
+        if let Some((home, why)) = window.home_damaged {
+            let is_mended = self.write_anew(window.key, home);
+            active
+                .metadata
+                .push(damaged_index(window.key, home.place, why, is_mended));
+        }
+        let (key, first) = (window.key.chunk, window.range().start());
+        let lost = (0u8..=255).zip(window.entries());
+        let lost = lost
+            .filter(|(_, entry)| entry.is_damaged())
+            .map(|(slot, _)| (slot, Why::Lost));
+        for (slot, why) in window.damaged.iter().copied().chain(lost) {
+            let block = first + u32::from(slot);
+            let entry = window.entry(slot);
+            // What was overwritten meanwhile is nobody's any more.
+            if self.entry_now(key, block).is_some_and(|now| now != entry) {
+                continue;
+            }
+            self.note_damaged(key, block);
+            active.damaged.push(DamagedBlock {
+                group: key.group,
+                layer: key.layer,
+                chunk: key.chunk,
+                block,
+                version: entry.version,
+                why,
+            });
+        }
+        if self.damaged.is_empty() {
+            return;
+        }
+        // A block that was damaged and is not any more: its sector can be read again.
+        let range = (key, first)..=(key, first + 255);
+        let known: Vec<u32> = self.damaged.range(range).map(|(_, block)| *block).collect();
+        for block in known {
+            let slot = (block - first) as u8;
+            if window.damaged.iter().all(|(damaged, _)| *damaged != slot) && !window.entry(slot).is_damaged() {
+                self.damaged.remove(&(key, block));
+            }
+        }
+    }
+
+    /// A page is in memory and its copy on the device is damaged: the next checkpoint writes it anew.
+    fn write_anew(&mut self, key: PageKey, home: Home) -> bool {
+        if self.poisoned.is_some() || self.checkpoint.is_some() || self.space.free() <= self.metadata_reserve() + 1 {
+            return false;
+        }
+        let chunk = self.catalog.chunks.get_mut(&key.chunk);
+        match chunk.and_then(|chunk| chunk.pages.get_mut(&key.page)) {
+            Some(Page::Resident(resident)) if resident.home == Some(home) => {
+                resident.dirty = true;
+                self.catalog.dirty.insert(key);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Begins with the superblocks, the headers of the checkpoints, and the free-space map.
+    fn scrub_metadata(&mut self, mut active: Active) {
+        let mut to_read = VecDeque::new();
+        for (copy, place) in (0u8..).zip(Superblock::copies(self.identity.blocks)) {
+            to_read.push_back((place, Expected::Superblock(copy)));
+        }
+        // While a checkpoint is being written, headers and homes change.
+        if self.checkpoint.is_none() {
+            let slot = (self.checkpoints.sequence % 2) as usize;
+            to_read.push_back((CHECKPOINT_PLACES[slot], Expected::Header(slot)));
+            to_read.push_back((CHECKPOINT_PLACES[1 - slot], Expected::OtherHeader(1 - slot)));
+            let homes = self.space.homes.iter().flatten();
+            to_read.extend(homes.map(|home| (DeviceBlock(home.place.into()), Expected::Map(*home))));
+        }
+        let mut check = MetadataCheck {
+            number: self.reads.begin(),
+            to_read,
+            in_flight: BTreeMap::new(),
+            next_piece: 0,
+        };
+        self.pump_metadata(&mut check);
+        active.open = Some(Open::Metadata(check));
+        self.scrub.active = Some(active);
+    }
+
+    fn pump_metadata(&mut self, check: &mut MetadataCheck) {
+        while check.in_flight.len() < self.limits.walk_reads_in_flight {
+            let Some((place, expected)) = check.to_read.pop_front() else {
+                break;
+            };
+            let token = self.io.read_at(place, 1);
+            self.in_flight
+                .insert(token, Purpose::Walk(Walker::Scrub, check.next_piece));
+            check.in_flight.insert(check.next_piece, (place, expected));
+            check.next_piece += 1;
+        }
+    }
+
+    fn metadata_read_done(
+        &mut self,
+        mut active: Active,
+        mut check: MetadataCheck,
+        piece: u64,
+        result: Result<Bytes, DiskError>,
+    ) {
+        let (place, expected) = check.in_flight.remove(&piece).expect("the piece is in flight");
+        let why = match result {
+            Err(error) => Some(Why::Unreadable(error)),
+            Ok(block) => (!self.is_as_expected(&block, expected)).then_some(Why::Mismatch),
+        };
+        if let Some(why) = why {
+            let kind = match expected {
+                Expected::Superblock(_) => MetadataKind::Superblock,
+                Expected::Header(_) | Expected::OtherHeader(_) => MetadataKind::CheckpointHeader,
+                Expected::Map(_) => MetadataKind::MapPage,
+            };
+            active.metadata.push(DamagedMetadata {
+                kind,
+                place,
+                why,
+                is_mended: false,
+            });
+        }
+        self.pump_metadata(&mut check);
+        if check.in_flight.is_empty() {
+            self.reads.end(check.number);
+            return self.scrub_on(active);
+        }
+        active.open = Some(Open::Metadata(check));
+        self.scrub.active = Some(active);
+    }
+
+    fn is_as_expected(&self, block: &[u8], expected: Expected) -> bool {
+        let end = self.space.allocator.space().end as u32;
+        let header = |slot| CheckpointHeader::decode(block, slot, self.identity.device, end).is_some();
+        match expected {
+            Expected::Superblock(copy) => Superblock::decode(block)
+                .is_ok_and(|superblock| superblock.identity == self.identity && superblock.copy == copy),
+            Expected::Header(slot) => header(slot),
+            Expected::OtherHeader(slot) => header(slot) || block.iter().all(|byte| *byte == 0),
+            Expected::Map(home) => crc32fast::hash(block) == home.crc,
+        }
+    }
+}
+
+fn damaged_index(key: PageKey, place: u32, why: Why, is_mended: bool) -> DamagedMetadata {
+    DamagedMetadata {
+        kind: MetadataKind::IndexPage {
+            group: key.chunk.group,
+            layer: key.chunk.layer,
+            chunk: key.chunk.chunk,
+            block: page_range(key).start(),
+        },
+        place: DeviceBlock(place.into()),
+        why,
+        is_mended,
+    }
+}

@@ -107,7 +107,7 @@ impl Engine {
         let freed_early = self.limits.canary.reuse_too_early() && self.free_early(&building.drafts);
         let bytes: usize = building.drafts.iter().map(Draft::record_bytes).sum();
         let pages = pages_for(bytes);
-        let mut places = vec![self.space.next];
+        let mut places = vec![self.space.next()];
         let mut extents = Vec::new();
         let mut left = building.blocks + pages as u32 - 1;
         while left > 0 {
@@ -130,7 +130,7 @@ impl Engine {
             seq: self.log.seq + 1,
             checkpoint: self.checkpoints.sequence,
             previous_crc: self.log.crc,
-            next: self.space.choose_next(),
+            ahead: self.space.advance(),
             places,
         };
         let (content, crc) = header.encode(&body, records.len());

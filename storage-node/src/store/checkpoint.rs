@@ -106,7 +106,7 @@ impl Engine {
             sequence,
             covered: self.log.seq,
             covered_crc: self.log.crc,
-            next: self.space.next,
+            ahead: self.space.ahead(),
             directory: directory.first().copied().unwrap_or(0),
             directory_blocks: directory.len() as u32,
             seals: self.catalog.seals.len() as u64,
@@ -139,7 +139,7 @@ impl Engine {
     fn take_metadata(&mut self, count: usize) -> Vec<u32> {
         let mut places = Vec::with_capacity(count);
         while places.len() < count {
-            let extent = self.space.take_metadata((count - places.len()) as u32);
+            let extent = self.space.take_elsewhere((count - places.len()) as u32);
             places.extend(extent.place..extent.place + extent.count);
         }
         if let Some(highest) = places.iter().max() {

@@ -8,6 +8,7 @@ use cairn_proto::limits::BLOCK_BYTES;
 
 use super::crc;
 use super::entry::check_place;
+use super::record::LogAhead;
 
 const MAGIC: [u8; 8] = *b"CAIRNCKP";
 const FORMAT: u16 = 1;
@@ -24,8 +25,8 @@ pub(super) struct CheckpointHeader {
     pub(super) covered: u64,
     /// The CRC of that commit's record; zero if there is none.
     pub(super) covered_crc: u32,
-    /// Where the next record will be.
-    pub(super) next: u32,
+    /// Where the log goes on.
+    pub(super) ahead: LogAhead,
     /// The first directory block; zero if there is none.
     pub(super) directory: u32,
     pub(super) directory_blocks: u32,
@@ -58,7 +59,7 @@ impl CheckpointHeader {
         out.put_u64(self.sequence);
         out.put_u64(self.covered);
         out.put_u32(self.covered_crc);
-        out.put_u32(self.next);
+        out.put_u32(self.ahead.next);
         out.put_u32(self.directory);
         out.put_u32(self.directory_blocks);
         out.put_u64(self.seals);
@@ -67,6 +68,8 @@ impl CheckpointHeader {
         out.put_u64(self.map_pages);
         out.put_u64(self.data_blocks);
         out.put_u64(self.used_end);
+        out.put_u32(self.ahead.next_run);
+        out.put_u32(self.ahead.run_left);
         let mut block = BlockBuf::copied_from(&out);
         crc::put(&mut block, CRC_FIELD);
         block.freeze()
@@ -92,7 +95,7 @@ impl CheckpointHeader {
         }
         reader.zeroes(1)?;
         reader.u32()?;
-        let header = CheckpointHeader {
+        let mut header = CheckpointHeader {
             device: DeviceId {
                 uuid: DeviceUuid(reader.array()?),
                 incarnation: Incarnation(reader.u64()?),
@@ -100,7 +103,11 @@ impl CheckpointHeader {
             sequence: reader.u64()?,
             covered: reader.u64()?,
             covered_crc: reader.u32()?,
-            next: reader.u32()?,
+            ahead: LogAhead {
+                next: reader.u32()?,
+                run_left: 0,
+                next_run: 0,
+            },
             directory: reader.u32()?,
             directory_blocks: reader.u32()?,
             seals: reader.u64()?,
@@ -110,8 +117,9 @@ impl CheckpointHeader {
             data_blocks: reader.u64()?,
             used_end: reader.u64()?,
         };
+        (header.ahead.next_run, header.ahead.run_left) = (reader.u32()?, reader.u32()?);
         reader.zeroes(reader.remaining())?;
-        check_place(header.next, end)?;
+        header.ahead.check(end)?;
         if header.directory_blocks > 0 {
             check_place(header.directory, end)?;
         }
@@ -137,7 +145,11 @@ mod tests {
             sequence: 5,
             covered: 77,
             covered_crc: 0x1234,
-            next: 9,
+            ahead: LogAhead {
+                next: 9,
+                run_left: 1,
+                next_run: 12,
+            },
             directory: 11,
             directory_blocks: 3,
             seals: 1,

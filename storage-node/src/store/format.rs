@@ -13,6 +13,7 @@ use super::api::StoreAction;
 use super::checkpoint_header::CheckpointHeader;
 use super::io::Io;
 use super::limits::{DEVICE_BLOCKS_MAX, DEVICE_BLOCKS_MIN};
+use super::record::LogAhead;
 use super::status::{FormatParams, OpenError};
 use super::superblock::{CHECKPOINT_PLACES, Identity, SPACE_START, Superblock};
 
@@ -104,7 +105,11 @@ impl Formatter {
             sequence: 1,
             covered: 0,
             covered_crc: 0,
-            next: SPACE_START as u32,
+            ahead: LogAhead {
+                next: SPACE_START as u32,
+                run_left: 0,
+                next_run: SPACE_START as u32 + 1,
+            },
             directory: 0,
             directory_blocks: 0,
             seals: 0,
@@ -112,7 +117,7 @@ impl Formatter {
             chunks: 0,
             map_pages: 0,
             data_blocks: 0,
-            used_end: SPACE_START + 1,
+            used_end: SPACE_START + 2,
         }
     }
 

@@ -23,6 +23,13 @@ pub const PAGES_PER_CHUNK: u32 = BLOCKS_PER_CHUNK / PAGE_ENTRIES;
 pub const ENTRY_BYTES: usize = 16;
 /// Pages of one batch's record at the most.
 pub const RECORD_PAGES_MAX: usize = 16;
+/// Blocks of data of one batch at the most, whatever the limits say: recovery looks that far for a record after a damaged
+/// one.
+pub const BATCH_BLOCKS_MAX: u32 = 1024;
+/// Blocks of one read of opening at the most, and how far it reads the log ahead.
+pub const RECOVERY_READ_BLOCKS_MAX: u32 = 64;
+/// Batches that opening applies at a time at the most, with the index pages that they need read together.
+pub const REPLAY_BATCHES_MAX: usize = 64;
 /// Device blocks that one page of the free-space map describes.
 pub const MAP_PAGE_BLOCKS: u64 = BLOCK_BYTES as u64 * 8;
 /// The shortest device that can be formatted, in blocks (1 MiB).
@@ -38,7 +45,7 @@ pub struct StoreLimits {
     pub queued_requests_max: usize,
     /// Requests looked at for one batch at the most.
     pub batch_requests_max: usize,
-    /// Blocks of data in one batch at the most; at least [`REQUEST_BLOCKS_MAX`].
+    /// Blocks of data in one batch at the most, `REQUEST_BLOCKS_MAX ..= BATCH_BLOCKS_MAX`.
     pub batch_blocks_max: u32,
     /// Record pages of one batch at the most, `1 ..= RECORD_PAGES_MAX`. At least 2, so that the largest copy fits.
     pub batch_record_pages_max: usize,
@@ -76,7 +83,7 @@ impl Default for StoreLimits {
         StoreLimits {
             queued_requests_max: 16 << 10,
             batch_requests_max: 512,
-            batch_blocks_max: 1024,
+            batch_blocks_max: BATCH_BLOCKS_MAX,
             batch_record_pages_max: RECORD_PAGES_MAX,
             run_blocks: 2048,
             checkpoint_log_pages: 4096,
@@ -119,4 +126,5 @@ impl StoreLimits {
 
 const _: () = assert!(PAGE_ENTRIES as usize * ENTRY_BYTES == BLOCK_BYTES);
 const _: () = assert!(PAGES_PER_CHUNK <= 64);
+const _: () = assert!(REQUEST_BLOCKS_MAX <= BATCH_BLOCKS_MAX);
 const _: () = assert!(DEVICE_BLOCKS_MAX < u32::MAX as u64 - 16);

@@ -16,7 +16,7 @@ use super::catalog::Unknown;
 use super::chunk::ChunkKey;
 use super::engine::Engine;
 use super::entry::{Entry, Hole};
-use super::limits::{PAGE_ENTRIES, REQUEST_BLOCKS_MAX, StoreLimits};
+use super::limits::{BATCH_BLOCKS_MAX, PAGE_ENTRIES, REQUEST_BLOCKS_MAX, StoreLimits};
 use super::load::For;
 use super::record::{Record, Target, body_capacity};
 
@@ -420,7 +420,7 @@ impl Building {
     fn has_room(&self, plan: &Plan, limits: &StoreLimits) -> bool {
         let bytes: usize = plan.drafts.iter().map(Draft::record_bytes_max).sum();
         self.drafts.is_empty()
-            || (self.blocks + plan.blocks <= limits.batch_blocks_max
+            || (self.blocks + plan.blocks <= limits.batch_blocks_max.min(BATCH_BLOCKS_MAX)
                 && self.bytes_max + bytes <= body_capacity(limits.batch_record_pages_max))
     }
 

@@ -4,23 +4,26 @@
 //! last one is believed if all of its data is: it may be a batch that was being written when power failed. Then it was
 //! not acknowledged, and all of it is dropped.
 
+mod log;
+mod reads;
+
 use bytes::Bytes;
-use cairn_proto::checksum::{Checksum, block_checksum};
 use cairn_proto::collections::Map;
-use cairn_proto::disk::{DeviceBlock, DiskDone, DiskError, DiskGeometry};
-use cairn_proto::ids::VolumeId;
+use cairn_proto::disk::{DiskDone, DiskGeometry};
 use cairn_proto::limits::BLOCK_BYTES;
 
+use self::log::{After, DataBlock, LogPlace, LogRead, ReadRecord};
+use self::reads::{BlockRead, ReadSet};
 use super::allocator::{Allocator, Bitmap};
-use super::catalog::{Catalog, Effects, Unknown};
+use super::catalog::{Catalog, Effects};
 use super::checkpoint::Checkpoints;
 use super::checkpoint_header::CheckpointHeader;
-use super::chunk::{Home, Page, PageKey, Resident};
+use super::chunk::{Home, Page, PageKey};
 use super::directory::{DirectoryEntry, decode_block};
 use super::engine::{Engine, LogPosition};
 use super::io::Io;
 use super::limits::{DEVICE_BLOCKS_MAX, StoreLimits};
-use super::record::{BatchHeader, HeaderError, Record};
+use super::record::{BatchHeader, LogAhead, Record};
 use super::space::{SpaceMap, map_pages, read_map_page};
 use super::status::{OpenError, OpenExpectation, Progress};
 use super::superblock::{CHECKPOINT_PLACES, Identity, PROBE_BLOCKS, Probe, SPACE_START, probe};
@@ -55,19 +58,11 @@ struct Loaded {
     /// Blocks of metadata of the checkpoint.
     metadata: Vec<u32>,
     /// Where the log is read on.
-    position: LogPosition,
-    next: u32,
+    place: LogPlace,
+    log: LogRead,
     log_pages: Vec<(u64, Vec<u32>)>,
     stale: Vec<u32>,
-    /// The last record read: not applied yet.
-    pending: Option<PendingRecord>,
     dirty_map: std::collections::BTreeSet<u32>,
-}
-
-#[derive(Clone, Debug)]
-struct PendingRecord {
-    header: BatchHeader,
-    records: Vec<Record>,
 }
 
 #[derive(Debug)]
@@ -77,35 +72,11 @@ enum Phase {
     Map(Vec<(u32, Home)>),
     RecordFirst,
     RecordRest(Vec<u32>, Bytes),
-    /// Index pages for a record that is confirmed; then the record read after it, if any.
-    Pages(Vec<(PageKey, Home)>, PendingRecord, After),
+    /// Index pages for records that are to be applied.
+    Pages(Vec<(PageKey, Home)>, Vec<ReadRecord>, After),
+    /// The places where a record may stand that was written after a damaged one.
+    Beyond(Vec<u32>),
     LastData(Vec<DataBlock>),
-}
-
-/// What follows when a record is applied.
-#[derive(Debug)]
-enum After {
-    /// The record that confirmed it.
-    Next(PendingRecord),
-    /// It is the last.
-    End,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct DataBlock {
-    volume: VolumeId,
-    volume_block: u64,
-    place: u32,
-    checksum: Checksum,
-}
-
-/// Reads that are wanted together.
-#[derive(Debug, Default)]
-struct ReadSet {
-    wanted: Vec<(u64, u32)>,
-    sent: usize,
-    results: Vec<Option<Result<Bytes, DiskError>>>,
-    tokens: Map<u64, usize>,
 }
 
 /// What opening has come to.
@@ -134,7 +105,7 @@ impl Recovery {
         if geometry.blocks >= super::limits::DEVICE_BLOCKS_MIN {
             let last = geometry.blocks.min(DEVICE_BLOCKS_MAX) - 1;
             let first = 0..u64::from(PROBE_BLOCKS);
-            recovery.read(first.chain([last]).map(|place| (place, 1)).collect());
+            recovery.read(first.chain([last]).collect());
         }
         recovery
     }
@@ -146,67 +117,44 @@ impl Recovery {
         })
     }
 
-    fn read(&mut self, wanted: Vec<(u64, u32)>) {
-        self.reads = ReadSet {
-            results: vec![None; wanted.len()],
-            wanted,
-            sent: 0,
-            tokens: Map::default(),
-        };
+    fn read(&mut self, places: Vec<u64>) {
+        self.reads = ReadSet::new(places);
         self.send_reads();
     }
 
     fn send_reads(&mut self) {
-        let reads = &mut self.reads;
-        while reads.sent < reads.wanted.len() && reads.tokens.len() < self.limits.recovery_reads_in_flight.max(1) {
-            let (place, blocks) = reads.wanted[reads.sent];
-            let token = self.io.read_at(DeviceBlock(place), blocks);
-            reads.tokens.insert(token, reads.sent);
-            reads.sent += 1;
-        }
+        self.reads.send(&mut self.io, self.limits.recovery_reads_in_flight);
     }
 
     pub(super) fn handle_disk(&mut self, done: DiskDone) -> Outcome {
-        let index = self.reads.tokens.remove(&done.token.0);
-        let index = index.unwrap_or_else(|| panic!("{:?} is not in flight", done.token));
-        if let Ok(content) = &done.result {
-            let blocks = self.reads.wanted[index].1 as usize;
-            assert_eq!(content.len(), blocks * BLOCK_BYTES, "a read of {blocks} blocks");
-        }
-        self.reads.results[index] = Some(done.result);
+        self.reads.done(done.token.0, done.result);
         self.send_reads();
         // A step that wants no reads is followed by the next at once.
-        loop {
-            if !self.reads.tokens.is_empty() || self.reads.sent < self.reads.wanted.len() {
-                return Outcome::Working;
-            }
-            let results = std::mem::take(&mut self.reads.results);
-            let results = results
-                .into_iter()
-                .map(|result| result.expect("all are read"))
-                .collect();
+        while let Some(results) = self.reads.take() {
             match self.step(results) {
                 Ok(Some(outcome)) => return outcome,
                 Ok(None) => {}
                 Err(error) => return Outcome::Refused(error),
             }
         }
+        Outcome::Working
     }
 
     /// Goes on with what was read. `Ok(None)`: further reads are wanted, perhaps none.
-    fn step(&mut self, results: Vec<Result<Bytes, DiskError>>) -> Result<Option<Outcome>, OpenError> {
+    fn step(&mut self, results: Vec<BlockRead>) -> Result<Option<Outcome>, OpenError> {
         match std::mem::replace(&mut self.phase, Phase::RecordFirst) {
             Phase::Superblocks => self.superblocks(results).map(|()| None),
             Phase::Directory => self.directory(results).map(|()| None),
             Phase::Map(pages) => self.map(pages, results).map(|()| None),
             Phase::RecordFirst => self.record_first(results),
-            Phase::RecordRest(places, first) => self.record_rest(&places, first, results),
-            Phase::Pages(keys, record, after) => self.pages(keys, record, after, results),
+            Phase::RecordRest(places, first) => self.record_rest(&places, &first, results),
+            Phase::Pages(keys, records, after) => self.pages(keys, records, after, results),
+            Phase::Beyond(places) => self.beyond(&places, results),
             Phase::LastData(blocks) => self.last_data(blocks, results),
         }
     }
 
-    fn superblocks(&mut self, results: Vec<Result<Bytes, DiskError>>) -> Result<(), OpenError> {
+    fn superblocks(&mut self, results: Vec<BlockRead>) -> Result<(), OpenError> {
         // A block that can't be read is as good as one that is damaged: another copy may do.
         let error = results.iter().find_map(|result| result.as_ref().err().copied());
         let unreadable = Bytes::from(vec![0xff; BLOCK_BYTES]);
@@ -260,14 +208,16 @@ impl Recovery {
         };
         let blocks = self.identity.expect("the superblock was read").blocks;
         self.loaded = Loaded::empty(blocks, self.limits.canary);
-        self.loaded.position = LogPosition {
-            seq: header.covered,
-            crc: header.covered_crc,
+        self.loaded.place = LogPlace {
+            position: LogPosition {
+                seq: header.covered,
+                crc: header.covered_crc,
+            },
+            ahead: header.ahead,
         };
-        self.loaded.next = header.next;
         self.loaded.header = Some(header);
         self.phase = Phase::Directory;
-        let first = (header.directory_blocks > 0).then_some((u64::from(header.directory), 1));
+        let first = (header.directory_blocks > 0).then_some(u64::from(header.directory));
         self.read(first.into_iter().collect());
         Ok(())
     }
@@ -276,11 +226,11 @@ impl Recovery {
         self.loaded.header.expect("a checkpoint was chosen")
     }
 
-    fn directory(&mut self, mut results: Vec<Result<Bytes, DiskError>>) -> Result<(), OpenError> {
+    fn directory(&mut self, mut results: Vec<BlockRead>) -> Result<(), OpenError> {
         let (header, end) = (self.header(), self.end());
         if let Some(result) = results.pop() {
             let index = self.loaded.directory.len() as u32;
-            let place = self.reads.wanted[0].0 as u32;
+            let place = self.reads.first_place() as u32;
             let block = result
                 .ok()
                 .and_then(|block| decode_block(&block, header.device, header.sequence, index, end).ok());
@@ -295,7 +245,7 @@ impl Recovery {
             }
             if block.next != 0 && index + 1 < header.directory_blocks {
                 self.phase = Phase::Directory;
-                self.read(vec![(block.next.into(), 1)]);
+                self.read(vec![block.next.into()]);
                 return Ok(());
             }
         }
@@ -312,14 +262,14 @@ impl Recovery {
         if !complete {
             return self.try_checkpoint("the checkpoint's directory is not complete");
         }
-        let wanted = homes.iter().map(|(_, home)| (home.place.into(), 1)).collect();
+        let wanted = homes.iter().map(|(_, home)| home.place.into()).collect();
         self.loaded.metadata.extend(homes.iter().map(|(_, home)| home.place));
         self.phase = Phase::Map(homes);
         self.read(wanted);
         Ok(())
     }
 
-    fn map(&mut self, pages: Vec<(u32, Home)>, results: Vec<Result<Bytes, DiskError>>) -> Result<(), OpenError> {
+    fn map(&mut self, pages: Vec<(u32, Home)>, results: Vec<BlockRead>) -> Result<(), OpenError> {
         for ((page, home), result) in pages.into_iter().zip(results) {
             self.progress.metadata_blocks += 1;
             let data = &mut self.loaded.data;
@@ -338,162 +288,6 @@ impl Recovery {
         Ok(())
     }
 
-    fn read_record(&mut self) {
-        self.phase = Phase::RecordFirst;
-        self.read(vec![(self.loaded.next.into(), 1)]);
-    }
-
-    fn record_first(&mut self, mut results: Vec<Result<Bytes, DiskError>>) -> Result<Option<Outcome>, OpenError> {
-        let first = read_log(results.pop().expect("one read"))?;
-        let (device, seq, end) = (self.header().device, self.loaded.position.seq + 1, self.end());
-        let Some(places) = BatchHeader::peek(&first, device, seq, self.loaded.next, end) else {
-            return self.end_of_log();
-        };
-        if places.len() == 1 {
-            return self.record_read(&first);
-        }
-        let wanted = places[1..].iter().map(|place| ((*place).into(), 1)).collect();
-        self.phase = Phase::RecordRest(places, first);
-        self.read(wanted);
-        Ok(None)
-    }
-
-    fn record_rest(
-        &mut self,
-        places: &[u32],
-        first: Bytes,
-        results: Vec<Result<Bytes, DiskError>>,
-    ) -> Result<Option<Outcome>, OpenError> {
-        let mut pages = Vec::with_capacity(places.len() * BLOCK_BYTES);
-        pages.extend_from_slice(&first);
-        for result in results {
-            pages.extend_from_slice(&read_log(result)?);
-        }
-        self.record_read(&pages)
-    }
-
-    fn record_read(&mut self, pages: &[u8]) -> Result<Option<Outcome>, OpenError> {
-        let end = self.end();
-        let (header, crc, records) = match BatchHeader::decode(pages, end) {
-            Ok(decoded) => decoded,
-            Err(HeaderError::NotARecord) => return self.end_of_log(),
-            Err(error) => {
-                return Err(OpenError::Damaged {
-                    words: format!("commit {} of its log: {error}", self.loaded.position.seq + 1),
-                });
-            }
-        };
-        let position = self.loaded.position;
-        let ours = header.device == self.header().device
-            && header.seq == position.seq + 1
-            && header.previous_crc == position.crc
-            && header.places[0] == self.loaded.next;
-        if !ours {
-            return self.end_of_log();
-        }
-        self.loaded.position = LogPosition { seq: header.seq, crc };
-        self.loaded.next = header.next;
-        let record = PendingRecord { header, records };
-        match self.loaded.pending.take() {
-            None => {
-                self.loaded.pending = Some(record);
-                self.read_record();
-                Ok(None)
-            }
-            Some(confirmed) => {
-                self.load_pages(confirmed, After::Next(record));
-                Ok(None)
-            }
-        }
-    }
-
-    /// Wants the index pages that a record needs.
-    fn load_pages(&mut self, record: PendingRecord, after: After) {
-        let mut keys = std::collections::BTreeMap::new();
-        for record in &record.records {
-            for unknown in self.loaded.catalog.unknown_of(record) {
-                if let Unknown::OnDisk(key, home) = unknown {
-                    keys.insert(key, home);
-                }
-            }
-        }
-        let keys: Vec<(PageKey, Home)> = keys.into_iter().collect();
-        let wanted = keys.iter().map(|(_, home)| (home.place.into(), 1)).collect();
-        self.phase = Phase::Pages(keys, record, after);
-        self.read(wanted);
-    }
-
-    fn pages(
-        &mut self,
-        keys: Vec<(PageKey, Home)>,
-        record: PendingRecord,
-        after: After,
-        results: Vec<Result<Bytes, DiskError>>,
-    ) -> Result<Option<Outcome>, OpenError> {
-        let end = self.end();
-        for ((key, home), result) in keys.into_iter().zip(results) {
-            let page = result.ok().and_then(|block| Resident::decode(&block, home, end));
-            self.loaded.catalog.loaded(key, home, page);
-        }
-        self.loaded.apply(&record)?;
-        self.progress.batches += 1;
-        match after {
-            After::Next(next) => {
-                self.loaded.pending = Some(next);
-                self.read_record();
-                Ok(None)
-            }
-            After::End => Ok(Some(self.finish(false))),
-        }
-    }
-
-    /// The record that was expected is not there: the one before it is the last.
-    fn end_of_log(&mut self) -> Result<Option<Outcome>, OpenError> {
-        let Some(last) = &self.loaded.pending else {
-            return Ok(Some(self.finish(false)));
-        };
-        let mut blocks = Vec::new();
-        for record in &last.records {
-            record.data(|volume, volume_block, place, checksum| {
-                blocks.push(DataBlock {
-                    volume,
-                    volume_block,
-                    place,
-                    checksum,
-                });
-            });
-        }
-        let wanted = blocks.iter().map(|block| (block.place.into(), 1)).collect();
-        self.phase = Phase::LastData(blocks);
-        self.read(wanted);
-        Ok(None)
-    }
-
-    fn last_data(
-        &mut self,
-        blocks: Vec<DataBlock>,
-        results: Vec<Result<Bytes, DiskError>>,
-    ) -> Result<Option<Outcome>, OpenError> {
-        // Data that can't be read does not show that the batch was never acknowledged. It is believed, and each read of
-        // such a block says that it is damaged.
-        let intact = |(block, result): (DataBlock, Result<Bytes, DiskError>)| match result {
-            Ok(content) => block_checksum(block.volume, block.volume_block, &content) == block.checksum,
-            Err(_) => true,
-        };
-        let believed = blocks.into_iter().zip(results).all(intact);
-        let last = self.loaded.pending.take().expect("the last record is looked at");
-        if believed || self.limits.canary.skip_data_checksum_at_recovery() {
-            self.load_pages(last, After::End);
-            return Ok(None);
-        }
-        self.loaded.next = last.header.places[0];
-        self.loaded.position = LogPosition {
-            seq: last.header.seq - 1,
-            crc: last.header.previous_crc,
-        };
-        Ok(Some(self.finish(true)))
-    }
-
     fn finish(&mut self, discarded: bool) -> Outcome {
         let identity = self.identity.expect("the superblock was read");
         let header = self.header();
@@ -502,7 +296,7 @@ impl Recovery {
         let log_page_count = loaded.log_pages.iter().map(|(_, pages)| pages.len() as u64).sum();
         let mut allocator = Allocator::with_taken(SPACE_START..u64::from(self.end()), &loaded.data);
         let log_pages = loaded.log_pages.iter().flat_map(|(_, pages)| pages);
-        for place in loaded.metadata.iter().chain(log_pages).chain([&loaded.next]) {
+        for place in loaded.metadata.iter().chain(log_pages) {
             // A page may be listed more than once: it is taken once.
             allocator.take(*place);
             used_end = used_end.max(u64::from(*place) + 1);
@@ -513,13 +307,12 @@ impl Recovery {
         } else {
             allocator.space().end
         };
-        let mut space = SpaceMap::new(
-            allocator,
-            loaded.data,
-            loaded.homes,
-            loaded.next,
-            self.limits.run_blocks,
-        );
+        let LogPlace { position, ahead } = loaded.place;
+        let Some(mut space) = SpaceMap::new(allocator, loaded.data, loaded.homes, ahead, self.limits.run_blocks) else {
+            return Outcome::Refused(OpenError::Damaged {
+                words: format!("where its log goes on ({ahead:?}) something else stands"),
+            });
+        };
         space.dirty_pages = loaded.dirty_map;
         let mut io = std::mem::take(&mut self.io);
         io.counters.replayed = self.progress.batches;
@@ -533,8 +326,8 @@ impl Recovery {
             poisoned: None,
             catalog: loaded.catalog,
             space,
-            log: loaded.position,
-            recovered_seq: loaded.position.seq,
+            log: position,
+            recovered_seq: position.seq,
             opened: false,
             queue: Default::default(),
             batch: None,
@@ -562,11 +355,6 @@ impl Recovery {
     }
 }
 
-fn read_log(result: Result<Bytes, DiskError>) -> Result<Bytes, OpenError> {
-    let doing = "reading the log (acknowledged writes may stand there, so the store is not opened without it)";
-    result.map_err(|error| OpenError::Device { doing, error })
-}
-
 impl Loaded {
     fn empty(blocks: u64, canary: super::canary::Canary) -> Loaded {
         Loaded {
@@ -579,11 +367,17 @@ impl Loaded {
             homes: vec![None; map_pages(blocks)],
             directory: Vec::new(),
             metadata: Vec::new(),
-            position: LogPosition { seq: 0, crc: 0 },
-            next: 0,
+            place: LogPlace {
+                position: LogPosition { seq: 0, crc: 0 },
+                ahead: LogAhead {
+                    next: 0,
+                    run_left: 0,
+                    next_run: 0,
+                },
+            },
+            log: LogRead::default(),
             log_pages: Vec::new(),
             stale: Vec::new(),
-            pending: None,
             dirty_map: Default::default(),
         }
     }
@@ -610,18 +404,18 @@ impl Loaded {
         }
     }
 
-    fn apply(&mut self, record: &PendingRecord) -> Result<(), OpenError> {
+    fn apply(&mut self, header: &BatchHeader, records: &[Record]) -> Result<(), OpenError> {
         let mut effects = Effects::default();
-        for record in &record.records {
+        for record in records {
             self.catalog.apply(record, &mut effects);
         }
-        self.log_pages.push((record.header.seq, record.header.places.clone()));
+        self.log_pages.push((header.seq, header.places.clone()));
         let used = effects.used.into_iter().map(|place| (place, true));
         let freed = effects.freed.into_iter().map(|place| (place, false));
         for (place, value) in used.chain(freed) {
             if self.data.set(place, value) == value {
                 return Err(OpenError::Damaged {
-                    words: format!("commit {} of its log counts block {place} twice", record.header.seq),
+                    words: format!("commit {} of its log counts block {place} twice", header.seq),
                 });
             }
             self.dirty_map.insert(super::space::map_page(place));

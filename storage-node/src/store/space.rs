@@ -11,7 +11,7 @@ use cairn_proto::limits::BLOCK_BYTES;
 use super::allocator::{Allocator, Bitmap};
 use super::chunk::Home;
 use super::limits::MAP_PAGE_BLOCKS;
-use super::record::Extent;
+use super::record::{Extent, LogAhead};
 
 /// All about blocks of the device.
 #[derive(Debug)]
@@ -24,10 +24,14 @@ pub(super) struct SpaceMap {
     pub(super) dirty_pages: BTreeSet<u32>,
     /// Where the last checkpoint has the pages of `data`; `None` where no block of a page holds data.
     pub(super) homes: Vec<Option<Home>>,
+    /// What the last record built says of where the log goes on.
+    promised: LogAhead,
     /// Where the next record goes. Taken.
-    pub(super) next: u32,
+    next: u32,
     /// What is left of the log's run after `next`. Taken.
     run: Extent,
+    /// Where the log goes on when the run is used up. Taken; never empty.
+    reserved: Extent,
     run_blocks: u32,
     /// Blocks to be freed when no read older than the number is in flight.
     quarantine: VecDeque<(u64, Vec<u32>)>,
@@ -35,48 +39,67 @@ pub(super) struct SpaceMap {
 }
 
 impl SpaceMap {
-    /// `next` must be taken already.
+    /// Goes on where the last record said. Nothing of `ahead` may be taken yet. What of its run is taken all the same is
+    /// not used for the log; `None` if one of the two places that have to be free is not.
     pub(super) fn new(
-        allocator: Allocator,
+        mut allocator: Allocator,
         data: Bitmap,
         homes: Vec<Option<Home>>,
-        next: u32,
+        ahead: LogAhead,
         run_blocks: u32,
-    ) -> Self {
+    ) -> Option<Self> {
+        if !allocator.take(ahead.next) || !allocator.take(ahead.next_run) {
+            return None;
+        }
         let data_blocks = data.words().iter().map(|word| u64::from(word.count_ones())).sum();
-        let mut space = SpaceMap {
+        let run = Extent {
+            place: ahead.next + 1,
+            count: allocator.extend(ahead.next + 1, ahead.run_left),
+        };
+        let reserved = Extent {
+            place: ahead.next_run,
+            count: 1 + allocator.extend(ahead.next_run + 1, run_blocks.saturating_sub(1)),
+        };
+        Some(SpaceMap {
             allocator,
             data,
             data_blocks,
             dirty_pages: BTreeSet::new(),
             homes,
-            next,
-            run: Extent {
-                place: next + 1,
-                count: 0,
-            },
+            promised: ahead,
+            next: ahead.next,
+            run,
+            reserved,
             run_blocks,
             quarantine: VecDeque::new(),
             quarantined: 0,
-        };
-        space.run.count = space.allocator.extend(next + 1, run_blocks);
-        space
+        })
     }
 
     /// Blocks that can be taken now.
     pub(super) fn free(&self) -> u64 {
-        self.allocator.free() + u64::from(self.run.count)
+        self.allocator.free() + u64::from(self.run.count) + u64::from(self.reserved.count - 1)
     }
 
-    /// Takes up to `want` blocks for the log or its data: what is left of the run first, then a new run. Panics if
-    /// nothing is free: admission keeps a reserve.
+    /// Where the next record goes.
+    pub(super) fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// Where the log goes on after the last record built.
+    pub(super) fn ahead(&self) -> LogAhead {
+        LogAhead {
+            next: self.next,
+            run_left: self.run.count,
+            next_run: self.reserved.place,
+        }
+    }
+
+    /// Takes up to `want` blocks for the batch being built: what is left of the run first. Panics if nothing is free:
+    /// admission keeps a reserve.
     pub(super) fn take(&mut self, want: u32) -> Extent {
         if self.run.count == 0 {
-            let want = self.run_blocks.max(1);
-            self.run = self
-                .allocator
-                .take_run(want)
-                .expect("the reserve keeps blocks for the log");
+            return self.take_elsewhere(want);
         }
         let taken = Extent {
             place: self.run.place,
@@ -87,18 +110,40 @@ impl SpaceMap {
         taken
     }
 
-    /// Decides where the record after the one being built goes.
-    pub(super) fn choose_next(&mut self) -> u32 {
-        self.next = self.take(1).place;
-        self.next
+    /// Decides where the record after the one being built goes: in the run while it lasts, else at the start of the
+    /// reserved one. The record before the one being built has promised just that, so that recovery knows where to look
+    /// when the one being built is damaged.
+    pub(super) fn advance(&mut self) -> LogAhead {
+        if self.run.count > 0 {
+            self.next = self.take(1).place;
+        } else {
+            self.next = self.reserved.place;
+            self.run = tail(self.reserved);
+            self.reserved = match self.allocator.take_run(self.run_blocks.max(1)) {
+                Some(run) => run,
+                None => take_last(&mut self.run, 1),
+            };
+        }
+        let (promised, next) = (self.promised, self.next);
+        assert!(
+            promised.allows(next),
+            "the log goes on at {next}, promised was {promised:?}"
+        );
+        self.promised = self.ahead();
+        self.promised
     }
 
-    /// Takes up to `want` blocks for a checkpoint, away from the log's run if possible.
-    pub(super) fn take_metadata(&mut self, want: u32) -> Extent {
-        match self.allocator.take_run(want) {
-            Some(extent) => extent,
-            None => self.take(want),
+    /// Takes up to `want` blocks away from the log's run if possible; else from the ends of its runs.
+    pub(super) fn take_elsewhere(&mut self, want: u32) -> Extent {
+        if let Some(extent) = self.allocator.take_run(want) {
+            return extent;
         }
+        if self.reserved.count > 1 {
+            let want = want.min(self.reserved.count - 1);
+            return take_last(&mut self.reserved, want);
+        }
+        let want = want.min(self.run.count);
+        take_last(&mut self.run, want)
     }
 
     /// These blocks hold data from now on.
@@ -150,7 +195,14 @@ impl SpaceMap {
 
     /// Panics if a block is counted twice, or data stands on a free block.
     pub(super) fn check_invariants(&self) {
-        assert!(self.allocator.is_taken(self.next), "the next record's place is taken");
+        let log = [self.run, self.reserved].into_iter();
+        for place in log.flat_map(|run| run.place..run.place + run.count).chain([self.next]) {
+            assert!(
+                self.allocator.is_taken(place),
+                "block {place} of the log's runs is free"
+            );
+            assert!(!self.data.get(place), "block {place} of the log's runs holds data");
+        }
         let mut data = 0;
         for (word, bits) in self.data.words().iter().enumerate() {
             data += u64::from(bits.count_ones());
@@ -162,6 +214,24 @@ impl SpaceMap {
             }
         }
         assert_eq!(data, self.data_blocks, "blocks that hold data");
+    }
+}
+
+/// What follows the first block of a run.
+fn tail(run: Extent) -> Extent {
+    Extent {
+        place: run.place + 1,
+        count: run.count - 1,
+    }
+}
+
+/// Cuts blocks from the end of a run.
+fn take_last(run: &mut Extent, count: u32) -> Extent {
+    assert!(count > 0 && count <= run.count, "the reserve keeps blocks for the log");
+    run.count -= count;
+    Extent {
+        place: run.place + run.count,
+        count,
     }
 }
 

@@ -64,6 +64,22 @@ pub enum OpenError {
         /// Which it says.
         found: DeviceUuid,
     },
+    /// A block of the log can't be read: acknowledged writes may stand there.
+    LogUnreadable {
+        /// The block of the device.
+        place: u32,
+        /// What the device said.
+        error: DiskError,
+    },
+    /// A commit of the log is gone that was acknowledged: a later one is there.
+    LogDamaged {
+        /// The block of the device where it should stand.
+        place: u32,
+        /// The commit.
+        commit: u64,
+        /// The later commit that was found.
+        seen: u64,
+    },
     /// The device failed an operation that opening (or formatting) needs.
     Device {
         /// What was being done.
@@ -102,6 +118,18 @@ impl fmt::Display for OpenError {
             OpenError::OtherDevice { expected, found } => write!(
                 f,
                 "the device is {found}, expected is {expected}: check which disk stands at this path"
+            ),
+            OpenError::LogUnreadable { place, error } => write!(
+                f,
+                "{error}, while reading block {place} of the device, where its log goes on: acknowledged writes may stand \
+                 there, so it is not opened without it; check the disk and its cable, or replace it: its other copies are \
+                 on other devices"
+            ),
+            OpenError::LogDamaged { place, commit, seen } => write!(
+                f,
+                "the device is damaged: commit {commit} of its log should stand at block {place} and does not, though \
+                 commit {seen} after it was written: acknowledged writes can't be read here any more; their other copies \
+                 are on other devices: format it anew (cairn node format), or replace it, and it is filled from them"
             ),
             OpenError::Device { doing, error } => write!(f, "{error}, while {doing}: check the disk and its cable"),
             OpenError::Length { blocks } => write!(

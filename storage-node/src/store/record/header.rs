@@ -8,7 +8,7 @@ use cairn_proto::codec::{DecodeError, Put, Reader};
 use cairn_proto::ids::{DeviceId, DeviceUuid, Incarnation};
 use cairn_proto::limits::BLOCK_BYTES;
 
-use super::Record;
+use super::{LogAhead, Record};
 use crate::store::crc;
 use crate::store::entry::check_place;
 use crate::store::limits::RECORD_PAGES_MAX;
@@ -16,6 +16,9 @@ use crate::store::limits::RECORD_PAGES_MAX;
 const MAGIC: [u8; 8] = *b"CAIRNREC";
 const FORMAT: u16 = 1;
 const CRC_FIELD: usize = 12;
+/// The CRC of the header alone, with both CRC fields taken as zero: the header is in one sector, so it is whole where a
+/// record of several sectors is torn.
+const HEAD_CRC_FIELD: usize = 188;
 
 /// Bytes of the first page before the records.
 pub(in crate::store) const HEADER_BYTES: usize = 192;
@@ -36,9 +39,18 @@ pub(in crate::store) struct BatchHeader {
     pub(in crate::store) checkpoint: u64,
     /// The CRC of the record before it.
     pub(in crate::store) previous_crc: u32,
-    /// Where the next record will be.
-    pub(in crate::store) next: u32,
+    /// Where the log goes on.
+    pub(in crate::store) ahead: LogAhead,
     /// Where its pages are; the first is its own place.
+    pub(in crate::store) places: Vec<u32>,
+}
+
+/// What the first page of a record says about it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(in crate::store) struct Peek {
+    /// The commit.
+    pub(in crate::store) seq: u64,
+    /// Where its pages are.
     pub(in crate::store) places: Vec<u32>,
 }
 
@@ -84,34 +96,43 @@ impl BatchHeader {
         head.put_u32(self.previous_crc);
         head.put_u32(body.len() as u32);
         head.put_u32(records as u32);
-        head.put_u32(self.next);
+        head.put_u32(self.ahead.next);
         self.places.iter().for_each(|place| head.put_u32(*place));
+        head.resize(AHEAD_FIELD, 0);
+        head.put_u32(self.ahead.next_run);
+        head.put_u32(self.ahead.run_left);
+        head.resize(HEADER_BYTES, 0);
+        crc::put(&mut head, HEAD_CRC_FIELD);
         let mut block = BlockBuf::zeroed(pages);
-        block[..head.len()].copy_from_slice(&head);
+        block[..HEADER_BYTES].copy_from_slice(&head);
         block[HEADER_BYTES..HEADER_BYTES + body.len()].copy_from_slice(body);
         let crc = crc::put(&mut block, CRC_FIELD);
         (block.freeze(), crc)
     }
 
-    /// From the first page alone: where the others are, if it can be the record of this commit at all. What it says is
-    /// not proven before [`BatchHeader::decode`].
-    pub(in crate::store) fn peek(page: &[u8], device: DeviceId, seq: u64, at: u32, end: u32) -> Option<Vec<u32>> {
-        let mut reader = Reader::new(page);
-        let ours = reader.array::<8>().ok()? == MAGIC && reader.u16().ok()? == FORMAT;
+    /// From the first page alone: the commit and the places of the pages, if it is the first page of a record that this
+    /// device wrote to this place. The rest of the record may be torn: see [`BatchHeader::decode`].
+    pub(in crate::store) fn peek(page: &[u8], device: DeviceId, at: u32, end: u32) -> Option<Peek> {
+        let head = page.get(..HEADER_BYTES)?;
+        if !head.starts_with(&MAGIC) || !head_crc_matches(head) {
+            return None;
+        }
+        let mut reader = Reader::new(&head[MAGIC.len()..]);
+        let format = reader.u16().ok()?;
         let pages = usize::from(reader.u8().ok()?);
         reader.bytes(5).ok()?;
         let written_by = DeviceId {
             uuid: DeviceUuid(reader.array().ok()?),
             incarnation: Incarnation(reader.u64().ok()?),
         };
-        let numbered = reader.u64().ok()?;
+        let seq = reader.u64().ok()?;
         reader.bytes(24).ok()?;
-        if !ours || written_by != device || numbered != seq || !(1..=RECORD_PAGES_MAX).contains(&pages) {
+        if format != FORMAT || written_by != device || !(1..=RECORD_PAGES_MAX).contains(&pages) {
             return None;
         }
         let places = (0..pages).map(|_| reader.u32().ok()).collect::<Option<Vec<_>>>()?;
         let valid = places[0] == at && places.iter().all(|place| check_place(*place, end).is_ok());
-        valid.then_some(places)
+        valid.then_some(Peek { seq, places })
     }
 
     /// Reads a whole record. Returns its CRC too. `end` is the first block after the space.
@@ -119,7 +140,8 @@ impl BatchHeader {
         let valid = pages.len().is_multiple_of(BLOCK_BYTES)
             && (1..=RECORD_PAGES_MAX).contains(&(pages.len() / BLOCK_BYTES))
             && pages.starts_with(&MAGIC)
-            && crc::matches(pages, CRC_FIELD);
+            && crc::matches(pages, CRC_FIELD)
+            && head_crc_matches(&pages[..HEADER_BYTES]);
         if !valid {
             return Err(HeaderError::NotARecord);
         }
@@ -139,13 +161,21 @@ impl BatchHeader {
         let body = reader.count("body", body_capacity(count.clamp(1, RECORD_PAGES_MAX)))?;
         let records = reader.u32()?;
         let next = reader.u32()?;
-        check_place(next, end)?;
         if count * BLOCK_BYTES != pages.len() {
             return Err(DecodeError::Invalid("pages").into());
         }
         let places: Vec<u32> = (0..count).map(|_| reader.u32()).collect::<Result<_, _>>()?;
         places.iter().try_for_each(|place| check_place(*place, end))?;
-        reader.zeroes(HEADER_BYTES - 72 - count * 4)?;
+        reader.zeroes(AHEAD_FIELD - PLACES_FIELD - count * 4)?;
+        let (next_run, run_left) = (reader.u32()?, reader.u32()?);
+        let ahead = LogAhead {
+            next,
+            run_left,
+            next_run,
+        };
+        ahead.check(end)?;
+        reader.zeroes(HEAD_CRC_FIELD - AHEAD_FIELD - 8)?;
+        reader.u32()?;
         let records = decode_records(reader.bytes(body)?, records, end)?;
         reader.zeroes(reader.remaining())?;
         let header = BatchHeader {
@@ -153,7 +183,7 @@ impl BatchHeader {
             seq,
             checkpoint,
             previous_crc,
-            next,
+            ahead,
             places,
         };
         Ok((header, crc, records))
@@ -172,4 +202,13 @@ fn decode_records(body: &[u8], count: u32, end: u32) -> Result<Vec<Record>, Deco
     Ok(records)
 }
 
-const _: () = assert!(72 + RECORD_PAGES_MAX * 4 <= HEADER_BYTES);
+/// The CRC of all pages is put last and covers the header's; so the header's takes it for zero.
+fn head_crc_matches(head: &[u8]) -> bool {
+    let mut head: [u8; HEADER_BYTES] = head.try_into().expect("a whole header");
+    head[CRC_FIELD..CRC_FIELD + 4].fill(0);
+    crc::matches(&head, HEAD_CRC_FIELD)
+}
+
+const PLACES_FIELD: usize = 72;
+const AHEAD_FIELD: usize = PLACES_FIELD + RECORD_PAGES_MAX * 4;
+const _: () = assert!(AHEAD_FIELD + 8 <= HEAD_CRC_FIELD && HEAD_CRC_FIELD + 4 == HEADER_BYTES);

@@ -2,6 +2,7 @@
 //!
 //! A record is framed by its type (`u8`), a zero byte, and its length in bytes with this head (`u16`).
 
+mod ahead;
 mod copy;
 mod header;
 mod layer;
@@ -19,6 +20,7 @@ use cairn_proto::codec::{DecodeError, Put, Reader};
 use cairn_proto::ids::{ChunkIndex, Generation, GroupId, GroupIndex, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
+pub(super) use ahead::LogAhead;
 pub(super) use header::{BatchHeader, HeaderError, body_capacity};
 pub(super) use marker::MarkerKind;
 

@@ -6,6 +6,7 @@ use cairn_proto::limits::BLOCK_BYTES;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::header::{HEADER_BYTES, Peek};
 use super::*;
 use crate::store::entry::{Hole, Uniform};
 use crate::store::scrub_state::{ScrubCursor, ScrubState};
@@ -186,7 +187,11 @@ fn header(places: Vec<u32>) -> BatchHeader {
         seq: 77,
         checkpoint: 3,
         previous_crc: 0xabcd,
-        next: 99,
+        ahead: LogAhead {
+            next: 99,
+            run_left: 7,
+            next_run: 200,
+        },
         places,
     }
 }
@@ -244,8 +249,8 @@ proptest! {
         let header = header((0..pages as u32).map(|i| 1000 - 3 * i).collect());
         let (bytes, crc) = header.encode(&body, records.len());
         prop_assert_eq!(bytes.len(), pages * BLOCK_BYTES);
-        let places = BatchHeader::peek(&bytes[..BLOCK_BYTES], header.device, 77, 1000, END);
-        prop_assert_eq!(places, Some(header.places.clone()));
+        let peek = BatchHeader::peek(&bytes[..BLOCK_BYTES], header.device, 1000, END).unwrap();
+        prop_assert_eq!((peek.seq, peek.places), (77, header.places.clone()));
         prop_assert_eq!(BatchHeader::decode(&bytes, END), Ok((header, crc, records)));
         let mut bad = bytes.to_vec();
         bad[at.index(bytes.len())] ^= 1 << bit;
@@ -253,25 +258,33 @@ proptest! {
     }
 
     #[test]
-    fn pages_of_garbage_are_no_batch(bytes in vec(any::<u8>(), 0..3 * BLOCK_BYTES), seq in 0..3u64) {
+    fn pages_of_garbage_are_no_batch(bytes in vec(any::<u8>(), 0..3 * BLOCK_BYTES)) {
         prop_assert!(BatchHeader::decode(&bytes, END).is_err());
-        prop_assert_eq!(BatchHeader::peek(&bytes, header(vec![9]).device, seq, 9, END), None);
+        prop_assert_eq!(BatchHeader::peek(&bytes, header(vec![9]).device, 9, END), None);
     }
 }
 
 #[test]
-fn only_the_record_that_is_expected_is_looked_at() {
-    let header = header(vec![50]);
+fn a_first_page_tells_whose_it_is_where_it_stands_and_which_commit_it_is() {
+    let header = header(vec![50, 60]);
     let (bytes, _) = header.encode(&[], 0);
-    let peek = |device, seq, at| BatchHeader::peek(&bytes, device, seq, at, END);
-    assert_eq!(peek(header.device, 77, 50), Some(vec![50]));
-    assert_eq!(peek(header.device, 78, 50), None, "an older commit");
-    assert_eq!(peek(header.device, 77, 51), None, "one that landed elsewhere");
+    let first = &bytes[..BLOCK_BYTES];
+    let peek = |device, at| BatchHeader::peek(first, device, at, END);
+    let places = vec![50, 60];
+    assert_eq!(peek(header.device, 50), Some(Peek { seq: 77, places }));
+    assert_eq!(peek(header.device, 51), None, "one that landed elsewhere");
     let other = DeviceId {
         incarnation: Incarnation(1),
         ..header.device
     };
-    assert_eq!(peek(other, 77, 50), None, "one from before the device was formatted");
+    assert_eq!(peek(other, 50), None, "one from before the device was formatted");
+    for bit in 0..HEADER_BYTES * 8 {
+        let mut bad = first.to_vec();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        let found = BatchHeader::peek(&bad, header.device, 50, END);
+        let crc_of_all_pages = (12..16).contains(&(bit / 8));
+        assert_eq!(found.is_some(), crc_of_all_pages, "bit {bit} of the header");
+    }
 }
 
 #[test]

@@ -8,4 +8,5 @@ mod faults;
 mod full;
 mod model;
 pub(crate) mod rig;
+mod rot;
 mod scrub;

@@ -1,0 +1,251 @@
+//! Rot, lost writes and misdirected writes in every block of a device: each is survived or reported. Never is anything
+//! read that was not the last to be acknowledged.
+
+use std::collections::BTreeMap;
+
+use cairn_proto::block::{BlockState, Content};
+use cairn_proto::checksum::block_checksum;
+use cairn_proto::disk::{DeviceBlock, DiskOp};
+use cairn_proto::ids::{Layer, Version};
+use cairn_proto::limits::BLOCK_BYTES;
+use cairn_proto::units::BlockRange;
+
+use super::model::{Model, Workload};
+use super::rig::*;
+use crate::store::api::{StoreError, StoreReply, StoreRequest};
+use crate::store::{OpenError, StoreLimits, StoreState};
+use crate::testing::{Fault, MemoryDevice, Prng};
+
+/// Blocks of the test devices.
+const BLOCKS: u64 = 700;
+
+/// A device that was written for a while, and what was acknowledged.
+#[derive(Clone)]
+struct Image {
+    name: &'static str,
+    device: MemoryDevice,
+    model: Model,
+}
+
+/// How a damaged device was found out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Verdict {
+    /// Nothing is missing.
+    Whole,
+    /// It is open; some blocks are reported as damaged.
+    SomeDamaged,
+    /// It is not opened.
+    Refused,
+}
+
+fn limits() -> StoreLimits {
+    StoreLimits {
+        overwrite_reserve_blocks: 64,
+        ..StoreLimits::tiny()
+    }
+}
+
+/// Runs a workload, several requests at a time, until so many checkpoints and then so many batches are done.
+fn work(rig: &mut Rig, model: &mut Model, workload: &mut Workload, prng: &mut Prng, checkpoints: u64, batches: u64) {
+    let mut until = None;
+    loop {
+        let counters = rig.store.counters();
+        if until.is_none() && counters.checkpoints >= checkpoints {
+            until = Some(counters.batches + batches);
+        }
+        if until.is_some_and(|until| counters.batches >= until) {
+            return;
+        }
+        // Requests in flight together may be done in any order: these do not overlap, or are alone.
+        let mut asked = vec![workload.request(prng, false)];
+        let more = prng.below(6);
+        for _ in 0..more {
+            let next = workload.request(prng, false);
+            if asked.iter().all(|other| apart(other, &next)) {
+                asked.push(next);
+            }
+        }
+        let tickets: Vec<u64> = asked.iter().map(|request| rig.submit(request.clone())).collect();
+        rig.settle();
+        for (ticket, request) in tickets.into_iter().zip(asked) {
+            match rig.replies.remove(&ticket).expect("an idle store has answered") {
+                StoreReply::Durable { .. } => model.apply(&request),
+                StoreReply::Failed(StoreError::NoSpace | StoreError::IndexDamaged) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+fn apart(one: &StoreRequest, other: &StoreRequest) -> bool {
+    let range = |request: &StoreRequest| match request {
+        StoreRequest::Write { layer, range, .. } | StoreRequest::Copy { layer, range, .. } => Some((*layer, *range)),
+        _ => None,
+    };
+    match (range(one), range(other)) {
+        (Some((one_layer, one)), Some((other_layer, other))) => {
+            one_layer != other_layer
+                || one.chunk() != other.chunk()
+                || one.end() <= other.start()
+                || other.end() <= one.start()
+        }
+        _ => false,
+    }
+}
+
+fn images() -> Vec<Image> {
+    let mut prng = Prng::new(11);
+    let mut rig = Rig::new(BLOCKS, limits(), 11);
+    rig.create();
+    let mut model = Model {
+        replica: Some(1),
+        ..Model::default()
+    };
+    let mut workload = Workload::new(200, 24);
+    let mut images = Vec::new();
+    let mut image = |name, rig: &mut Rig, model: &Model| {
+        rig.pass_time();
+        images.push(Image {
+            name,
+            device: rig.device.clone(),
+            model: model.clone(),
+        });
+    };
+    work(&mut rig, &mut model, &mut workload, &mut prng, 0, 6);
+    image("never had a checkpoint", &mut rig, &model);
+    work(&mut rig, &mut model, &mut workload, &mut prng, 5, 8);
+    image("two checkpoints and a log", &mut rig, &model);
+    rig = rig.reopen(true);
+    rig.settle();
+    image("just opened", &mut rig, &model);
+    work(&mut rig, &mut model, &mut workload, &mut prng, 1, 0);
+    image("a checkpoint since it was opened", &mut rig, &model);
+    images
+}
+
+/// Opens a device of which something is damaged and looks at everything.
+fn examine(device: MemoryDevice, model: &Model, fails: impl Fn(&DiskOp) -> bool) -> Result<Verdict, String> {
+    let mut rig = Rig::opening(device, limits(), 1);
+    while rig.step_with(|op| fails(op).then(Fault::default)) {}
+    match rig.store.state() {
+        StoreState::Open => {}
+        StoreState::Refused(
+            OpenError::Damaged { .. } | OpenError::LogDamaged { .. } | OpenError::LogUnreadable { .. },
+        ) => return Ok(Verdict::Refused),
+        other => return Err(format!("the store is {other:?}")),
+    }
+    rig.store.check_invariants();
+    compare(&mut rig, model, &fails)
+}
+
+/// Compares all blocks of an open store with the model.
+fn compare(rig: &mut Rig, model: &Model, fails: &dyn Fn(&DiskOp) -> bool) -> Result<Verdict, String> {
+    let held = (
+        rig.store.replica_of(GROUP).map(|replica| replica.role),
+        rig.store.seal_of(GROUP.volume).get(),
+    );
+    if held != (model.replica, model.seal) {
+        return Err(format!("replica and seal are {held:?}"));
+    }
+    let mut verdict = Verdict::Whole;
+    for (chunk, layer) in [(0, 0), (0, 1), (3, 0), (3, 1)] {
+        // The workload's blocks, and one page that only discards and zeroes of whole chunks touch.
+        for start in [0, 256, 512, 16384 - 256] {
+            let at = range(chunk, start, 256);
+            let ticket = rig.submit(StoreRequest::Read {
+                group: GROUP,
+                layer: Layer(layer),
+                range: at,
+            });
+            while rig.step_with(|op| fails(op).then(Fault::default)) {}
+            match rig.replies.remove(&ticket).expect("an idle store has answered") {
+                StoreReply::Read { blocks, bytes } => {
+                    let damaged = compare_read(model, layer, at, &blocks, &bytes.concat())?;
+                    verdict = verdict.max(if damaged { Verdict::SomeDamaged } else { Verdict::Whole });
+                }
+                StoreReply::Failed(StoreError::IndexDamaged | StoreError::Unreadable(_)) => {
+                    verdict = verdict.max(Verdict::SomeDamaged);
+                }
+                other => return Err(format!("a read of {at} was answered {other:?}")),
+            }
+        }
+    }
+    Ok(verdict)
+}
+
+/// Each block is what was acknowledged, or damaged in the version that was acknowledged. Returns whether any is damaged.
+fn compare_read(
+    model: &Model,
+    layer: u32,
+    at: BlockRange,
+    blocks: &[BlockState],
+    bytes: &[u8],
+) -> Result<bool, String> {
+    let never = BlockState {
+        content: Content::Absent,
+        version: Version::ZERO,
+    };
+    let mut contents = bytes.chunks_exact(BLOCK_BYTES);
+    let mut damaged = false;
+    for (i, found) in (0..).zip(blocks) {
+        let name = at.volume_block(i);
+        let key = (at.chunk().0, layer, at.start() + i);
+        let expected = model.blocks.get(&key).copied().unwrap_or(never);
+        if found.content == Content::Damaged && found.version == expected.version {
+            damaged = true;
+            continue;
+        }
+        if *found != expected {
+            return Err(format!("block {key:?} is {found:?}, acknowledged was {expected:?}"));
+        }
+        if let Content::Data(checksum) = found.content {
+            let block = contents.next().ok_or("too few bytes")?;
+            if block_checksum(GROUP.volume, name, block) != checksum || block != content(name, found.version) {
+                return Err(format!("block {key:?} does not hold what {} wrote", found.version));
+            }
+        }
+    }
+    Ok(damaged)
+}
+
+fn written(device: &MemoryDevice) -> Vec<DeviceBlock> {
+    let blocks = (0..device.geometry().blocks).map(DeviceBlock);
+    blocks
+        .filter(|at| device.peek(*at).iter().any(|byte| *byte != 0))
+        .collect()
+}
+
+/// Counts verdicts.
+#[derive(Default, Debug)]
+struct Tally(BTreeMap<Verdict, usize>);
+
+impl Tally {
+    fn add(&mut self, verdict: Verdict) {
+        *self.0.entry(verdict).or_default() += 1;
+    }
+
+    fn of(&self, verdict: Verdict) -> usize {
+        self.0.get(&verdict).copied().unwrap_or(0)
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_any_block_is_survived_or_reported() {
+    for image in images() {
+        let mut tally = Tally::default();
+        for at in written(&image.device) {
+            for bit in [47 * 8, 600 * 8 + 1] {
+                let mut device = image.device.clone();
+                device.rot(at, bit);
+                let verdict = examine(device, &image.model, |_| false);
+                tally.add(verdict.unwrap_or_else(|error| panic!("{}, bit {bit} of {at}: {error}", image.name)));
+            }
+        }
+        let all = [Verdict::Whole, Verdict::SomeDamaged, Verdict::Refused];
+        assert!(
+            all.iter().all(|verdict| tally.of(*verdict) > 0),
+            "{}: {tally:?}",
+            image.name
+        );
+    }
+}

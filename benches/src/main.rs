@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use cairn_benches::matrix::{self, MatrixOptions};
+use cairn_benches::store::spin::{self, SpinOptions};
+use cairn_benches::store::{self, StoreOptions};
 use cairn_benches::targets::Kind;
+use cairn_proto::units::ByteSize;
 use clap::{Parser, Subcommand};
 
 /// Measures Cairn beside its peers.
@@ -19,6 +23,78 @@ struct Arguments {
 enum Benches {
     /// The fio matrix on every target in turn. Example: cargo run --release -p cairn-benches -- fio --rounds 5
     Fio(FioArguments),
+    /// The store of one device beside the device itself. Example: cargo run --release -p cairn-benches -- store --rounds 5
+    Store(StoreArguments),
+    /// Layouts of a commit and ways to flush it, on the device itself.
+    Layouts(LayoutArguments),
+    /// The store on a device that does nothing: what it costs itself. Prints JSON.
+    Spin(SpinArguments),
+}
+
+#[derive(clap::Args)]
+struct StoreArguments {
+    /// How often every case runs; the spread is over the rounds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Seconds per case.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    runtime: u32,
+    /// Bytes of each device (a file, as `512M` or `2G`); two are written in full in each round.
+    #[arg(long, default_value = "1G")]
+    size: ByteSize,
+    /// Where the files lie; the device under it is what is measured.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Only cases whose name contains one of these, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Also write all figures of all rounds to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct LayoutArguments {
+    /// How often every way is measured; the spread is over the rounds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Seconds of each.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    runtime: u32,
+    /// Bytes of the file.
+    #[arg(long, default_value = "512M")]
+    size: ByteSize,
+    /// Where the file lies.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct SpinArguments {
+    /// Write.
+    #[arg(long, required_unless_present = "read")]
+    write: bool,
+    /// Write all of the span once, then read.
+    #[arg(long, conflicts_with = "write")]
+    read: bool,
+    /// In random order.
+    #[arg(long)]
+    random: bool,
+    /// Operations in flight.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    depth: u16,
+    /// Blocks of 4096 bytes of one operation.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    blocks: u32,
+    /// How many operations; zero to touch all of the span once.
+    #[arg(long, default_value_t = 0)]
+    count: u64,
+    /// Blocks that they are spread over.
+    #[arg(long, default_value_t = 1 << 16, value_parser = clap::value_parser!(u64).range(256..))]
+    span: u64,
+    /// Blocks of the device; twice the span when not given.
+    #[arg(long)]
+    device_blocks: Option<u64>,
 }
 
 #[derive(clap::Args)]
@@ -50,8 +126,35 @@ struct FioArguments {
 }
 
 fn main() -> ExitCode {
-    let Benches::Fio(arguments) = Arguments::parse().command;
-    let options = MatrixOptions {
+    let done = match Arguments::parse().command {
+        Benches::Fio(arguments) => run_matrix(arguments),
+        Benches::Store(arguments) => store::run(&StoreOptions {
+            rounds: arguments.rounds,
+            runtime_s: arguments.runtime,
+            size: arguments.size,
+            dir: arguments.dir,
+            only: arguments.only,
+            json: arguments.json,
+        }),
+        Benches::Layouts(arguments) => store::layouts::run(
+            arguments.rounds,
+            Duration::from_secs(arguments.runtime.into()),
+            arguments.size,
+            arguments.dir.as_deref(),
+        ),
+        Benches::Spin(arguments) => run_spin(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_matrix(arguments: FioArguments) -> Result<(), String> {
+    matrix::run(&MatrixOptions {
         rounds: arguments.rounds,
         runtime_s: arguments.runtime,
         targets: arguments.targets,
@@ -60,12 +163,19 @@ fn main() -> ExitCode {
         dir: arguments.dir,
         cairn: arguments.cairn,
         json: arguments.json,
-    };
-    match matrix::run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
+}
+
+fn run_spin(arguments: &SpinArguments) -> Result<(), String> {
+    let figures = spin::run(&SpinOptions {
+        write: !arguments.read,
+        random: arguments.random,
+        depth: arguments.depth.into(),
+        blocks: arguments.blocks,
+        count: arguments.count,
+        span: arguments.span,
+        device_blocks: arguments.device_blocks.unwrap_or(arguments.span * 2),
+    })?;
+    println!("{figures:#}");
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! The driver of one device: a thread with an io_uring that serves the device file and its sockets. It takes completions,
 //! tells the [`DeviceHost`](crate::host::DeviceHost), does what that wants, and submits once. DESIGN.md, "Driver".
 
+mod bare;
 mod budget;
 pub mod clock;
 mod connection;
@@ -15,6 +16,7 @@ mod ring;
 mod serve;
 mod thread;
 
+pub use bare::BareDevice;
 pub use device::{DeviceError, DeviceFile, DevicePath};
 pub use format::format;
 pub use limits::DriverLimits;

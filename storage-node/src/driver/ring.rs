@@ -84,6 +84,8 @@ enum InFlight {
         buffers: Vec<Bytes>,
         vectors: Vec<IoVec>,
         left: usize,
+        /// Durable when it ends.
+        sync: bool,
     },
     Flush {
         token: DiskToken,
@@ -171,21 +173,29 @@ impl Ring {
                     done,
                 });
             }
-            DiskOp::Write { token, at, buffers } => {
-                let vectors = buffers.iter().map(|bytes| IoVec::of(bytes)).collect();
-                let left = buffers.iter().map(Bytes::len).sum();
-                let at = byte(at);
-                self.start(InFlight::Write {
-                    token,
-                    file,
-                    at,
-                    buffers,
-                    vectors,
-                    left,
-                });
-            }
+            DiskOp::Write { token, at, buffers } => self.write(file, token, at, buffers, false),
             DiskOp::Flush { token } => self.start(InFlight::Flush { token, _file: file }),
         }
+    }
+
+    /// Writes, and flushes what was written before it ends.
+    pub(super) fn write_durably(&mut self, file: &Rc<OwnedFd>, token: DiskToken, at: DeviceBlock, buffers: Vec<Bytes>) {
+        self.write(file.clone(), token, at, buffers, true);
+    }
+
+    fn write(&mut self, file: Rc<OwnedFd>, token: DiskToken, at: DeviceBlock, buffers: Vec<Bytes>, sync: bool) {
+        let vectors = buffers.iter().map(|bytes| IoVec::of(bytes)).collect();
+        let left = buffers.iter().map(Bytes::len).sum();
+        let at = at.0 * BLOCK_BYTES as u64;
+        self.start(InFlight::Write {
+            token,
+            file,
+            at,
+            buffers,
+            vectors,
+            left,
+            sync,
+        });
     }
 
     /// Receives on a connection. There must be room in the buffers.
@@ -374,10 +384,17 @@ fn entry_of(operation: &mut InFlight) -> squeue::Entry {
                 .offset(*at + *done as u64)
                 .build()
         }
-        InFlight::Write { file, at, vectors, .. } => {
+        InFlight::Write {
+            file,
+            at,
+            vectors,
+            sync,
+            ..
+        } => {
             let count = u32::try_from(vectors.len()).expect("a write is bounded");
             opcode::Writev::new(fd(file), vectors.as_ptr().cast(), count)
                 .offset(*at)
+                .rw_flags(if *sync { RWF_DSYNC } else { 0 })
                 .build()
         }
         InFlight::Flush { _file, .. } => opcode::Fsync::new(fd(_file)).flags(types::FsyncFlags::DATASYNC).build(),
@@ -401,6 +418,8 @@ fn entry_of(operation: &mut InFlight) -> squeue::Entry {
     }
 }
 
+/// `RWF_DSYNC`: as if the file were open with `O_DSYNC`.
+const RWF_DSYNC: i32 = 2;
 /// `SOCK_CLOEXEC`.
 const CLOEXEC: i32 = 0o2000000;
 

@@ -1,11 +1,14 @@
-//! Which blocks of the space are free, in memory. Runs are searched from where the last one was found.
+//! Which blocks of the space are free, in memory. Long runs are given out first, from where the last one was found.
+//!
+//! A bit for each block says whether it is taken. A tree over regions of [`REGION_BLOCKS`] blocks knows the longest free
+//! run within each, so that a run is found in logarithmic time however scattered free space is.
 
 use std::ops::Range;
 
 use super::record::Extent;
 
-/// Words looked at for a long run before the longest found so far will do (2 million blocks).
-const SEARCH_WORDS_MAX: u64 = 1 << 15;
+/// Blocks of a region: few enough that looking through one is quick.
+const REGION_BLOCKS: u64 = 1024;
 
 /// A bit for each block of the device: set when it is taken.
 #[derive(Clone, Debug)]
@@ -51,6 +54,19 @@ impl Bitmap {
         })
     }
 
+    /// Sets bits that must be clear.
+    fn take(&mut self, place: u32, count: u32) {
+        let (mut at, end) = (u64::from(place), u64::from(place) + u64::from(count));
+        while at < end {
+            let stop = end.min((at / 64 + 1) * 64);
+            let bits = (u64::MAX >> (64 - (stop - at))) << (at % 64);
+            let word = &mut self.words[(at / 64) as usize];
+            assert_eq!(*word & bits, 0, "blocks of a free run at {place} are taken");
+            *word |= bits;
+            at = stop;
+        }
+    }
+
     /// The first block from `from` on, before `end`, whose bit is `value`.
     fn find(&self, from: u64, end: u64, value: bool) -> Option<u64> {
         let mut at = from;
@@ -67,10 +83,100 @@ impl Bitmap {
     }
 }
 
+/// The longest free run within each region, with the maxima of halves, quarters and so on above: a tree in an array, its
+/// root at 1, its leaves from `leaves` on.
+#[derive(Clone, Debug)]
+struct Longest {
+    nodes: Vec<u16>,
+    leaves: usize,
+    /// Regions whose leaf is out of date, each once.
+    stale: Vec<u32>,
+    is_stale: Bitmap,
+}
+
+impl Longest {
+    /// All out of date.
+    fn new(regions: usize) -> Longest {
+        let leaves = regions.next_power_of_two();
+        let mut longest = Longest {
+            nodes: vec![0; 2 * leaves],
+            leaves,
+            stale: Vec::new(),
+            is_stale: Bitmap::new(regions as u64),
+        };
+        (0..regions as u32).for_each(|region| longest.touch(region));
+        longest
+    }
+
+    fn touch(&mut self, region: u32) {
+        if !self.is_stale.set(region, true) {
+            self.stale.push(region);
+        }
+    }
+
+    fn set(&mut self, region: u32, longest: u16) {
+        let mut node = self.leaves + region as usize;
+        self.nodes[node] = longest;
+        while node > 1 {
+            let above = self.nodes[node & !1].max(self.nodes[node | 1]);
+            node /= 2;
+            if self.nodes[node] == above {
+                break;
+            }
+            self.nodes[node] = above;
+        }
+    }
+
+    /// The first region from `from` on, before `end`, with a run of at least `want`.
+    fn first(&self, from: usize, end: usize, want: u16) -> Option<usize> {
+        if from >= end {
+            return None;
+        }
+        let mut node = self.leaves + from;
+        // Up and to the right, until a subtree has one; then down to its first leaf.
+        while self.nodes[node] < want {
+            while node & 1 == 1 {
+                node /= 2;
+            }
+            if node == 0 {
+                return None;
+            }
+            node += 1;
+        }
+        while node < self.leaves {
+            node *= 2;
+            if self.nodes[node] < want {
+                node += 1;
+            }
+        }
+        let found = node - self.leaves;
+        (found < end).then_some(found)
+    }
+
+    /// The longest run of any region of a range.
+    fn max(&self, from: usize, end: usize) -> u16 {
+        let (mut left, mut right) = (self.leaves + from, self.leaves + end.max(from));
+        let mut max = 0;
+        while left < right {
+            if left & 1 == 1 {
+                max = max.max(self.nodes[left]);
+                left += 1;
+            }
+            if right & 1 == 1 {
+                right -= 1;
+                max = max.max(self.nodes[right]);
+            }
+            (left, right) = (left / 2, right / 2);
+        }
+        max
+    }
+}
+
 /// Gives out blocks and takes them back.
 #[derive(Clone, Debug)]
 pub(super) struct Allocator {
     taken: Bitmap,
+    longest: Longest,
     space: Range<u64>,
     free: u64,
     hint: u64,
@@ -84,6 +190,7 @@ impl Allocator {
         let count: u64 = taken.words.iter().map(|word| u64::from(word.count_ones())).sum();
         Allocator {
             taken: taken.clone(),
+            longest: Longest::new(space.end.div_ceil(REGION_BLOCKS) as usize),
             free: space.end - space.start - count,
             hint: space.start,
             frontier: space.end,
@@ -107,6 +214,7 @@ impl Allocator {
     pub(super) fn take(&mut self, block: u32) -> bool {
         let was_free = !self.taken.set(block, true);
         self.free -= u64::from(was_free);
+        self.longest.touch(block / REGION_BLOCKS as u32);
         was_free
     }
 
@@ -118,70 +226,228 @@ impl Allocator {
         );
         assert!(self.taken.set(block, false), "block {block} was freed twice");
         self.free += 1;
+        self.longest.touch(block / REGION_BLOCKS as u32);
     }
 
-    /// Takes a run of `want` blocks, or the longest one that a bounded search finds; `None` if nothing is free.
+    /// Takes a run of `want` blocks, or else one of the longest there are; `None` if nothing is free.
     pub(super) fn take_run(&mut self, want: u32) -> Option<Extent> {
+        self.refresh();
         let (start, end, frontier) = (self.space.start, self.space.end, self.frontier);
-        let hint = self.hint.clamp(start, end);
-        let below = self.hint.min(frontier).max(start);
-        let found = self.longest([below..frontier, start..below], want);
+        let found = self.find_run(start..frontier, want);
         let found = match found {
             Some(found) if found.count == want || frontier >= end => Some(found),
-            found => {
-                let beyond = hint.max(frontier);
-                let other = self.longest([beyond..end, frontier..beyond], want);
+            found => match (found, self.find_run(frontier..end, want)) {
                 // Blocks never written before are slower to write: they are taken only when they save a seek that counts.
-                match (found, other) {
-                    (Some(found), Some(other)) if found.count * 4 >= other.count => Some(found),
-                    (found, other) => other.or(found),
-                }
-            }
+                (Some(found), Some(other)) if found.count * 4 >= other.count => Some(found),
+                (found, other) => other.or(found),
+            },
         }?;
-        for block in found.place..found.place + found.count {
-            assert!(self.take(block), "block {block} of a free run is taken");
-        }
-        self.hint = u64::from(found.place + found.count);
+        self.mark(found);
         Some(found)
     }
 
     /// Extends a run that ends at `end` by free blocks after it; returns how many were taken.
     pub(super) fn extend(&mut self, end: u32, want: u32) -> u32 {
-        let limit = (u64::from(end) + u64::from(want)).min(self.space.end);
-        let count = self
-            .taken
-            .find(end.into(), limit, true)
-            .unwrap_or(limit)
-            .saturating_sub(end.into()) as u32;
-        (end..end + count).for_each(|block| {
-            self.take(block);
-        });
-        self.hint = u64::from(end + count);
+        let count = self.free_from(end.into(), (u64::from(end) + u64::from(want)).min(self.space.end));
+        self.mark(Extent { place: end, count });
         count
     }
 
-    fn longest(&self, ranges: [Range<u64>; 2], want: u32) -> Option<Extent> {
+    fn mark(&mut self, run: Extent) {
+        let end = u64::from(run.place) + u64::from(run.count);
+        self.taken.take(run.place, run.count);
+        self.free -= u64::from(run.count);
+        self.hint = end;
+        let first = u64::from(run.place) / REGION_BLOCKS;
+        (first..end.div_ceil(REGION_BLOCKS)).for_each(|region| self.longest.touch(region as u32));
+    }
+
+    /// Free blocks from `from` on, before `end`, without one that is taken.
+    fn free_from(&self, from: u64, end: u64) -> u32 {
+        if from >= end {
+            return 0;
+        }
+        (self.taken.find(from, end, true).unwrap_or(end) - from) as u32
+    }
+
+    /// Brings the tree up to date with the blocks taken and given back since.
+    fn refresh(&mut self) {
+        while let Some(region) = self.longest.stale.pop() {
+            self.longest.is_stale.set(region, false);
+            let run = self.run_within(self.region(region as usize), REGION_BLOCKS as u32);
+            self.longest.set(region, run.map_or(0, |run| run.count as u16));
+        }
+    }
+
+    /// The blocks of a region.
+    fn region(&self, region: usize) -> Range<u64> {
+        let start = region as u64 * REGION_BLOCKS;
+        start.max(self.space.start)..(start + REGION_BLOCKS).min(self.space.end)
+    }
+
+    /// The first run of `want` blocks of a range, or the first of the longest.
+    fn run_within(&self, range: Range<u64>, want: u32) -> Option<Extent> {
         let mut longest: Option<Extent> = None;
-        let mut budget = SEARCH_WORDS_MAX * 64;
-        for range in ranges {
-            let mut at = range.start;
-            while let Some(start) = self.taken.find(at, range.end, false) {
-                let limit = (start + u64::from(want)).min(range.end);
-                let end = self.taken.find(start, limit, true).unwrap_or(limit);
-                let count = (end - start) as u32;
-                if longest.is_none_or(|longest| longest.count < count) {
-                    longest = Some(Extent {
-                        place: start as u32,
-                        count,
-                    });
+        let mut at = range.start;
+        while let Some(start) = self.taken.find(at, range.end, false) {
+            let count = self.free_from(start, (start + u64::from(want)).min(range.end));
+            if longest.is_none_or(|longest| longest.count < count) {
+                let place = start as u32;
+                longest = Some(Extent { place, count });
+                if count == want {
+                    break;
                 }
-                budget = budget.saturating_sub(end - at);
-                if count == want || budget == 0 {
-                    return longest;
-                }
-                at = end;
             }
+            at = start + u64::from(count);
         }
         longest
+    }
+
+    /// A run of `want` blocks in a range, looked for from the hint on, or one of the longest.
+    fn find_run(&self, range: Range<u64>, want: u32) -> Option<Extent> {
+        if range.is_empty() {
+            return None;
+        }
+        let hint = self.hint.clamp(range.start, range.end - 1);
+        // Most often the last run goes on.
+        let here = Extent {
+            place: hint as u32,
+            count: self.free_from(hint, (hint + u64::from(want)).min(range.end)),
+        };
+        if here.count == want {
+            return Some(here);
+        }
+        let found = self.find_in_regions(range, hint, want);
+        found
+            .filter(|found| found.count >= here.count)
+            .or((here.count > 0).then_some(here))
+    }
+
+    fn find_in_regions(&self, range: Range<u64>, hint: u64, want: u32) -> Option<Extent> {
+        let region = |block: u64| (block / REGION_BLOCKS) as usize;
+        let (first, end, from) = (region(range.start), region(range.end - 1) + 1, region(hint));
+        let most = self.longest.max(first, end);
+        let enough = most.min(want.min(REGION_BLOCKS as u32) as u16);
+        if enough == 0 {
+            return None;
+        }
+        // The hint's own region may have it before the hint, and a region at the end of the range beyond it: what is
+        // found there is a little shorter.
+        let found = self.longest.first(from, end, enough);
+        let found = found.or_else(|| self.longest.first(first, from, enough))?;
+        let blocks = self.region(found);
+        let within = blocks.start.max(range.start)..blocks.end.min(range.end);
+        let ahead = within.start.max(if found == from { hint } else { 0 })..within.end;
+        let run = self
+            .run_within(ahead, want)
+            .filter(|run| run.count >= u32::from(enough));
+        let mut run = match run {
+            Some(run) => run,
+            None => self
+                .run_within(within, want)
+                .or_else(|| self.any_run(range.clone(), want))?,
+        };
+        // It may go on in the next region.
+        let end = u64::from(run.place) + u64::from(run.count);
+        let limit = (u64::from(run.place) + u64::from(want)).min(range.end);
+        run.count += self.free_from(end, limit);
+        Some(run)
+    }
+
+    /// Whatever is free in a range whose last region has its run beyond the end.
+    fn any_run(&self, range: Range<u64>, want: u32) -> Option<Extent> {
+        let start = self.taken.find(range.start, range.end, false)?;
+        let count = self.free_from(start, (start + u64::from(want)).min(range.end));
+        let place = start as u32;
+        Some(Extent { place, count })
+    }
+}
+
+const _: () = assert!(REGION_BLOCKS <= u16::MAX as u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Prng;
+
+    const START: u64 = 4;
+
+    fn allocator(blocks: u64) -> Allocator {
+        Allocator::with_taken(START..blocks, &Bitmap::new(blocks))
+    }
+
+    /// The longest run of free blocks that lies in one region.
+    fn longest(allocator: &Allocator) -> u32 {
+        let regions = allocator.space.end.div_ceil(REGION_BLOCKS) as usize;
+        let runs = (0..regions).filter_map(|region| allocator.run_within(allocator.region(region), u32::MAX));
+        runs.map(|run| run.count).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn a_fresh_device_is_given_out_in_order_and_in_full() {
+        let mut allocator = allocator(10_000);
+        let mut at = START as u32;
+        while let Some(run) = allocator.take_run(2048) {
+            assert_eq!(run.place, at);
+            at += run.count;
+        }
+        assert_eq!((u64::from(at), allocator.free()), (10_000, 0));
+    }
+
+    #[test]
+    fn runs_are_free_and_as_long_as_wanted_or_as_there_are() {
+        for seed in 0..20 {
+            let mut prng = Prng::new(seed);
+            let mut allocator = allocator(prng.between(300, 9000));
+            let mut held: Vec<u32> = Vec::new();
+            for _ in 0..600 {
+                if prng.chance(1, 2) {
+                    let want = prng.between(1, 1500) as u32;
+                    let most = longest(&allocator);
+                    let free = allocator.free();
+                    let Some(run) = allocator.take_run(want) else {
+                        assert_eq!(free, 0, "something is free");
+                        continue;
+                    };
+                    assert!(
+                        run.count >= most.min(want) && run.count <= want,
+                        "{run:?} of {want}, longest {most}"
+                    );
+                    assert_eq!(allocator.free(), free - u64::from(run.count));
+                    held.extend(run.place..run.place + run.count);
+                } else {
+                    for _ in 0..prng.below(400).min(held.len() as u64) {
+                        let at = prng.below(held.len() as u64) as usize;
+                        allocator.release(held.swap_remove(at));
+                    }
+                }
+                assert_eq!(allocator.free() + held.len() as u64, allocator.space.end - START);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_written_before_is_preferred_unless_it_is_much_shorter() {
+        let mut allocator = allocator(8192);
+        allocator.frontier = 2000;
+        assert_eq!(allocator.take_run(500).map(|run| run.place), Some(START as u32));
+        assert_eq!(
+            allocator.take_run(2000).map(|run| run.place),
+            Some(504),
+            "most of the rest"
+        );
+        let beyond = allocator.take_run(100).expect("there is space beyond");
+        assert!(u64::from(beyond.place) >= allocator.frontier, "{beyond:?}");
+        allocator.release(700);
+        assert_eq!(allocator.take_run(4), Some(Extent { place: 700, count: 1 }));
+    }
+
+    #[test]
+    #[should_panic(expected = "freed twice")]
+    fn a_block_is_given_back_once() {
+        let mut allocator = allocator(1000);
+        let run = allocator.take_run(3).expect("all is free");
+        allocator.release(run.place);
+        allocator.release(run.place);
     }
 }

@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     Occupied = 7,
     /// The cluster answered, and it is not well.
     Unhealthy = 8,
+    /// A device was read, and something on it is damaged.
+    Damaged = 9,
 }
 
 impl Kind {
@@ -46,6 +48,7 @@ impl Kind {
             Kind::Refused => "refused",
             Kind::Occupied => "occupied",
             Kind::Unhealthy => "unhealthy",
+            Kind::Damaged => "damaged",
         }
     }
 }
@@ -207,6 +210,7 @@ mod tests {
             Refused,
             Occupied,
             Unhealthy,
+            Damaged,
         ];
         for (i, kind) in kinds.iter().enumerate() {
             assert_eq!(usize::from(kind.exit_code()), i + 1);

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Cli, Command};
+use args::{Cli, Command, NodeCommand};
 use failure::Failure;
 
 /// What `--version` prints. A build with planted bugs says so.
@@ -54,7 +54,10 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Volume(command) => commands::volume::run(global, command),
         Command::Node(args) => match &args.command {
-            Some(command) => commands::node::run(global, command),
+            Some(NodeCommand::Inspect(args)) => commands::device::inspect::run(global, args),
+            Some(NodeCommand::Format(args)) => commands::device::format::run(global, args),
+            Some(NodeCommand::List) => commands::node::list(global),
+            Some(NodeCommand::Show(args)) => commands::node::show(global, args),
             None => process::node::run(global, args),
         },
         Command::Status(args) => commands::status::run(global, args),

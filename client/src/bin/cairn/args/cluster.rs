@@ -4,6 +4,8 @@ use cairn_proto::limits::REPLICAS_MAX;
 use cairn_proto::units::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::{FormatDevice, InspectDevice};
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum VolumeCommand {
     /// Create a volume
@@ -90,6 +92,10 @@ pub(crate) enum NodeCommand {
     List,
     /// Show one storage node and its devices
     Show(ShowNode),
+    /// Look at a device that no node serves: what it holds, and whether all of it can be read
+    Inspect(InspectDevice),
+    /// Format a device, or make it blank
+    Format(FormatDevice),
 }
 
 #[derive(Args, Debug)]

@@ -1,6 +1,7 @@
 //! What can be written on the command line.
 
 mod cluster;
+mod device;
 mod process;
 
 use std::path::PathBuf;
@@ -8,8 +9,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use cluster::{
-    CreateVolume, DeleteVolume, GrowVolume, NodeCommand, ShowVolume, SpreadArg, Status, VolumeCommand,
+    CreateVolume, DeleteVolume, GrowVolume, NodeCommand, ShowNode, ShowVolume, SpreadArg, Status, VolumeCommand,
 };
+pub(crate) use device::{FormatDevice, InspectDevice};
 pub(crate) use process::{Dev, Export, Key, Meta, Node, Process, VolumeSpec};
 
 const AFTER_HELP: &str = "\
@@ -26,6 +28,7 @@ Exit codes:
   6  refused as things are now: in use, too few devices, not confirmed, another cluster
   7  occupied: a port, a socket or a directory is in use by another process
   8  unhealthy: `cairn status --check` found problems
+  9  damaged: `cairn node inspect` found damage on a device
 
 Start a cluster on this machine with `cairn dev`.";
 
@@ -178,6 +181,22 @@ mod tests {
         };
         assert!(matches!(node.command, Some(NodeCommand::List)));
         refused("cairn node --device a list");
+    }
+
+    #[test]
+    fn a_device_is_inspected_and_formatted_by_path() {
+        let Command::Node(node) = parse("cairn node inspect /dev/x --verify --volume 7").command else {
+            panic!("not node")
+        };
+        let Some(NodeCommand::Inspect(inspect)) = node.command else {
+            panic!("not inspect")
+        };
+        assert_eq!((inspect.path, inspect.verify), (PathBuf::from("/dev/x"), true));
+        assert_eq!(inspect.volume.map(|volume| volume.0), Some(7));
+        assert!(refused("cairn node inspect /dev/x --volume demo").contains("number of a volume"));
+        refused("cairn node format");
+        refused("cairn node format /dev/x --wipe nonsense");
+        refused("cairn node format /dev/x --blank --cluster 01010101-0101-0101-0101-010101010101");
     }
 
     #[test]

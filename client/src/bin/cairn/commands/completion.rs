@@ -26,7 +26,9 @@ mod tests {
     fn each_shell_gets_a_script_that_knows_the_commands() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let script = script(shell);
-            assert!(script.contains("volume") && script.contains("grow"), "{shell}");
+            for word in ["volume", "grow", "inspect", "wipe-foreign"] {
+                assert!(script.contains(word), "{shell}: {word}");
+            }
         }
     }
 }

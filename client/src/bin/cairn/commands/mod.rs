@@ -1,6 +1,7 @@
 //! Commands that ask the cluster, or change it.
 
 pub(crate) mod completion;
+pub(crate) mod device;
 pub(crate) mod node;
 pub(crate) mod status;
 pub(crate) mod volume;

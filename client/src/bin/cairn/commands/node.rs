@@ -6,28 +6,30 @@ use cairn_proto::units::ByteSize;
 use serde::Serialize;
 
 use super::{ago, block_on, device_id, percent, short};
-use crate::args::{Global, NodeCommand};
+use crate::args::{Global, ShowNode};
 use crate::context::meta_client;
 use crate::failure::{Failure, Kind};
 use crate::limits::LIST_PAGE;
 use crate::output::{self, Table};
 
-pub(crate) fn run(global: &Global, command: &NodeCommand) -> Result<(), Failure> {
+pub(crate) fn list(global: &Global) -> Result<(), Failure> {
+    let listing = listing(global)?;
+    output::show(global.json, &listing, || table(&listing.nodes))
+}
+
+pub(crate) fn show(global: &Global, args: &ShowNode) -> Result<(), Failure> {
+    let listing = listing(global)?;
+    let node = find(&listing.nodes, &args.node)?;
+    output::show(global.json, node, || describe(node))
+}
+
+fn listing(global: &Global) -> Result<Listing, Failure> {
     let meta = meta_client(global)?;
-    block_on(async {
-        let nodes = all(&meta).await;
-        let nodes = nodes.map_err(|error| Failure::of_meta("list the nodes", &meta.endpoints(), &error))?;
-        let mut nodes: Vec<NodeRecord> = nodes.into_iter().map(NodeRecord::from).collect();
-        nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        let listing = Listing { nodes };
-        match command {
-            NodeCommand::List => output::show(global.json, &listing, || table(&listing.nodes)),
-            NodeCommand::Show(args) => {
-                let node = find(&listing.nodes, &args.node)?;
-                output::show(global.json, node, || describe(node))
-            }
-        }
-    })
+    let nodes = block_on(all(&meta));
+    let nodes = nodes.map_err(|error| Failure::of_meta("list the nodes", &meta.endpoints(), &error))?;
+    let mut nodes: Vec<NodeRecord> = nodes.into_iter().map(NodeRecord::from).collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Listing { nodes })
 }
 
 #[derive(Serialize)]

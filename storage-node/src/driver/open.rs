@@ -59,7 +59,10 @@ pub(super) fn open(
             }
         }
         match store.state() {
-            StoreState::Open => return Ok(store),
+            StoreState::Open => {
+                tell_damage(&store);
+                return Ok(store);
+            }
             StoreState::Refused(error) => return Err(DriverError::Store(error)),
             StoreState::Poisoned(error) => {
                 return Err(DriverError::Io {
@@ -83,6 +86,20 @@ pub(super) fn open(
         if store.poll_timeout().is_some_and(|at| at <= now) {
             store.handle_timeout(now);
         }
+    }
+}
+
+/// What was found damaged, and did no harm because there are copies of it, is told all the same.
+fn tell_damage(store: &Store) {
+    let counters = store.counters();
+    let (copies, checkpoints) = (counters.superblocks_damaged, counters.checkpoints_damaged);
+    if copies + checkpoints > 0 {
+        let device = store.identity().map(|identity| identity.device.uuid);
+        tracing::warn!(
+            ?device,
+            "{copies} superblock copies and {checkpoints} checkpoints were damaged; others were good, nothing is lost, and \
+             the copies are written anew; check the disk"
+        );
     }
 }
 

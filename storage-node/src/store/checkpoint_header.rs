@@ -13,6 +13,8 @@ use super::record::LogAhead;
 const MAGIC: [u8; 8] = *b"CAIRNCKP";
 const FORMAT: u16 = 1;
 const CRC_FIELD: usize = 12;
+/// Checkpoints and commits never count that far; so their numbers can be added to.
+const SEQUENCE_END: u64 = 1 << 62;
 
 /// What stands in a checkpoint's slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,6 +124,10 @@ impl CheckpointHeader {
         header.ahead.check(end)?;
         if header.directory_blocks > 0 {
             check_place(header.directory, end)?;
+        }
+        let counted = 1..SEQUENCE_END;
+        if !counted.contains(&header.sequence) || header.covered >= SEQUENCE_END {
+            return Err(DecodeError::Invalid("sequence"));
         }
         if header.slot() != slot || header.directory_blocks > end || header.used_end > end.into() {
             return Err(DecodeError::Invalid("count"));

@@ -17,6 +17,7 @@ use super::collect::CollectRequest;
 use super::io::Io;
 use super::limits::StoreLimits;
 use super::load::Loads;
+use super::mend::Mends;
 use super::read::Reads;
 use super::record::MarkerKind;
 use super::scrub::Scrub;
@@ -42,6 +43,9 @@ pub(super) enum Purpose {
     HeaderWrite,
     HeaderFlush,
     ZeroAhead,
+    /// A superblock copy that was found damaged.
+    Mend,
+    MendFlush,
     /// A piece of what the scrub or the mover reads.
     Walk(Walker, u64),
 }
@@ -84,6 +88,7 @@ pub(super) struct Engine {
     pub(super) checkpoint: Option<Box<Checkpoint>>,
     pub(super) checkpoints: Checkpoints,
     pub(super) zero_ahead: ZeroAhead,
+    pub(super) mends: Mends,
 }
 
 impl Engine {
@@ -148,6 +153,7 @@ impl Engine {
             Purpose::ReadBlock(read, piece, block) => self.read_block_done(read, piece, block, done.result),
             Purpose::Load(read) => self.load_done(read, done.result),
             Purpose::Walk(Walker::Scrub, piece) => self.scrub_read_done(piece, done.result),
+            Purpose::Mend => self.mend_done(done.result.is_ok()),
             purpose => match done.result {
                 Ok(_) => self.write_done(now, purpose),
                 Err(error) => self.poison(error),
@@ -168,6 +174,8 @@ impl Engine {
             Purpose::HeaderWrite => self.header_written(),
             Purpose::HeaderFlush => self.checkpoint_durable(),
             Purpose::ZeroAhead => self.zero_ahead_done(),
+            Purpose::MendFlush => self.mends_durable(),
+            Purpose::Mend => unreachable!("it may fail: it is handled before"),
             Purpose::Read(..) | Purpose::ReadBlock(..) | Purpose::Load(_) | Purpose::Walk(..) => {
                 unreachable!("reads are handled before")
             }
@@ -232,6 +240,7 @@ impl Engine {
         }
         self.pump_checkpoint();
         self.pump_zero_ahead();
+        self.pump_mends();
     }
 
     fn release_quarantine(&mut self) {

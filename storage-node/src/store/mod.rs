@@ -18,6 +18,7 @@ pub mod inspect;
 mod io;
 pub mod limits;
 mod load;
+mod mend;
 mod plan;
 mod read;
 mod record;

@@ -23,10 +23,11 @@ use super::directory::{DirectoryEntry, decode_block};
 use super::engine::{Engine, LogPosition};
 use super::io::Io;
 use super::limits::{DEVICE_BLOCKS_MAX, StoreLimits};
+use super::mend::Mends;
 use super::record::{BatchHeader, LogAhead, Record};
 use super::space::{SpaceMap, map_pages, read_map_page};
 use super::status::{OpenError, OpenExpectation, Progress};
-use super::superblock::{CHECKPOINT_PLACES, Identity, PROBE_BLOCKS, Probe, SPACE_START, probe};
+use super::superblock::{CHECKPOINT_PLACES, Identity, PROBE_BLOCKS, Probe, SPACE_START, Superblock, is_damaged, probe};
 use super::zero_ahead::ZeroAhead;
 
 /// A store that is being opened.
@@ -44,6 +45,8 @@ pub(super) struct Recovery {
     candidates: Vec<CheckpointHeader>,
     /// Whether the slots hold anything.
     slots_used: [bool; 2],
+    /// Superblock copies that are to be written anew.
+    mends: Vec<(u32, Bytes)>,
     loaded: Loaded,
 }
 
@@ -68,6 +71,8 @@ struct Loaded {
 #[derive(Debug)]
 enum Phase {
     Superblocks,
+    /// The last superblock copy, where it is not at the end of the device.
+    LastCopy(Superblock),
     Directory,
     Map(Vec<(u32, Home)>),
     RecordFirst,
@@ -99,6 +104,7 @@ impl Recovery {
             phase: Phase::Superblocks,
             candidates: Vec::new(),
             slots_used: [false; 2],
+            mends: Vec::new(),
             loaded: Loaded::empty(0, limits.canary),
             limits,
         };
@@ -144,6 +150,7 @@ impl Recovery {
     fn step(&mut self, results: Vec<BlockRead>) -> Result<Option<Outcome>, OpenError> {
         match std::mem::replace(&mut self.phase, Phase::RecordFirst) {
             Phase::Superblocks => self.superblocks(results).map(|()| None),
+            Phase::LastCopy(superblock) => self.last_copy(&superblock, results).map(|()| None),
             Phase::Directory => self.directory(results).map(|()| None),
             Phase::Map(pages) => self.map(pages, results).map(|()| None),
             Phase::RecordFirst => self.record_first(results),
@@ -192,7 +199,34 @@ impl Recovery {
                 .extend(CheckpointHeader::decode(block, slot, identity.device, end));
         }
         self.candidates.sort_by_key(|header| header.sequence);
+        let used = self.slots_used.iter().filter(|used| **used).count();
+        self.io.counters.checkpoints_damaged = (used - self.candidates.len()) as u64;
+        for copy in 0..2 {
+            self.look_at_copy(&superblock, copy, &blocks[usize::from(copy)]);
+        }
+        let last = Superblock::copies(identity.blocks)[2];
+        if last.0 == self.geometry.blocks.min(DEVICE_BLOCKS_MAX) - 1 {
+            self.look_at_copy(&superblock, 2, &blocks[PROBE_BLOCKS as usize]);
+            return self.try_checkpoint("no checkpoint header is valid");
+        }
+        // The device has grown since it was formatted.
+        self.phase = Phase::LastCopy(superblock);
+        self.read(vec![last.0]);
+        Ok(())
+    }
+
+    fn last_copy(&mut self, superblock: &Superblock, results: Vec<BlockRead>) -> Result<(), OpenError> {
+        let block = results.into_iter().flatten().next();
+        self.look_at_copy(superblock, 2, &block.unwrap_or_default());
         self.try_checkpoint("no checkpoint header is valid")
+    }
+
+    fn look_at_copy(&mut self, found: &Superblock, copy: u8, block: &[u8]) {
+        let expected = Superblock { copy, ..*found };
+        if is_damaged(block, &expected) {
+            let place = Superblock::copies(found.identity.blocks)[usize::from(copy)];
+            self.mends.push((place.0 as u32, expected.encode()));
+        }
     }
 
     /// The first block after the space.
@@ -201,6 +235,7 @@ impl Recovery {
     }
 
     fn try_checkpoint(&mut self, words: &str) -> Result<(), OpenError> {
+        self.io.counters.checkpoints_damaged += u64::from(self.loaded.header.is_some());
         let Some(header) = self.candidates.pop() else {
             return Err(OpenError::Damaged {
                 words: words.to_string(),
@@ -317,6 +352,7 @@ impl Recovery {
         let mut io = std::mem::take(&mut self.io);
         io.counters.replayed = self.progress.batches;
         io.counters.discarded_at_open = u64::from(discarded);
+        io.counters.superblocks_damaged = self.mends.len() as u64;
         let engine = Engine {
             identity,
             geometry: self.geometry,
@@ -348,6 +384,7 @@ impl Recovery {
                 ..Checkpoints::default()
             },
             zero_ahead: ZeroAhead::new(used_end),
+            mends: Mends::new(std::mem::take(&mut self.mends)),
         };
         let other = 1 - header.slot();
         let erase = self.slots_used[other].then_some(CHECKPOINT_PLACES[other].0 as u32);

@@ -239,4 +239,10 @@ pub struct Counters {
     pub replayed: u64,
     /// Whether the last batch was dropped when it was opened, because not all of it had reached the device.
     pub discarded_at_open: u64,
+    /// Superblock copies found damaged when it was opened; another was good.
+    pub superblocks_damaged: u64,
+    /// Of these, how many were written anew since.
+    pub superblocks_mended: u64,
+    /// Checkpoints found damaged when it was opened; the one before was good.
+    pub checkpoints_damaged: u64,
 }

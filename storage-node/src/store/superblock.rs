@@ -204,6 +204,16 @@ impl fmt::Display for SuperblockError {
 
 impl std::error::Error for SuperblockError {}
 
+/// Whether what stands in the place of a copy is to be written anew as `expected`. What a later version may have written
+/// is left alone.
+pub(super) fn is_damaged(block: &[u8], expected: &Superblock) -> bool {
+    match Superblock::decode(block) {
+        Ok(found) => found != *expected,
+        Err(SuperblockError::Format(_) | SuperblockError::Checksum(_) | SuperblockError::Features(_)) => false,
+        Err(SuperblockError::NoMagic | SuperblockError::Crc | SuperblockError::Field(_)) => true,
+    }
+}
+
 /// What stands on a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Probe {
@@ -403,6 +413,22 @@ mod tests {
         damaged[20] ^= 1;
         damaged[BLOCK_BYTES + 20] ^= 1;
         assert!(matches!(probe(&damaged, &last, GEOMETRY), Probe::Damaged { .. }));
+    }
+
+    #[test]
+    fn a_copy_is_damaged_unless_it_is_what_belongs_there() {
+        let damaged = |block: &[u8]| is_damaged(block, &superblock(1));
+        assert!(!damaged(&superblock(1).encode()));
+        assert!(damaged(&[0; BLOCK_BYTES]));
+        assert!(damaged(&superblock(2).encode()), "another copy landed here");
+        let older = Superblock {
+            sequence: 0,
+            ..superblock(1)
+        };
+        assert!(damaged(&older.encode()));
+        let mut later = superblock(1);
+        later.incompat = 4;
+        assert!(!damaged(&later.encode()), "a later version may need it");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use cairn_proto::block::{BlockState, Content};
 use cairn_proto::checksum::block_checksum;
-use cairn_proto::disk::{DeviceBlock, DiskOp};
+use cairn_proto::disk::{DeviceBlock, DiskGeometry, DiskOp};
 use cairn_proto::ids::{Layer, Version};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::units::BlockRange;
@@ -13,6 +13,7 @@ use cairn_proto::units::BlockRange;
 use super::model::{Model, Workload};
 use super::rig::*;
 use crate::store::api::{StoreError, StoreReply, StoreRequest};
+use crate::store::superblock::{CHECKPOINT_PLACES, Superblock};
 use crate::store::{OpenError, StoreLimits, StoreState};
 use crate::testing::{Fault, MemoryDevice, Prng};
 
@@ -215,6 +216,21 @@ fn written(device: &MemoryDevice) -> Vec<DeviceBlock> {
         .collect()
 }
 
+/// Opens a device that must be whole, and compares.
+fn open_whole(device: MemoryDevice, image: &Image, fails: impl Fn(&DiskOp) -> bool) -> Rig {
+    let mut rig = Rig::opening(device, limits(), 1);
+    while rig.step_with(|op| fails(op).then(Fault::default)) {}
+    assert_eq!(rig.store.state(), StoreState::Open, "{}", image.name);
+    let verdict = compare(&mut rig, &image.model, &|_| false).unwrap();
+    assert_eq!(verdict, Verdict::Whole, "{}", image.name);
+    rig
+}
+
+/// Whether it is a read of this block.
+fn reads(op: &DiskOp, block: DeviceBlock) -> bool {
+    matches!(op, DiskOp::Read { at, blocks, .. } if (at.0..at.0 + u64::from(*blocks)).contains(&block.0))
+}
+
 /// Counts verdicts.
 #[derive(Default, Debug)]
 struct Tally(BTreeMap<Verdict, usize>);
@@ -248,4 +264,86 @@ fn a_flipped_bit_in_any_block_is_survived_or_reported() {
             image.name
         );
     }
+}
+
+#[test]
+fn a_damaged_superblock_copy_is_written_anew_and_the_next_one_may_be_damaged() {
+    for image in images() {
+        let mut device = image.device.clone();
+        let good = device.clone();
+        for place in Superblock::copies(BLOCKS) {
+            for damage in 0..4 {
+                match damage {
+                    0 => device.rot(place, 100),
+                    1 => device.poke(place, &[0; BLOCK_BYTES]),
+                    // Another copy landed here.
+                    2 => device.poke(place, good.peek(DeviceBlock((place.0 + 1) % 2))),
+                    _ => {}
+                }
+                let unreadable = |op: &DiskOp| damage == 3 && reads(op, place);
+                let rig = open_whole(device, &image, unreadable);
+                let counters = rig.store.counters();
+                assert_eq!(
+                    (counters.superblocks_damaged, counters.superblocks_mended),
+                    (1, 1),
+                    "{place}"
+                );
+                device = rig.device;
+                device.power_cut(&mut Prng::new(1));
+                assert_eq!(device.peek(place), good.peek(place), "{place}");
+            }
+        }
+        let counters = open_whole(device, &image, |_| false).store.counters();
+        assert_eq!((counters.superblocks_damaged, counters.superblocks_mended), (0, 0));
+    }
+}
+
+#[test]
+fn a_superblock_copy_that_can_not_be_written_stops_nothing() {
+    let image = &images()[1];
+    let mut device = image.device.clone();
+    device.rot(DeviceBlock(1), 3);
+    let mut rig = open_whole(device, image, |op| matches!(op, DiskOp::Write { at, .. } if at.0 == 1));
+    let counters = rig.store.counters();
+    assert_eq!((counters.superblocks_damaged, counters.superblocks_mended), (1, 0));
+    assert!(matches!(rig.write(1, 0, 3, 1), StoreReply::Durable { .. }));
+    assert_eq!(rig.store.state(), StoreState::Open);
+}
+
+#[test]
+fn the_copy_at_the_end_of_what_is_used_is_mended_on_a_device_that_has_grown() {
+    let image = &images()[1];
+    let geometry = DiskGeometry {
+        blocks: BLOCKS + 100,
+        volatile_cache: true,
+    };
+    for damaged in [false, true] {
+        let mut device = MemoryDevice::new(geometry);
+        let blocks = (0..BLOCKS).map(DeviceBlock);
+        blocks.for_each(|at| device.poke(at, image.device.peek(at)));
+        let last = DeviceBlock(BLOCKS - 1);
+        if damaged {
+            device.rot(last, 9);
+        }
+        let rig = open_whole(device, image, |_| false);
+        assert_eq!(rig.store.counters().superblocks_mended, u64::from(damaged));
+        assert_eq!(rig.device.peek(last), image.device.peek(last));
+    }
+}
+
+#[test]
+fn one_of_two_checkpoints_is_enough_whether_the_other_is_rotten_or_can_not_be_read() {
+    let image = &images()[1];
+    for place in CHECKPOINT_PLACES {
+        for readable in [true, false] {
+            let mut device = image.device.clone();
+            if readable {
+                device.rot(place, 8 * 50);
+            }
+            let rig = open_whole(device, image, |op| !readable && reads(op, place));
+            assert_eq!(rig.store.counters().checkpoints_damaged, 1, "{place}");
+        }
+    }
+    let rig = open_whole(image.device.clone(), image, |_| false);
+    assert_eq!(rig.store.counters().checkpoints_damaged, 0);
 }

@@ -179,7 +179,10 @@ impl Kept {
                 }
             }
             StoreRequest::SaveScrub { .. } => {}
-            StoreRequest::Read { .. } | StoreRequest::Collect { .. } | StoreRequest::Scrub { .. } => {
+            StoreRequest::Read { .. }
+            | StoreRequest::Collect { .. }
+            | StoreRequest::Scrub { .. }
+            | StoreRequest::Defragment { .. } => {
                 unreachable!("they change nothing")
             }
         }

@@ -55,7 +55,9 @@ impl<S: ReplicaStore> DeviceHost<S> {
                 let commit = host.store.commit();
                 Message::Collected(Collected { commit, runs, next })
             })),
-            StoreReply::Scrubbed { .. } => unreachable!("no peer asks for a scrub"),
+            StoreReply::Scrubbed { .. } | StoreReply::Defragmented { .. } => {
+                unreachable!("no peer asks for it")
+            }
         };
         // Answered first: a seal that waits for its end is answered after it.
         if let Some(message) = message {

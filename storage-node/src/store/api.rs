@@ -122,6 +122,11 @@ pub enum StoreRequest {
         /// It ends when so many blocks of data were checked; up to 255 more, to the end of an index page.
         blocks_max: u32,
     },
+    /// Move data together that is fragmented: of at most one index page (256 blocks), the first one found. One at a time.
+    Defragment {
+        /// Where to begin; [`ScrubCursor::START`], or where the last one says.
+        from: ScrubCursor,
+    },
     /// Keep how far the scrub is, so that it is known after a restart.
     SaveScrub {
         /// What [`Store::scrub_state`](super::Store::scrub_state) says from then on.
@@ -157,6 +162,23 @@ pub enum StoreReply {
         runs: Vec<Run>,
         /// Where to go on; `None` at the end of the group.
         next: Option<Cursor>,
+    },
+    /// What was moved.
+    Defragmented {
+        /// Index pages looked at.
+        windows: u32,
+        /// Blocks that stand elsewhere now.
+        moved: u32,
+        /// Runs of places that the data of the page was in.
+        extents_before: u32,
+        /// Runs that it is in now, if nothing of it was written meanwhile.
+        extents_after: u32,
+        /// Whether there is too little free space to move anything.
+        is_full: bool,
+        /// Blocks that were found damaged, and not moved. A copy of the same version mends them from now on.
+        damaged: Vec<DamagedBlock>,
+        /// Where to go on; `None` when all was looked at.
+        next: Option<ScrubCursor>,
     },
     /// What was verified.
     Scrubbed {

@@ -79,6 +79,7 @@ impl Engine {
         }
         kept.into_iter().rev().for_each(|queued| queue.push_front(queued));
         self.queue = queue;
+        self.add_move(&mut building);
         self.loads.failed_for_writes.clear();
         if building.drafts.is_empty() {
             if self.confirm_at.is_some_and(|at| at <= now) {
@@ -221,6 +222,7 @@ impl Engine {
             batch.records.iter().for_each(|record| self.note_mended(record));
         }
         self.settle(effects);
+        self.move_committed();
         let flushed_since = batch.flushing_since.unwrap_or(now);
         let commit = CommitSeq(self.log.seq);
         for (ticket, since) in batch.requests {

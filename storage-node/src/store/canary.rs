@@ -15,6 +15,9 @@ pub struct Canary {
     /// A discard leaves no version behind.
     #[cfg(feature = "canary")]
     pub forget_tombstones: bool,
+    /// A block is moved although it was written since it was read.
+    #[cfg(feature = "canary")]
+    pub move_unchecked: bool,
 }
 
 macro_rules! switch {
@@ -35,4 +38,5 @@ impl Canary {
     switch!(skip_data_checksum_at_recovery);
     switch!(reuse_too_early);
     switch!(forget_tombstones);
+    switch!(move_unchecked);
 }

@@ -18,6 +18,7 @@ use super::io::Io;
 use super::limits::StoreLimits;
 use super::load::Loads;
 use super::mend::Mends;
+use super::mover::Mover;
 use super::read::Reads;
 use super::record::MarkerKind;
 use super::scrub::Scrub;
@@ -48,6 +49,7 @@ pub(super) enum Purpose {
     MendFlush,
     /// A piece of what the scrub or the mover reads.
     Walk(Walker, u64),
+    MoveWrite,
 }
 
 /// Where the log is.
@@ -85,6 +87,7 @@ pub(super) struct Engine {
     pub(super) damaged: BTreeSet<(ChunkKey, u32)>,
     pub(super) loads: Loads,
     pub(super) scrub: Scrub,
+    pub(super) mover: Mover,
     pub(super) checkpoint: Option<Box<Checkpoint>>,
     pub(super) checkpoints: Checkpoints,
     pub(super) zero_ahead: ZeroAhead,
@@ -122,6 +125,7 @@ impl Engine {
                 self.submit_collect(ticket, request);
             }
             StoreRequest::Scrub { from, blocks_max } => self.submit_scrub(ticket, from, blocks_max),
+            StoreRequest::Defragment { from } => self.submit_defragment(ticket, from),
             request => self.enqueue(now, ticket, request),
         }
         self.pump(now);
@@ -154,6 +158,7 @@ impl Engine {
             Purpose::Load(read) => self.load_done(read, done.result),
             Purpose::Walk(Walker::Scrub, piece) => self.scrub_read_done(piece, done.result),
             Purpose::Mend => self.mend_done(done.result.is_ok()),
+            Purpose::Walk(Walker::Mover, piece) => self.move_read_done(piece, done.result),
             purpose => match done.result {
                 Ok(_) => self.write_done(now, purpose),
                 Err(error) => self.poison(error),
@@ -176,6 +181,7 @@ impl Engine {
             Purpose::ZeroAhead => self.zero_ahead_done(),
             Purpose::MendFlush => self.mends_durable(),
             Purpose::Mend => unreachable!("it may fail: it is handled before"),
+            Purpose::MoveWrite => self.move_write_done(),
             Purpose::Read(..) | Purpose::ReadBlock(..) | Purpose::Load(_) | Purpose::Walk(..) => {
                 unreachable!("reads are handled before")
             }
@@ -199,6 +205,7 @@ impl Engine {
         for ticket in queued {
             self.fail(ticket, StoreError::Poisoned(error));
         }
+        self.poison_move(error);
     }
 
     pub(super) fn fail(&mut self, ticket: Ticket, error: StoreError) {
@@ -252,6 +259,7 @@ impl Engine {
     pub(super) fn check_invariants(&self) {
         self.catalog.check_invariants();
         self.space.check_invariants();
+        self.check_move();
         let mut blocks = std::collections::BTreeMap::new();
         for (key, chunk) in &self.catalog.chunks {
             for page in chunk.pages.values() {

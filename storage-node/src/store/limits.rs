@@ -17,6 +17,14 @@ pub const DAMAGED_KNOWN_MAX: usize = 4096;
 pub const WALK_WINDOWS_MAX: usize = 64;
 /// Chunks without index pages that it passes by at the most.
 pub const WALK_CHUNKS_MAX: usize = 4096;
+/// Data is fragmented if it has more than one extent for so many blocks…
+pub const MOVE_EXTENT_BLOCKS: u32 = 32;
+/// … and at least so many extents.
+pub const MOVE_EXTENTS_MIN: u32 = 4;
+/// Extents that the data of an index page is moved into at the most.
+pub const MOVE_RUNS_MAX: u32 = 4;
+/// Batches that go without a move that waits, before it is given up.
+pub const MOVE_BATCHES_MAX: u32 = 64;
 /// Index pages of a chunk.
 pub const PAGES_PER_CHUNK: u32 = BLOCKS_PER_CHUNK / PAGE_ENTRIES;
 /// Bytes of an index entry.
@@ -127,4 +135,8 @@ impl StoreLimits {
 const _: () = assert!(PAGE_ENTRIES as usize * ENTRY_BYTES == BLOCK_BYTES);
 const _: () = assert!(PAGES_PER_CHUNK <= 64);
 const _: () = assert!(REQUEST_BLOCKS_MAX <= BATCH_BLOCKS_MAX);
+const _: () = assert!(
+    MOVE_RUNS_MAX <= PAGE_ENTRIES / MOVE_EXTENT_BLOCKS,
+    "what was moved is not fragmented"
+);
 const _: () = assert!(DEVICE_BLOCKS_MAX < u32::MAX as u64 - 16);

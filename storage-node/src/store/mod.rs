@@ -19,6 +19,7 @@ mod io;
 pub mod limits;
 mod load;
 mod mend;
+mod mover;
 mod plan;
 mod read;
 mod record;

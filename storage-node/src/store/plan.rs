@@ -102,6 +102,11 @@ pub(super) struct Building {
 }
 
 impl Building {
+    /// Whether a request of the batch has to do with these blocks.
+    pub(super) fn touches(&self, at: &Target) -> bool {
+        self.remade.contains(&at.group) || self.overlaps(at)
+    }
+
     fn overlaps(&self, at: &Target) -> bool {
         let key = at.key();
         let before = self.ranges.range(..(key, at.range.end())).next_back();
@@ -218,9 +223,10 @@ impl Engine {
                 group, layer, range, ..
             } => self.judge_blocks(building, &queued.request, target(*group, *layer, *range)),
             StoreRequest::SaveScrub { state } => Verdict::Take(Plan::of(Record::Scrub(*state))),
-            StoreRequest::Read { .. } | StoreRequest::Collect { .. } | StoreRequest::Scrub { .. } => {
-                unreachable!("reads are not queued here")
-            }
+            StoreRequest::Read { .. }
+            | StoreRequest::Collect { .. }
+            | StoreRequest::Scrub { .. }
+            | StoreRequest::Defragment { .. } => unreachable!("reads are not queued here"),
         };
         let Verdict::Take(plan) = verdict else { return verdict };
         if !building.has_room(&plan, &self.limits) {

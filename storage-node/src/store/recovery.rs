@@ -372,6 +372,7 @@ impl Recovery {
             damaged: Default::default(),
             loads: Default::default(),
             scrub: Default::default(),
+            mover: Default::default(),
             checkpoint: None,
             checkpoints: Checkpoints {
                 sequence: header.sequence,

@@ -149,6 +149,11 @@ impl Engine {
                     active.open = Some(Open::Window(window));
                     self.scrub.active = Some(active);
                 }
+                Step::Indexed => {
+                    if let Some(active) = self.scrub_data(active, window) {
+                        self.scrub_on(active);
+                    }
+                }
                 Step::Done => {
                     self.scrubbed(&mut active, &window);
                     self.scrub_on(active);
@@ -175,21 +180,33 @@ impl Engine {
             };
             active.cursor = behind(key);
             active.windows_left -= 1;
-            match self.open_window(Walker::Scrub, key, false) {
+            match self.open_window(Walker::Scrub, key) {
                 Opened::Nothing => {}
                 Opened::Lost => active.metadata.push(damaged_index(key, 0, Why::Lost, false)),
-                Opened::Window(mut window) => match self.pump_window(&mut window) {
-                    Step::Done => self.scrubbed(&mut active, &window),
-                    _ => {
-                        active.open = Some(Open::Window(window));
-                        self.scrub.active = Some(active);
-                        return;
-                    }
+                Opened::Window(window) if window.has_index() => match self.scrub_data(active, window) {
+                    Some(back) => active = back,
+                    None => return,
                 },
+                Opened::Window(window) => {
+                    active.open = Some(Open::Window(window));
+                    self.scrub.active = Some(active);
+                    return;
+                }
             }
         }
         let next = active.cursor;
         self.answer_scrub(active, Some(next));
+    }
+
+    /// The index page of a window is known: reads its data. Gives the request back if there is none.
+    fn scrub_data(&mut self, mut active: Active, mut window: Box<Window>) -> Option<Active> {
+        if self.read_window(&mut window) == Step::Done {
+            self.scrubbed(&mut active, &window);
+            return Some(active);
+        }
+        active.open = Some(Open::Window(window));
+        self.scrub.active = Some(active);
+        None
     }
 
     fn answer_scrub(&mut self, active: Active, next: Option<ScrubCursor>) {
@@ -205,6 +222,8 @@ impl Engine {
     /// A window was read: takes in what was found.
     fn scrubbed(&mut self, active: &mut Active, window: &Window) {
         self.close_window(window);
+        let found = self.note_found(window);
+        active.damaged.extend(found);
         active.checked += window.checked;
         self.io.counters.blocks_scrubbed += u64::from(window.checked);
         if let Some((home, why)) = window.home_damaged {
@@ -213,6 +232,11 @@ impl Engine {
                 .metadata
                 .push(damaged_index(window.key, home.place, why, is_mended));
         }
+    }
+
+    /// Remembers which blocks of a window are damaged, and forgets those that are not any more.
+    pub(super) fn note_found(&mut self, window: &Window) -> Vec<DamagedBlock> {
+        let mut found = Vec::new();
         let (key, first) = (window.key.chunk, window.range().start());
         let lost = (0u8..=255).zip(window.entries());
         let lost = lost
@@ -226,7 +250,7 @@ impl Engine {
                 continue;
             }
             self.note_damaged(key, block);
-            active.damaged.push(DamagedBlock {
+            found.push(DamagedBlock {
                 group: key.group,
                 layer: key.layer,
                 chunk: key.chunk,
@@ -236,7 +260,7 @@ impl Engine {
             });
         }
         if self.damaged.is_empty() {
-            return;
+            return found;
         }
         // A block that was damaged and is not any more: its sector can be read again.
         let range = (key, first)..=(key, first + 255);
@@ -247,6 +271,7 @@ impl Engine {
                 self.damaged.remove(&(key, block));
             }
         }
+        found
     }
 
     /// A page is in memory and its copy on the device is damaged: the next checkpoint writes it anew.

@@ -211,6 +211,8 @@ pub struct Counters {
     pub blocks_read: u64,
     /// Blocks given back by overwrites, discards and drops.
     pub blocks_freed: u64,
+    /// Blocks of data moved together.
+    pub blocks_moved: u64,
     /// Blocks of data verified by the scrub.
     pub blocks_scrubbed: u64,
     /// Blocks found damaged by reads and by the scrub.

@@ -24,6 +24,7 @@ use super::scrub_state::ScrubCursor;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Walker {
     Scrub,
+    Mover,
 }
 
 /// Why a block, or metadata, is damaged.
@@ -59,6 +60,8 @@ pub(super) enum Opened {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Step {
     Working,
+    /// Its index page is known. The data is read when it is asked for.
+    Indexed,
     Done,
     /// Its index page is damaged on the device and not in memory.
     IndexDamaged(Why),
@@ -113,6 +116,16 @@ impl Window {
     /// The entries, in order. The index page has been read.
     pub(super) fn entries(&self) -> &[Entry] {
         self.entries.as_ref().expect("the index page was read")
+    }
+
+    /// Whether its index page is known, and nothing of it is being read.
+    pub(super) fn has_index(&self) -> bool {
+        self.entries.is_some() && self.home.is_none()
+    }
+
+    /// Keeps the content of intact blocks from now on.
+    pub(super) fn keep_intact(&mut self) {
+        self.keep = true;
     }
 
     /// Puts the blocks that hold data in the order of their places.
@@ -202,8 +215,8 @@ impl Engine {
         Next::End
     }
 
-    /// Opens a window. With `keep` the content of its intact blocks is kept.
-    pub(super) fn open_window(&mut self, walker: Walker, key: PageKey, keep: bool) -> Opened {
+    /// Opens a window, and reads its index page if need be.
+    pub(super) fn open_window(&mut self, walker: Walker, key: PageKey) -> Opened {
         let chunk = self.catalog.chunks.get(&key.chunk);
         let (entries, home) = match chunk.and_then(|chunk| chunk.pages.get(&key.page)) {
             None | Some(Page::Uniform(_)) => return Opened::Nothing,
@@ -215,14 +228,14 @@ impl Engine {
                 (Some(resident.entries.to_vec()), resident.home.filter(|_| is_there))
             }
         };
-        let mut window = Box::new(Window {
+        let window = Box::new(Window {
             walker,
             key,
             number: self.reads.begin(),
             home,
             entries,
             home_damaged: None,
-            keep,
+            keep: false,
             runs: VecDeque::new(),
             in_flight: BTreeMap::new(),
             next_piece: INDEX_PIECE + 1,
@@ -230,12 +243,9 @@ impl Engine {
             intact: BTreeMap::new(),
             damaged: Vec::new(),
         });
-        match home {
-            Some(home) => {
-                let token = self.io.read(home.place, 1);
-                self.in_flight.insert(token, Purpose::Walk(walker, INDEX_PIECE));
-            }
-            None => window.plan(),
+        if let Some(home) = home {
+            let token = self.io.read(home.place, 1);
+            self.in_flight.insert(token, Purpose::Walk(walker, INDEX_PIECE));
         }
         Opened::Window(window)
     }
@@ -263,12 +273,17 @@ impl Engine {
             (entries, Ok(page)) => *entries = Some(page.entries.to_vec()),
             (None, Err(why)) => return Step::IndexDamaged(why),
         }
+        Step::Indexed
+    }
+
+    /// Begins to read the data. Its index page is known.
+    pub(super) fn read_window(&mut self, window: &mut Window) -> Step {
         window.plan();
         self.pump_window(window)
     }
 
     /// Sends what is to be read next, a few reads at a time.
-    pub(super) fn pump_window(&mut self, window: &mut Window) -> Step {
+    fn pump_window(&mut self, window: &mut Window) -> Step {
         while window.in_flight.len() < self.limits.walk_reads_in_flight {
             let Some(run) = window.runs.pop_front() else { break };
             let piece = window.next_piece;
@@ -277,7 +292,7 @@ impl Engine {
             self.in_flight.insert(token, Purpose::Walk(window.walker, piece));
             window.in_flight.insert(piece, run);
         }
-        if window.home.is_none() && window.in_flight.is_empty() {
+        if window.in_flight.is_empty() {
             Step::Done
         } else {
             Step::Working

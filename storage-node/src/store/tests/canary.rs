@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::basic::discarded_blocks_stay_discarded;
 use super::crash::crash_run;
+use super::mover::{move_limits, move_run};
 use crate::store::{Canary, StoreLimits};
 
 fn limits(canary: Canary) -> StoreLimits {
@@ -63,6 +64,22 @@ fn forgetting_the_versions_of_discards_is_caught() {
         ..Canary::default()
     });
     assert!(catch_unwind(|| discarded_blocks_stay_discarded(limits)).is_err());
+}
+
+#[test]
+fn moving_a_block_that_was_written_since_it_was_read_is_caught() {
+    let caught = (0..6).any(|seed| {
+        let limits = StoreLimits {
+            canary: Canary {
+                move_unchecked: true,
+                ..Canary::default()
+            },
+            ..move_limits(seed)
+        };
+        let run = catch_unwind(AssertUnwindSafe(|| move_run(&limits, seed, 350)));
+        !matches!(run, Ok(Ok(_)))
+    });
+    assert!(caught);
 }
 
 #[test]

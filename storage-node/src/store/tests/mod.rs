@@ -7,6 +7,7 @@ mod crash;
 mod faults;
 mod full;
 mod model;
+mod mover;
 pub(crate) mod rig;
 mod rot;
 mod scrub;

@@ -67,6 +67,7 @@ impl Model {
             StoreRequest::Read { .. }
             | StoreRequest::Collect { .. }
             | StoreRequest::Scrub { .. }
+            | StoreRequest::Defragment { .. }
             | StoreRequest::SaveScrub { .. } => {}
         }
     }

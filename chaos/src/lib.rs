@@ -7,3 +7,4 @@ pub mod fuzz;
 pub mod live;
 pub mod rng;
 pub mod sim;
+pub mod store;

@@ -9,6 +9,7 @@ use cairn_chaos::fuzz::TARGETS;
 use cairn_chaos::sim::batch::{Batch, Totals, run_batch};
 use cairn_chaos::sim::run::{Report, StoreKind, run_seed, run_seed_on};
 use cairn_chaos::sim::trace::{Keep, first_difference};
+use cairn_chaos::store::{self, StoreBatch};
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Lines of the trace that are shown of a failing seed.
@@ -90,6 +91,29 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seeds: u64,
     },
+    /// Cuts power at every operation of the store, and of its recovery
+    ///
+    /// Example: chaos store --seed 1 --seeds 100
+    Store {
+        /// The first seed
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many seeds, counting up from the first
+        #[arg(long)]
+        seeds: Option<u64>,
+        /// Instead of a number of seeds: as many as fit into so many minutes
+        #[arg(long, conflicts_with = "seeds")]
+        minutes: Option<f64>,
+        /// Threads; as many as there are processors if not given
+        #[arg(long)]
+        threads: Option<usize>,
+        /// Only the cut at this moment, as a failure names it
+        #[arg(long)]
+        moment: Option<u64>,
+        /// The result as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Prints the fault catalogue
     List,
     /// Gives broken input to everything that decodes bytes from outside
@@ -153,6 +177,24 @@ fn main() -> ExitCode {
                 },
                 json,
             )
+        }
+        Command::Store {
+            seed,
+            seeds,
+            minutes,
+            threads,
+            moment,
+            json,
+        } => {
+            let span = minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
+            let batch = StoreBatch {
+                first: seed,
+                count: if span.is_some() { None } else { Some(seeds.unwrap_or(1)) },
+                span,
+                threads,
+                moment,
+            };
+            prove_store(batch, json)
         }
         Command::Twice { seed, seeds } => twice(seed, seeds),
         Command::List => {
@@ -316,6 +358,21 @@ fn as_json(totals: &Totals) -> serde_json::Value {
         "faults": totals.faults,
         "errors": totals.errors,
     })
+}
+
+fn prove_store(batch: StoreBatch, json: bool) -> ExitCode {
+    let totals = store::run(batch, |totals| {
+        if !json {
+            eprintln!("{totals}");
+        }
+    });
+    if json {
+        println!("{}", totals.json());
+    } else {
+        totals.failed.iter().for_each(|failure| println!("{failure}\n"));
+        println!("{totals}");
+    }
+    exit_code(totals.failed.is_empty())
 }
 
 fn twice(first: u64, seeds: u64) -> ExitCode {

@@ -6,6 +6,7 @@ use super::basic::discarded_blocks_stay_discarded;
 use super::crash::crash_run;
 use super::mover::{move_limits, move_run};
 use crate::store::{Canary, StoreLimits};
+use crate::testing::store::crash::CrashRun;
 
 fn limits(canary: Canary) -> StoreLimits {
     StoreLimits {
@@ -86,5 +87,47 @@ fn moving_a_block_that_was_written_since_it_was_read_is_caught() {
 fn without_a_planted_bug_nothing_is_caught() {
     for seed in 0..2 {
         crash_run(300, &limits(Canary::default()), seed, 100).unwrap();
+    }
+}
+
+/// A run that cuts power at every operation of a workload, but not of recoveries.
+fn exhaustive(seed: u64, canary: Canary) -> CrashRun {
+    let mut run = CrashRun {
+        nested_every: u64::MAX,
+        works_on_every: u64::MAX,
+        ..CrashRun::of_seed(seed)
+    };
+    run.limits.canary = canary;
+    run
+}
+
+#[test]
+fn cutting_power_at_every_operation_catches_each_of_them() {
+    let canaries = [
+        Canary {
+            ack_before_flush: true,
+            ..Canary::default()
+        },
+        Canary {
+            skip_data_checksum_at_recovery: true,
+            ..Canary::default()
+        },
+        Canary {
+            reuse_too_early: true,
+            ..Canary::default()
+        },
+        Canary {
+            forget_tombstones: true,
+            ..Canary::default()
+        },
+    ];
+    let seeds = 0..6;
+    for canary in canaries {
+        let caught = seeds.clone().any(|seed| exhaustive(seed, canary).run().is_err());
+        assert!(caught, "{canary:?} is not caught");
+    }
+    // It is the bug that is caught, not the run.
+    if let Err(failure) = exhaustive(0, Canary::default()).run() {
+        panic!("{failure}");
     }
 }

@@ -4,8 +4,9 @@ use cairn_proto::ids::CommitSeq;
 
 use super::model::*;
 use super::rig::*;
-use crate::store::api::{StoreError, StoreReply, StoreRequest, WriteContent};
+use crate::store::api::{StoreError, StoreReply, StoreRequest};
 use crate::store::{StoreLimits, StoreState};
+use crate::testing::store::crash::brief;
 use crate::testing::{MemoryDevice, Prng};
 
 /// What has been asked and answered.
@@ -49,30 +50,6 @@ impl History {
             "{words}; in flight: {:?}",
             self.open.iter().map(|(_, request)| brief(request)).collect::<Vec<_>>()
         ))
-    }
-}
-
-/// A request without its content.
-fn brief(request: &StoreRequest) -> String {
-    match request {
-        StoreRequest::Write {
-            layer,
-            range,
-            version,
-            content,
-            ..
-        } => {
-            let kind = match content {
-                WriteContent::Data { .. } => "data",
-                WriteContent::Zero => "zero",
-                WriteContent::Discard => "discard",
-            };
-            format!("{kind} {range} layer {layer} {version}")
-        }
-        StoreRequest::Copy {
-            layer, range, blocks, ..
-        } => format!("copy {range} layer {layer} from {}", blocks[0].version),
-        other => format!("{other:?}"),
     }
 }
 

@@ -3,7 +3,9 @@
 //!
 //! Only the store's public interface is used here, so nothing of this depends on how it keeps what it keeps.
 
+pub mod blocks;
 pub mod content;
+pub mod crash;
 pub mod model;
 pub mod rig;
 pub mod workload;

@@ -1,19 +1,15 @@
 //! What a store must hold, kept as plainly as can be.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use cairn_proto::block::{Apply, BlockState, Content, Cursor};
 use cairn_proto::ids::{Layer, Version};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::units::BlockRange;
 
+use super::blocks::Blocks;
 use super::content::{GROUP, content};
 use super::rig::Rig;
 use crate::store::api::{StoreReply, StoreRequest, WriteContent};
-
-/// A block's name: chunk, layer, block.
-pub type Key = (u32, u32, u32);
 
 /// What a group's replica holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -23,10 +19,17 @@ pub struct Model {
     /// The highest generation sealed; zero if none.
     pub seal: u32,
     /// All blocks but those never written. The checksum stands for the content.
-    pub blocks: BTreeMap<Key, BlockState>,
+    pub blocks: Blocks,
 }
 
 impl Model {
+    /// A device that was just formatted.
+    pub const NOTHING: Model = Model {
+        replica: None,
+        seal: 0,
+        blocks: Blocks::NONE,
+    };
+
     /// Does what a request asks for, as the store must if it answers that it is durable.
     pub fn apply(&mut self, request: &StoreRequest) {
         match request {
@@ -44,13 +47,15 @@ impl Model {
                 content,
                 ..
             } => {
-                for i in 0..range.count() {
-                    let content = match content {
-                        WriteContent::Data { checksums, .. } => Content::Data(checksums[i as usize]),
-                        WriteContent::Zero => Content::Zero,
-                        WriteContent::Discard => Content::Absent,
-                    };
-                    self.set(*layer, range, i, content, *version, Apply::IfNewer);
+                let mut set = |range, content| self.set(*layer, range, content, *version, Apply::IfNewer);
+                match content {
+                    WriteContent::Data { checksums, .. } => {
+                        for (i, checksum) in (0..).zip(checksums) {
+                            set(one_of(range, i), Content::Data(*checksum));
+                        }
+                    }
+                    WriteContent::Zero => set(*range, Content::Zero),
+                    WriteContent::Discard => set(*range, Content::Absent),
                 }
             }
             StoreRequest::Copy {
@@ -61,7 +66,7 @@ impl Model {
                 ..
             } => {
                 for (i, block) in (0..).zip(blocks) {
-                    self.set(*layer, range, i, block.content, block.version, *apply);
+                    self.set(*layer, one_of(range, i), block.content, block.version, *apply);
                 }
             }
             StoreRequest::Read { .. }
@@ -72,21 +77,17 @@ impl Model {
         }
     }
 
-    fn set(&mut self, layer: Layer, range: &BlockRange, i: u32, content: Content, version: Version, apply: Apply) {
-        let key = (range.chunk().0, layer.0, range.start() + i);
-        let held = self.blocks.get(&key).map_or(Version::ZERO, |state| state.version);
-        if apply.applies(held, version) {
-            self.blocks.insert(key, BlockState { content, version });
-        }
+    fn set(&mut self, layer: Layer, range: BlockRange, content: Content, version: Version, apply: Apply) {
+        let new = |held: BlockState| {
+            let applies = apply.applies(held.version, version);
+            applies.then_some(BlockState { content, version })
+        };
+        self.blocks.update(layer.0, range, new);
     }
 
     /// Blocks that hold data.
     pub fn data_blocks(&self) -> u64 {
-        let data = self
-            .blocks
-            .values()
-            .filter(|state| matches!(state.content, Content::Data(_)));
-        data.count() as u64
+        self.blocks.data()
     }
 
     /// What a store holds, by its own account; fails if it returns content that is not what it says.
@@ -94,7 +95,7 @@ impl Model {
         let mut model = Model {
             replica: rig.store.replica_of(GROUP).map(|replica| replica.role),
             seal: rig.store.seal_of(GROUP.volume).get(),
-            blocks: BTreeMap::new(),
+            blocks: Blocks::NONE,
         };
         if model.replica.is_none() {
             return Ok(model);
@@ -120,10 +121,8 @@ impl Model {
     }
 
     fn observe_run(&mut self, rig: &mut Rig, layer: Layer, range: BlockRange, state: BlockState) -> Result<(), String> {
-        let key = |block: u32| (range.chunk().0, layer.0, block);
         if !matches!(state.content, Content::Data(_)) {
-            self.blocks
-                .extend((range.start()..range.end()).map(|block| (key(block), state)));
+            self.blocks.set(layer.0, range, state);
             return Ok(());
         }
         let mut start = range.start();
@@ -140,11 +139,13 @@ impl Model {
                 return Err(format!("a read of {piece} failed: {reply:?}"));
             };
             check_read(piece, &blocks, &bytes)?;
-            for (block, read) in (piece.start()..).zip(blocks) {
+            for (i, read) in (0..).zip(blocks) {
                 if read.version != state.version || !matches!(read.content, Content::Data(_)) {
-                    return Err(format!("block {block} is listed as {state:?} and read as {read:?}"));
+                    return Err(format!(
+                        "block {i} of {piece} is listed as {state:?} and read as {read:?}"
+                    ));
                 }
-                self.blocks.insert(key(block), read);
+                self.blocks.set(layer.0, one_of(&piece, i), read);
             }
             start = piece.end();
         }
@@ -183,12 +184,16 @@ pub fn difference(expected: &Model, found: &Model) -> String {
         let (e, f) = ((expected.replica, expected.seal), (found.replica, found.seal));
         return format!("replica and seal are {f:?}, expected {e:?}");
     }
-    let keys: std::collections::BTreeSet<&Key> = expected.blocks.keys().chain(found.blocks.keys()).collect();
-    let differ = keys
-        .into_iter()
-        .find(|key| expected.blocks.get(key) != found.blocks.get(key));
-    differ.map_or("nothing".to_string(), |key| {
-        let (expected, found) = (expected.blocks.get(key), found.blocks.get(key));
-        format!("block {key:?} (chunk, layer, block) is {found:?}, expected {expected:?}")
-    })
+    expected
+        .blocks
+        .difference(&found.blocks)
+        .map_or("nothing".to_string(), |key| {
+            let (expected, found) = (expected.blocks.get(&key), found.blocks.get(&key));
+            format!("block {key:?} (chunk, layer, block) is {found:?}, expected {expected:?}")
+        })
+}
+
+/// A block of a range.
+fn one_of(range: &BlockRange, i: u32) -> BlockRange {
+    BlockRange::new(range.chunk(), range.start() + i, 1).expect("a block of the range")
 }

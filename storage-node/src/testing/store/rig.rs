@@ -24,6 +24,8 @@ pub struct Rig {
     pub prng: Prng,
     /// Answers by ticket, until they are taken.
     pub replies: BTreeMap<u64, StoreReply>,
+    /// Tickets in the order in which they were answered.
+    answered: Vec<u64>,
     /// The last ticket that was used.
     pub next_ticket: u64,
     /// Operations completed since it was made.
@@ -107,6 +109,7 @@ impl Rig {
             now: Time::ZERO,
             prng: Prng::new(seed),
             replies: BTreeMap::new(),
+            answered: Vec::new(),
             next_ticket: 0,
             completed: 0,
             moments,
@@ -148,6 +151,7 @@ impl Rig {
                     if let (Some(moments), StoreReply::Durable { commit, .. }) = (&mut self.moments, &reply) {
                         moments.acknowledged = moments.acknowledged.max(commit.0);
                     }
+                    self.answered.push(ticket.0);
                     let other = self.replies.insert(ticket.0, reply);
                     assert!(other.is_none(), "{ticket:?} was answered twice");
                 }
@@ -173,6 +177,15 @@ impl Rig {
         self.moments
             .as_mut()
             .map_or_else(Vec::new, |moments| std::mem::take(&mut moments.seen))
+    }
+
+    /// The answers that were not taken yet, in the order in which they came.
+    pub fn take_replies(&mut self) -> Vec<(u64, StoreReply)> {
+        let answered = std::mem::take(&mut self.answered);
+        let replies = answered
+            .into_iter()
+            .filter_map(|ticket| Some((ticket, self.replies.remove(&ticket)?)));
+        replies.collect()
     }
 
     /// Completes one operation in flight, any of them; false if there is none.

@@ -135,6 +135,13 @@ fn the_device_of_a_killed_cluster_is_read_and_a_flipped_bit_is_found_and_named()
         volume.write(0, Bytes::from(vec![5; BLOCK])).await.unwrap();
         volume.close().await;
     });
+    let config = dir.path().join("cairn.toml");
+    let show = ["--config", config.to_str().unwrap(), "node", "show", "node-1"];
+    // The first heartbeat says it, soon after the registration.
+    let end = Instant::now() + BOUND;
+    while json(0, &show)["devices"][0]["write_cache"] != "volatile" {
+        assert!(Instant::now() < end, "{}", json(0, &show));
+    }
     let (_, err) = ends(7, &["node", "inspect", path]);
     assert!(err.contains("another process uses it"), "{err}");
     let (_, err) = ends(7, &["node", "format", path]);

@@ -9,6 +9,7 @@ use cairn_proto::ids::{DeviceId, GroupId, GroupIndex, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
 
 use crate::config::NodeConfig;
+use crate::driver::WriteCache;
 use crate::host::HostStatus;
 use crate::process::device::{Device, Phase, random};
 
@@ -260,6 +261,7 @@ fn report_of(device: &Device) -> Option<v1::DeviceHeartbeat> {
         inventory_digest: status.inventory_digest,
         failed: status.failed.is_some() || ended.is_some(),
         trouble: ended.or_else(|| status.failed.clone()).unwrap_or_default(),
+        write_cache: write_cache(device.write_cache).into(),
     };
     let mut end = report.trouble.len().min(TROUBLE_BYTES_MAX);
     while !report.trouble.is_char_boundary(end) {
@@ -267,6 +269,15 @@ fn report_of(device: &Device) -> Option<v1::DeviceHeartbeat> {
     }
     report.trouble.truncate(end);
     Some(report)
+}
+
+fn write_cache(cache: WriteCache) -> v1::WriteCache {
+    match (cache.volatile, cache.by_operator) {
+        (true, false) => v1::WriteCache::Volatile,
+        (false, false) => v1::WriteCache::None,
+        (true, true) => v1::WriteCache::VolatileByOperator,
+        (false, true) => v1::WriteCache::NoneByOperator,
+    }
 }
 
 fn bytes(blocks: u64) -> u64 {

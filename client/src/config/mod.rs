@@ -15,6 +15,7 @@
 //! devices = ["/dev/nvme0n1", "/dev/nvme1n1"]
 //! ```
 
+mod device;
 mod error;
 mod sections;
 
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use device::{DeviceSection, WriteCache};
 pub use error::ConfigError;
 pub use sections::{ClusterSection, ExportSection, MemberAddress, MetaSection, NodeSection, ProcessSection};
 
@@ -124,7 +126,7 @@ impl Config {
             meta.dir.as_mut().map(resolve);
         }
         if let Some(node) = &mut self.node {
-            node.devices.iter_mut().for_each(resolve);
+            node.devices.iter_mut().map(|device| &mut device.path).for_each(resolve);
         }
         if let Some(export) = &mut self.export {
             export.nbd_unix.as_mut().map(resolve);
@@ -153,7 +155,8 @@ mod tests {
         assert_eq!(config.cluster.meta, ["127.0.0.1:7401"]);
         assert_eq!(config.cluster.key_file, Some(dir.path().join("cluster.key")));
         let node = config.node.clone().unwrap();
-        assert_eq!(node.devices, [dir.path().join("a.img"), PathBuf::from("/dev/sdx")]);
+        let paths = [dir.path().join("a.img"), PathBuf::from("/dev/sdx")];
+        assert_eq!(node.devices, paths.map(DeviceSection::from));
         assert_eq!(Config::parse(&path, &config.to_toml()).unwrap(), config);
     }
 

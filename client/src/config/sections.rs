@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use cairn_proto::units::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::device::DeviceSection;
+
 /// `[cluster]`: where the cluster is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -57,7 +59,7 @@ pub struct NodeSection {
     pub advertise: Option<String>,
     /// Its devices: block devices or files.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub devices: Vec<PathBuf>,
+    pub devices: Vec<DeviceSection>,
     /// How large a device file is made that does not exist yet; without it a missing file is an error.
     #[serde(skip_serializing_if = "Option::is_none", with = "size")]
     pub device_size: Option<ByteSize>,

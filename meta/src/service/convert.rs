@@ -180,6 +180,7 @@ pub(super) fn to_device(id: &DeviceId, world: &World<'_>, groups: u64) -> Option
         heard_ms_ago: world.soft.heard_ms_ago(device.node, world.now),
         groups,
         trouble: trouble.unwrap_or(&device.trouble).clone(),
+        write_cache: world.soft.write_cache(id).into(),
     })
 }
 

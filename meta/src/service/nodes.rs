@@ -158,6 +158,7 @@ impl Nodes for NodesService {
                 if known && world.soft.heard_device(report, device.inventory_digest, deletions) {
                     send_inventory.push(to_device_id(&id));
                 }
+                world.soft.heard_write_cache(&id, device.write_cache());
             }
             Ok(HeartbeatResponse {
                 heartbeat_interval_ms: NODE_HEARTBEAT_MS,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cairn_proto::control::v1::WriteCache;
 use cairn_proto::ids::{DeviceId, NodeId};
 use cairn_proto::time::Time;
 
@@ -16,6 +17,7 @@ use crate::state::model::{DeviceState, State};
 struct SoftDevice {
     report: DeviceReport,
     digest: u64,
+    write_cache: WriteCache,
     /// Digest and count of deletions when its inventory was last looked at completely.
     inventory: Option<(u64, u64)>,
     /// The page of an inventory that is expected next, and the count of deletions at its first.
@@ -87,6 +89,7 @@ impl Soft {
         let device = self.devices.entry(report.id).or_insert_with(|| SoftDevice {
             report: report.clone(),
             digest,
+            write_cache: WriteCache::Unspecified,
             inventory: None,
             pages: (0, 0),
             written: Time::ZERO,
@@ -94,6 +97,20 @@ impl Soft {
         device.report = report;
         device.digest = digest;
         device.inventory != Some((digest, deletions))
+    }
+
+    /// Notes what a device that was heard of says about its write cache.
+    pub(super) fn heard_write_cache(&mut self, device: &DeviceId, write_cache: WriteCache) {
+        if let Some(device) = self.devices.get_mut(device) {
+            device.write_cache = write_cache;
+        }
+    }
+
+    /// What a device has said about its write cache.
+    pub(super) fn write_cache(&self, device: &DeviceId) -> WriteCache {
+        self.devices
+            .get(device)
+            .map_or(WriteCache::Unspecified, |device| device.write_cache)
     }
 
     /// Notes a page of an inventory. Pages out of order are answered all the same, but do not complete it.

@@ -290,8 +290,8 @@ async fn inventory_of_a_deleted_volume(client: &MetaClient, node_id: u64, volume
             used_bytes: 5,
             commit_seq: 9,
             inventory_digest: digest,
-            failed: false,
-            trouble: String::new(),
+            write_cache: WriteCache::NoneByOperator.into(),
+            ..DeviceHeartbeat::default()
         }],
     };
     let inventory = |digest| InventoryRequest {
@@ -310,6 +310,16 @@ async fn inventory_of_a_deleted_volume(client: &MetaClient, node_id: u64, volume
         inventory_digest: digest,
     };
     assert_eq!(client.heartbeat(heartbeat(1)).await.unwrap().send_inventory.len(), 1);
+    let devices = client
+        .list_devices(ListDevicesRequest::default())
+        .await
+        .unwrap()
+        .devices;
+    let told = devices
+        .iter()
+        .find(|found| found.id == device(1).id)
+        .map(Device::write_cache);
+    assert_eq!(told, Some(WriteCache::NoneByOperator), "what a node says is shown");
     assert_eq!(client.report_inventory(inventory(1)).await.unwrap().drop, []);
     assert_eq!(client.heartbeat(heartbeat(1)).await.unwrap().send_inventory.len(), 0);
     client

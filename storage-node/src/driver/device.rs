@@ -27,6 +27,28 @@ pub struct DevicePath {
     pub volatile_cache: Option<bool>,
 }
 
+/// What is known of a device's write cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WriteCache {
+    /// Whether completed writes are lost when power fails before a flush, as the store takes it.
+    pub volatile: bool,
+    /// Whether the operator said so; else it was found out.
+    pub by_operator: bool,
+    /// What was found out.
+    pub detected_volatile: bool,
+}
+
+impl fmt::Display for WriteCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.volatile, self.by_operator) {
+            (true, false) => "volatile",
+            (false, false) => "none",
+            (true, true) => "volatile (said the operator)",
+            (false, true) => "none (said the operator)",
+        })
+    }
+}
+
 /// A device that is open, and locked against other processes.
 #[derive(Debug)]
 pub struct DeviceFile {
@@ -34,6 +56,7 @@ pub struct DeviceFile {
     file: File,
     geometry: DiskGeometry,
     is_block_device: bool,
+    write_cache: WriteCache,
 }
 
 /// Why a device can't be opened.
@@ -142,21 +165,32 @@ impl DeviceFile {
         // The file system keeps places and sizes in a cache of its own: a write to a file that has completed is not
         // durable before a flush, whatever the disk below does.
         let detected = !is_block_device || has_volatile_cache(metadata.rdev());
+        let write_cache = WriteCache {
+            volatile: device.volatile_cache.unwrap_or(detected),
+            by_operator: device.volatile_cache.is_some(),
+            detected_volatile: detected,
+        };
         let geometry = DiskGeometry {
             blocks,
-            volatile_cache: device.volatile_cache.unwrap_or(detected),
+            volatile_cache: write_cache.volatile,
         };
         Ok(DeviceFile {
             path: device.path.clone(),
             file,
             geometry,
             is_block_device,
+            write_cache,
         })
     }
 
     /// What a store must know of it.
     pub fn geometry(&self) -> DiskGeometry {
         self.geometry
+    }
+
+    /// Its write cache.
+    pub fn write_cache(&self) -> WriteCache {
+        self.write_cache
     }
 
     /// Whether it is a raw block device, not a file.

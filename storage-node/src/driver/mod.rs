@@ -17,7 +17,7 @@ mod serve;
 mod thread;
 
 pub use bare::BareDevice;
-pub use device::{DeviceError, DeviceFile, DevicePath};
+pub use device::{DeviceError, DeviceFile, DevicePath, WriteCache};
 pub use format::format;
 pub use limits::DriverLimits;
 pub use reader::DeviceReader;

@@ -12,7 +12,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::NodeError;
 use crate::config::NodeConfig;
-use crate::driver::{DeviceError, DeviceFile, DevicePath, DeviceThread, DriverError, Opened, ThreadConfig};
+use crate::driver::{DeviceError, DeviceFile, DevicePath, DeviceThread, DriverError, Opened, ThreadConfig, WriteCache};
 use crate::host::HostStatus;
 use crate::store::{FormatParams, Identity, OpenError, Probe};
 
@@ -56,6 +56,8 @@ pub(crate) struct Device {
     pub(crate) address: SocketAddr,
     /// Where clients reach it.
     pub(crate) advertised: String,
+    /// Its write cache.
+    pub(crate) write_cache: WriteCache,
     pub(crate) phase: Phase,
     /// Once it is served.
     pub(crate) opened: Option<Opened>,
@@ -96,11 +98,22 @@ impl Device {
             Some((host, port)) => format!("{host}:{}", nth_port(port, index)?),
             None => address.to_string(),
         };
-        let geometry = file.geometry();
+        let write_cache = file.write_cache();
         tracing::info!(
-            path = %path.display(), %address, advertised, blocks = geometry.blocks,
-            volatile_cache = geometry.volatile_cache, "device"
+            path = %path.display(), %address, advertised, blocks = file.geometry().blocks, %write_cache, "device"
         );
+        if write_cache.by_operator && !write_cache.volatile {
+            let found = if write_cache.detected_volatile {
+                "a volatile one"
+            } else {
+                "none"
+            };
+            tracing::warn!(
+                path = %path.display(),
+                "the operator says that the device has no volatile write cache ({found} was detected): nothing is flushed, and \
+                 if that is wrong, a power failure loses writes that were acknowledged"
+            );
+        }
         let store_error = |error| NodeError::Store {
             path: path.clone(),
             error,
@@ -116,6 +129,7 @@ impl Device {
             path,
             address,
             advertised,
+            write_cache,
             phase,
             opened: None,
             trouble: None,
@@ -162,6 +176,7 @@ impl Device {
             match when_opened.try_recv() {
                 Ok(opened) => {
                     self.opened = Some(opened);
+                    self.meter(&opened);
                     let phase = std::mem::replace(&mut self.phase, Phase::Ended(None));
                     if let Phase::Opening(thread, _) = phase {
                         self.phase = Phase::Running(thread);
@@ -179,6 +194,17 @@ impl Device {
         {
             self.end(outcome.err().unwrap_or(DriverError::Panicked));
         }
+    }
+
+    fn meter(&self, opened: &Opened) {
+        let device = opened.identity.device.uuid.to_string();
+        let by = if self.write_cache.by_operator {
+            "operator"
+        } else {
+            "detection"
+        };
+        let volatile = metrics::gauge!("cairn_node_volatile_write_cache", "device" => device, "by" => by);
+        volatile.set(if self.write_cache.volatile { 1.0 } else { 0.0 });
     }
 
     fn end(&mut self, error: DriverError) {

@@ -527,6 +527,8 @@ async fn many_requests_at_once_are_all_answered_and_counted() {
     let device = whom.device.uuid;
     let written = format!("cairn_node_write_bytes_total{{device=\"{device}\",class=\"guest\"}} 52428800");
     assert!(text.contains(&written), "{text}");
+    let cache = format!("cairn_node_volatile_write_cache{{device=\"{device}\",by=\"detection\"}} 1");
+    assert!(text.contains(&cache), "{text}");
     for name in [
         "cairn_node_request_seconds_bucket",
         "cairn_node_requests_in_flight",
@@ -534,6 +536,25 @@ async fn many_requests_at_once_are_all_answered_and_counted() {
     ] {
         assert!(text.contains(name), "{name} is not in {text}");
     }
+    served.running.stop().await;
+    meta.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_operator_says_of_a_write_cache_is_told_to_meta() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta::start(dir.path()).await;
+    let mut config = config(dir.path(), &meta.address);
+    config.devices[0].volatile_cache = Some(false);
+    let served = Served::start(config).await;
+    let heard = async {
+        // It is registered with the first report, and says this with the next.
+        while meta.device().await.write_cache() != v1::WriteCache::NoneByOperator {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let heard = tokio::time::timeout(Duration::from_secs(20), heard).await;
+    heard.expect("a heartbeat says it");
     served.running.stop().await;
     meta.running.stop().await;
 }

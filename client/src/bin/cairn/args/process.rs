@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use cairn_client::config::MemberAddress;
+use cairn_client::config::{MemberAddress, WriteCache};
 use cairn_proto::units::ByteSize;
 use clap::Args;
 
@@ -109,6 +109,11 @@ pub(crate) struct Node {
     /// A device: a block device or a file; may be repeated
     #[arg(long = "device", value_name = "PATH")]
     pub(crate) devices: Vec<PathBuf>,
+    /// Overrule what the kernel says of a device's write cache: `none` where completed writes survive a loss of power (a
+    /// battery, capacitors), `volatile` where they do not. With `none` nothing is flushed: IF IT IS WRONG, A POWER FAILURE LOSES
+    /// WRITES THAT WERE ACKNOWLEDGED. May be repeated [default: detected; files are always volatile]
+    #[arg(long = "write-cache", value_name = "PATH=none|volatile", value_parser = write_cache)]
+    pub(crate) write_caches: Vec<(PathBuf, WriteCache)>,
     /// Make device files that do not exist yet, of this size
     #[arg(long, value_name = "SIZE")]
     pub(crate) device_size: Option<ByteSize>,
@@ -199,6 +204,12 @@ impl std::str::FromStr for VolumeSpec {
             size,
         })
     }
+}
+
+fn write_cache(text: &str) -> Result<(PathBuf, WriteCache), String> {
+    let parts = text.rsplit_once('=').filter(|(path, _)| !path.is_empty());
+    let (path, cache) = parts.ok_or_else(|| format!("`{text}` is not PATH=none or PATH=volatile"))?;
+    Ok((PathBuf::from(path), cache.parse()?))
 }
 
 /// A majority of an even number is no smaller than that of the next odd one, and fails sooner.

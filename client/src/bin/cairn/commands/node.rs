@@ -69,6 +69,8 @@ struct DeviceRecord {
     capacity_bytes: u64,
     used_bytes: u64,
     groups: u64,
+    /// Not known while its node is silent.
+    write_cache: Option<&'static str>,
     trouble: Option<String>,
 }
 
@@ -94,6 +96,13 @@ impl From<v1::Node> for NodeRecord {
 impl From<v1::Device> for DeviceRecord {
     fn from(device: v1::Device) -> DeviceRecord {
         let id = device_id(device.id.as_ref());
+        let write_cache = match device.write_cache() {
+            v1::WriteCache::Unspecified => None,
+            v1::WriteCache::Volatile => Some("volatile"),
+            v1::WriteCache::None => Some("none"),
+            v1::WriteCache::VolatileByOperator => Some("volatile_by_operator"),
+            v1::WriteCache::NoneByOperator => Some("none_by_operator"),
+        };
         DeviceRecord {
             uuid: id.uuid.to_string(),
             incarnation: id.incarnation.to_string(),
@@ -109,6 +118,7 @@ impl From<v1::Device> for DeviceRecord {
             capacity_bytes: device.capacity_bytes,
             used_bytes: device.used_bytes,
             groups: device.groups,
+            write_cache,
             trouble: Some(device.trouble).filter(|trouble| !trouble.is_empty()),
         }
     }
@@ -197,7 +207,17 @@ fn describe(node: &NodeRecord) -> String {
     table.row(["place".to_string(), node.place()]);
     table.row(["version", node.version.as_str()]);
     let mut text = table.render();
-    let mut table = Table::new(&["DEVICE", "STATE", "SIZE", "USED", "GROUPS", "ADDRESS", "TROUBLE"]).right(&[2, 3, 4]);
+    let headings = [
+        "DEVICE",
+        "STATE",
+        "SIZE",
+        "USED",
+        "GROUPS",
+        "WRITE CACHE",
+        "ADDRESS",
+        "TROUBLE",
+    ];
+    let mut table = Table::new(&headings).right(&[2, 3, 4]);
     for device in &node.devices {
         let uuid = device.uuid.parse().unwrap_or_default();
         let state = match (device.state, device.alive) {
@@ -211,6 +231,14 @@ fn describe(node: &NodeRecord) -> String {
             ByteSize(device.capacity_bytes).to_string(),
             percent(device.used_bytes, device.capacity_bytes),
             device.groups.to_string(),
+            match device.write_cache {
+                None => "?",
+                // Worth a look: nothing is flushed, because somebody said so.
+                Some("none_by_operator") => "NONE, as told",
+                Some("volatile_by_operator") => "volatile, as told",
+                Some(detected) => detected,
+            }
+            .to_string(),
             device.addresses.join(" "),
             device.trouble.clone().unwrap_or_default(),
         ]);
@@ -247,6 +275,7 @@ mod tests {
                 state: v1::DeviceState::Active as i32,
                 seems_alive: alive,
                 groups: 5,
+                write_cache: v1::WriteCache::Volatile.into(),
                 ..v1::Device::default()
             }],
         }
@@ -273,8 +302,8 @@ mod tests {
         assert!(text.starts_with("name     node-1\nid       1\nstate    up\n"), "{text}");
         assert!(
             text.ends_with(
-                "DEVICE    STATE   SIZE  USED  GROUPS  ADDRESS         TROUBLE\n\
-                 01010101  up     8 GiB  25 %       5  127.0.0.1:7402\n"
+                "DEVICE    STATE   SIZE  USED  GROUPS  WRITE CACHE  ADDRESS         TROUBLE\n\
+                 01010101  up     8 GiB  25 %       5  volatile     127.0.0.1:7402\n"
             ),
             "{text}"
         );
@@ -287,7 +316,7 @@ mod tests {
         assert_eq!(keys(&json), "alive devices domain heard_ms_ago id name version");
         assert_eq!(
             keys(&json["devices"][0]),
-            "addresses alive capacity_bytes groups incarnation state trouble used_bytes uuid"
+            "addresses alive capacity_bytes groups incarnation state trouble used_bytes uuid write_cache"
         );
     }
 }

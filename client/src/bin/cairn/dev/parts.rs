@@ -90,7 +90,7 @@ pub(crate) fn write_configs(layout: &Layout, memory: &Memory, wishes: &Wishes) -
                 config.node = Some(NodeSection {
                     name: Some(part.to_string()),
                     listen: memory.listen(part),
-                    devices: vec![data.join(DEVICE_FILE)],
+                    devices: vec![data.join(DEVICE_FILE).into()],
                     device_size: Some(wishes.device_size),
                     ..NodeSection::default()
                 });
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(section.listen.unwrap().to_string(), section.members[1].address);
         assert_eq!(meta.process.pid_file, Some(layout.pid_file(Part::Meta(2))));
         let node = load(Part::Node(2)).node.unwrap();
-        assert_eq!(node.devices, [layout.data(Part::Node(2)).join(DEVICE_FILE)]);
+        assert_eq!(node.devices, [layout.data(Part::Node(2)).join(DEVICE_FILE).into()]);
         assert!(layout.data(Part::Node(2)).is_dir());
         assert_eq!(load(Part::Export).export.unwrap().nbd_unix, Some(layout.socket()));
         let other = Config::load(&layout.config()).unwrap();

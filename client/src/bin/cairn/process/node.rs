@@ -1,6 +1,6 @@
 //! `cairn node` without a subcommand: flags and configuration become a storage node.
 
-use cairn_client::config::Config;
+use cairn_client::config::{Config, DeviceSection, WriteCache};
 use cairn_meta::metrics::MetricsError;
 use cairn_storage_node::config::{DeviceConfig, FailureDomain, NodeConfig, NodeLimits};
 use cairn_storage_node::process::NodeError;
@@ -35,18 +35,29 @@ fn node_config(global: &Global, args: &Node, config: &Config, settings: &Setting
     let section = config.node.clone().unwrap_or_default();
     let name = args.name.clone().or(section.name).unwrap_or_else(host_name);
     let create_size = args.device_size.or(section.device_size);
-    let paths = if args.devices.is_empty() {
+    let mut devices = if args.devices.is_empty() {
         section.devices
     } else {
-        args.devices.clone()
+        args.devices.iter().cloned().map(DeviceSection::from).collect()
     };
-    if paths.is_empty() {
+    if devices.is_empty() {
         return Err(Failure::usage("no device is given")
             .hint("Say --device PATH, or write `devices = [\"PATH\"]` under [node] in the file of --config."));
     }
-    let device = |path| DeviceConfig {
+    for (path, write_cache) in &args.write_caches {
+        let Some(device) = devices.iter_mut().find(|device| device.path == *path) else {
+            let failure = Failure::usage(format!(
+                "--write-cache names {}, which is none of the devices",
+                path.display()
+            ));
+            return Err(failure.hint("Write the path as --device or the configuration file has it."));
+        };
+        device.write_cache = Some(*write_cache);
+    }
+    let device = |device: DeviceSection| DeviceConfig {
         create_size,
-        ..DeviceConfig::new(path)
+        volatile_cache: device.write_cache.map(WriteCache::is_volatile),
+        ..DeviceConfig::new(device.path)
     };
     let listen = required(
         args.listen.or(section.listen),
@@ -55,7 +66,7 @@ fn node_config(global: &Global, args: &Node, config: &Config, settings: &Setting
         "listen = \"ADDR\"",
     )?;
     Ok(NodeConfig {
-        devices: paths.into_iter().map(device).collect(),
+        devices: devices.into_iter().map(device).collect(),
         listen,
         advertise: args.advertise.clone().or(section.advertise).unwrap_or_default(),
         meta: process_meta_addresses(global, config)?,
@@ -113,6 +124,30 @@ mod tests {
         assert_eq!(config.devices[0].path, PathBuf::from("/z"));
         assert_eq!((config.name.as_str(), config.domain.host.as_str()), ("b", "c"));
         assert_eq!((config.listen.port(), config.meta), (9, vec!["x:2".to_string()]));
+    }
+
+    #[test]
+    fn the_operator_may_know_a_write_cache_better() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("k");
+        key::create(&key).unwrap();
+        let file = format!(
+            "version = 1\n[cluster]\nmeta = ['h:1']\nkey_file = '{}'\n[node]\nname = 'a'\nlisten = '127.0.0.1:1'\n\
+             devices = ['/x', {{ path = '/y', write_cache = 'none' }}, '/z']\n",
+            key.display()
+        );
+        let told = |line: &str| {
+            let devices = parse(line, &file).unwrap().devices;
+            devices.iter().map(|device| device.volatile_cache).collect::<Vec<_>>()
+        };
+        assert_eq!(told("cairn node"), [None, Some(false), None]);
+        let line = "cairn node --write-cache /y=volatile --write-cache /z=none";
+        assert_eq!(told(line), [None, Some(true), Some(false)]);
+        let failure = parse("cairn node --write-cache /w=none", &file).unwrap_err();
+        assert!(
+            failure.to_string().contains("/w, which is none of the devices"),
+            "{failure}"
+        );
     }
 
     #[test]

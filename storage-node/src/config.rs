@@ -79,7 +79,7 @@ pub struct FailureDomain {
 pub struct NodeLimits {
     /// Of each device's host.
     pub host: HostLimits,
-    /// Of each device's store. `resident_pages_max` is lowered so that all devices together keep a bounded part of
+    /// Of each device's store. `index_memory_max` is lowered so that all devices together keep a bounded part of
     /// their index in memory, and `zero_ahead` is set for files and cleared for block devices.
     pub store: StoreLimits,
     /// Of each device's driver.
@@ -89,9 +89,8 @@ pub struct NodeLimits {
 impl NodeLimits {
     /// For one of so many devices.
     pub(crate) fn store_of(&self, devices: usize, is_block_device: bool) -> StoreLimits {
-        let pages = INDEX_BYTES / cairn_proto::limits::BLOCK_BYTES / devices.max(1);
         StoreLimits {
-            resident_pages_max: self.store.resident_pages_max.min(pages),
+            index_memory_max: self.store.index_memory_max.min(INDEX_BYTES / devices.max(1)),
             zero_ahead: !is_block_device,
             ..self.store.clone()
         }

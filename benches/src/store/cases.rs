@@ -303,7 +303,8 @@ impl Round<'_> {
         }
         let pages = self.setup.span() / u64::from(PAGE_ENTRIES);
         let limits = StoreLimits {
-            resident_pages_max: (pages / SMALL_INDEX).max(8) as usize,
+            // An index page in memory takes 4 KiB and a bit.
+            index_memory_max: (pages / SMALL_INDEX).max(8) as usize * 4400,
             checkpoint_dirty_pages: (pages / SMALL_INDEX / 2).max(4) as usize,
             ..StoreLimits::default()
         };

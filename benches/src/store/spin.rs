@@ -36,7 +36,7 @@ pub struct SpinOptions {
 pub fn run(options: &SpinOptions) -> Result<Value, String> {
     let limits = StoreLimits {
         // Nothing can be read back from a device that keeps nothing.
-        resident_pages_max: usize::MAX,
+        index_memory_max: usize::MAX,
         ..StoreLimits::default()
     };
     let mut driven = driven::on_null_device(options.device_blocks, limits)?;

@@ -46,6 +46,11 @@ impl Bitmap {
         &mut self.words
     }
 
+    /// How many are set.
+    pub(super) fn count(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// The block after the last one that is set; zero if none is.
     pub(super) fn end(&self) -> u64 {
         let last = self.words.iter().rposition(|word| *word != 0);
@@ -187,7 +192,7 @@ pub(super) struct Allocator {
 impl Allocator {
     /// What is set in `taken` is taken; it must lie in the space.
     pub(super) fn with_taken(space: Range<u64>, taken: &Bitmap) -> Allocator {
-        let count: u64 = taken.words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let count = taken.count();
         Allocator {
             taken: taken.clone(),
             longest: Longest::new(space.end.div_ceil(REGION_BLOCKS) as usize),

@@ -253,10 +253,12 @@ impl Engine {
         // A block that was used and freed by the same batch is in both lists.
         self.space.mark_data(&effects.used, true);
         self.space.mark_data(&effects.freed, false);
+        self.space.mark_index(effects.stale.iter().copied(), false);
         self.io.counters.blocks_freed += effects.freed.len() as u64;
         let after = self.reads.next_number();
         self.space.free_after(after, effects.freed);
         self.checkpoints.stale.extend(effects.stale);
+        self.checkpoints.stale.extend(effects.stale_leaves);
     }
 
     fn answer_durable(&mut self, now: Time, ticket: Ticket, since: Time) {

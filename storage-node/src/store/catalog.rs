@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use cairn_proto::ids::{Generation, GroupId, Layer, Version, VolumeId};
-use cairn_proto::limits::BLOCKS_PER_CHUNK;
 use cairn_proto::units::BlockRange;
 
 use super::canary::Canary;
-use super::chunk::{Chunk, ChunkKey, Home, Page, PageKey, Resident, page_of, slot_of};
-use super::entry::{Entry, Hole, Uniform};
-use super::limits::PAGE_ENTRIES;
+use super::chunk::{Chunk, ChunkKey, Home, PAGE_MEMORY, Page, PageKey, Resident, page_of, slot_of};
+use super::entry::Entry;
+use super::freeze::Frozen;
+use super::leaf::{LEAF_CAPACITY, LEAF_MEMORY, Leaf, LeafSize, LeafState, decode_leaf};
+use super::limits::{PAGE_ENTRIES, StoreLimits};
 use super::record::{Record, Target};
 use super::scrub_state::ScrubState;
 
@@ -32,22 +33,43 @@ pub(super) struct Effects {
     pub(super) freed: Vec<u32>,
     /// Index pages on the device that the next checkpoint will not have.
     pub(super) stale: Vec<u32>,
+    /// Leaves on the device that the next checkpoint will not have.
+    pub(super) stale_leaves: Vec<u32>,
 }
 
 /// The durable state of a device.
-#[derive(Clone, Debug, Default)]
+///
+/// The index has two levels of blocks below the table of leaves: leaves list chunks, and index pages list blocks. Both
+/// come into memory when they are needed. A page or leaf that is changed loses its home at once; the next checkpoint
+/// gives it a new one.
+#[derive(Debug)]
 pub(super) struct Catalog {
     pub(super) seals: BTreeMap<VolumeId, Generation>,
     pub(super) replicas: BTreeMap<GroupId, Replica>,
     /// How far the scrub is; `None` if there never was one.
     pub(super) scrub: Option<ScrubState>,
+    /// The leaves, each under the lowest key it may have; together they cover all keys.
+    pub(super) leaves: BTreeMap<ChunkKey, Leaf>,
+    /// The chunks of the leaves that are in memory.
     pub(super) chunks: BTreeMap<ChunkKey, Chunk>,
-    /// Pages that differ from the last checkpoint.
-    pub(super) dirty: BTreeSet<PageKey>,
+    /// Leaves in memory.
+    pub(super) loaded: BTreeSet<ChunkKey>,
     /// Pages in memory.
     pub(super) resident: BTreeSet<PageKey>,
-    /// Pages in all chunks, of every kind: what the directory will hold.
-    pub(super) pages: usize,
+    /// Pages that were changed since the last checkpoint began.
+    pub(super) dirty: BTreeSet<PageKey>,
+    /// Leaves that were changed since then, or that have such a page.
+    pub(super) dirty_leaves: BTreeSet<ChunkKey>,
+    /// Counts the checkpoints that have begun. What is changed is of this epoch.
+    pub(super) epoch: u64,
+    /// What was changed in this epoch or before is on the device, where it has a home.
+    pub(super) stored: u64,
+    /// What the checkpoint being written has yet to encode.
+    pub(super) frozen: Frozen,
+    /// Bytes of the chunks in memory, without their resident pages.
+    pub(super) chunk_memory: usize,
+    /// Bytes of chunks above which a leaf is split, if it has more than one.
+    pub(super) leaf_bytes_max: usize,
     pub(super) canary: Canary,
 }
 
@@ -63,9 +85,11 @@ pub(super) struct Older {
 /// Why a block's entry is not at hand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Unknown {
+    /// The leaf under this key must be loaded.
+    Leaf(ChunkKey, Home),
     /// Its page must be loaded.
     OnDisk(PageKey, Home),
-    /// Its page is lost.
+    /// Its page or leaf is lost.
     Broken,
 }
 
@@ -86,31 +110,94 @@ impl Target {
 }
 
 impl Catalog {
+    pub(super) fn new(limits: &StoreLimits) -> Catalog {
+        Catalog {
+            seals: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            scrub: None,
+            leaves: BTreeMap::from([(ChunkKey::MIN, Leaf::empty())]),
+            chunks: BTreeMap::new(),
+            loaded: BTreeSet::from([ChunkKey::MIN]),
+            resident: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            dirty_leaves: BTreeSet::new(),
+            epoch: 1,
+            stored: 0,
+            frozen: Frozen::default(),
+            chunk_memory: 0,
+            leaf_bytes_max: limits.leaf_bytes_max.min(LEAF_CAPACITY),
+            canary: limits.canary,
+        }
+    }
+
+    /// Takes a leaf of the root.
+    pub(super) fn list_leaf(&mut self, from: ChunkKey, leaf: Leaf) {
+        if leaf.state == LeafState::Loaded {
+            self.loaded.insert(from);
+        } else {
+            self.loaded.remove(&from);
+        }
+        self.leaves.insert(from, leaf);
+    }
+
     pub(super) fn seal_of(&self, volume: VolumeId) -> Generation {
         self.seals.get(&volume).copied().unwrap_or(Generation::NONE)
     }
 
-    /// Pages of the range that are not in memory.
+    /// Bytes of memory that the index takes.
+    pub(super) fn memory(&self) -> usize {
+        self.resident.len() * PAGE_MEMORY + self.leaves.len() * LEAF_MEMORY + self.chunk_memory
+    }
+
+    /// The leaf that has a key, and where it begins.
+    pub(super) fn leaf_of(&self, key: ChunkKey) -> (ChunkKey, &Leaf) {
+        let found = self.leaves.range(..=key).next_back();
+        let (from, leaf) = found.expect("the leaves cover all keys");
+        (*from, leaf)
+    }
+
+    /// The key after the last one that a leaf may have; `None` if it is the last leaf.
+    pub(super) fn leaf_end(&self, from: ChunkKey) -> Option<ChunkKey> {
+        let after = self.leaves.range((Bound::Excluded(from), Bound::Unbounded));
+        after.map(|(key, _)| *key).next()
+    }
+
+    /// The chunks of a leaf that is in memory.
+    pub(super) fn chunks_in(&self, from: ChunkKey) -> impl Iterator<Item = (&ChunkKey, &Chunk)> {
+        let end = self.leaf_end(from);
+        self.chunks
+            .range((Bound::Included(from), end.map_or(Bound::Unbounded, Bound::Excluded)))
+    }
+
+    pub(super) fn unknown_leaf(&self, from: ChunkKey, leaf: &Leaf) -> Option<Unknown> {
+        match leaf.state {
+            LeafState::Loaded => None,
+            LeafState::OnDisk(home) => Some(Unknown::Leaf(from, home)),
+            LeafState::Broken => Some(Unknown::Broken),
+        }
+    }
+
+    /// Why the chunk's table is not at hand; `None` if it is.
+    pub(super) fn unknown_chunk(&self, key: ChunkKey) -> Option<Unknown> {
+        let (from, leaf) = self.leaf_of(key);
+        self.unknown_leaf(from, leaf)
+    }
+
+    /// What of a range must be loaded, or can't be: its leaf, or pages of it.
     pub(super) fn unknown(&self, key: ChunkKey, range: BlockRange) -> impl Iterator<Item = Unknown> {
+        let leaf = self.unknown_chunk(key);
         let pages = page_of(range.start())..=page_of(range.end() - 1);
-        let chunk = self.chunks.get(&key);
+        let chunk = self.chunks.get(&key).filter(|_| leaf.is_none());
         let pages = chunk
             .into_iter()
             .flat_map(move |chunk| chunk.pages.range(pages.clone()));
-        pages.filter_map(move |(page, state)| {
-            unknown_page(
-                PageKey {
-                    chunk: key,
-                    page: *page,
-                },
-                state,
-            )
-        })
+        let pages = pages.filter_map(move |(page, state)| unknown_page(PageKey { chunk: key, page }, state));
+        leaf.into_iter().chain(pages)
     }
 
-    /// Pages that a record needs and that are not in memory.
+    /// What a record needs and that is not in memory. Once it is loaded there may be more.
     pub(super) fn unknown_of(&self, record: &Record) -> Vec<Unknown> {
-        match record {
+        let mut unknown: Vec<Unknown> = match record {
             Record::Data { at, .. }
             | Record::Zero { at, .. }
             | Record::Discard { at, .. }
@@ -122,25 +209,27 @@ impl Catalog {
                 group, layer, chunk, ..
             } => self.unknown_where(*group, |key| key.layer == *layer && key.chunk == *chunk),
             Record::Seal { .. } | Record::Replica { .. } | Record::Marker { .. } | Record::Scrub(_) => Vec::new(),
-        }
+        };
+        unknown.retain(|unknown| *unknown != Unknown::Broken);
+        unknown
     }
 
     fn unknown_where(&self, group: GroupId, matches: impl Fn(&ChunkKey) -> bool) -> Vec<Unknown> {
+        let first = ChunkKey { group, ..ChunkKey::MIN };
+        let (from, _) = self.leaf_of(first);
+        let leaves = self.leaves.range(from..).take_while(|(key, _)| key.group <= group);
+        let leaves = leaves.filter_map(|(key, leaf)| self.unknown_leaf(*key, leaf));
         let chunks = self.chunks_of(group).filter(|(key, _)| matches(key));
-        let pages = chunks.flat_map(|(key, chunk)| chunk.pages.iter().map(move |(page, state)| (*key, *page, state)));
-        let unknown = pages.filter_map(|(chunk, page, state)| unknown_page(PageKey { chunk, page }, state));
-        unknown.filter(|unknown| *unknown != Unknown::Broken).collect()
+        let pages = chunks.flat_map(|(key, chunk)| chunk.pages.iter().map(move |(page, state)| (*key, page, state)));
+        let pages = pages.filter_map(|(chunk, page, state)| unknown_page(PageKey { chunk, page }, state));
+        leaves.chain(pages).collect()
     }
 
     /// The pages of a group that are pages.
     pub(super) fn pages_of_group(&self, group: GroupId) -> impl Iterator<Item = PageKey> {
         let pages = |(chunk, pages): (&ChunkKey, &Chunk)| {
             let chunk = *chunk;
-            pages
-                .pages
-                .keys()
-                .map(move |page| PageKey { chunk, page: *page })
-                .collect::<Vec<_>>()
+            pages.pages.keys().map(move |page| PageKey { chunk, page })
         };
         self.chunks_of(group).flat_map(pages)
     }
@@ -203,16 +292,18 @@ impl Catalog {
 
     /// Marks the pages of a range as used, so that they stay in memory a while.
     pub(super) fn touch(&mut self, key: ChunkKey, range: BlockRange) {
+        let (from, _) = self.leaf_of(key);
+        self.leaves.get_mut(&from).expect("it was just found").used = true;
         let Some(chunk) = self.chunks.get_mut(&key) else { return };
-        for (_, page) in chunk.pages.range_mut(page_of(range.start())..=page_of(range.end() - 1)) {
-            if let Page::Resident(resident) = page {
+        for page in page_of(range.start())..=page_of(range.end() - 1) {
+            if let Some(Page::Resident(resident)) = chunk.pages.get_mut(&page) {
                 resident.used = true;
             }
         }
     }
 
     /// Puts a page that was loaded into memory, or notes that it is broken.
-    pub(super) fn loaded(&mut self, key: PageKey, home: Home, content: Option<Resident>) {
+    pub(super) fn loaded_page(&mut self, key: PageKey, home: Home, content: Option<Resident>, effects: &mut Effects) {
         let chunk = self.chunks.get_mut(&key.chunk);
         let Some(page) = chunk.and_then(|chunk| chunk.pages.get_mut(&key.page)) else {
             return;
@@ -220,248 +311,134 @@ impl Catalog {
         if !matches!(page, Page::OnDisk(there) if *there == home) {
             return;
         }
-        *page = match content {
+        match content {
             Some(resident) => {
+                *page = Page::Resident(Box::new(resident));
                 self.resident.insert(key);
-                Page::Resident(Box::new(resident))
             }
-            None => Page::Broken,
-        };
+            // The leaf is written anew, so that it stays known.
+            None => self.change(key.chunk, effects, |chunk, pages| {
+                *chunk.pages.get_mut(&key.page).expect("it was just found") = Page::Broken;
+                pages.effects.stale.push(home.place);
+                0
+            }),
+        }
     }
 
-    /// Drops a clean page from memory. Returns whether it was dropped.
+    /// Puts a leaf that was loaded into memory, or notes that it is broken. `block` is what was read.
+    pub(super) fn loaded_leaf(&mut self, from: ChunkKey, home: Home, block: &[u8], end: u32, effects: &mut Effects) {
+        let range = (from, self.leaf_end(from));
+        let Some(leaf) = self.leaves.get_mut(&from) else { return };
+        if leaf.state != LeafState::OnDisk(home) {
+            return;
+        }
+        let Some(chunks) = decode_leaf(block, home, range, end) else {
+            leaf.state = LeafState::Broken;
+            leaf.home = None;
+            effects.stale_leaves.push(home.place);
+            return;
+        };
+        leaf.state = LeafState::Loaded;
+        leaf.used = true;
+        leaf.size = LeafSize::default();
+        chunks.iter().for_each(|(_, chunk)| leaf.size.add(chunk));
+        self.chunk_memory += leaf.size.memory;
+        self.chunks.extend(chunks);
+        self.loaded.insert(from);
+    }
+
+    /// Drops a page from memory if the device has it as it is. Returns whether it was dropped.
     pub(super) fn evict(&mut self, key: PageKey) -> bool {
         let chunk = self.chunks.get_mut(&key.chunk).expect("a resident page has a chunk");
         let page = chunk.pages.get_mut(&key.page).expect("a resident page has its place");
         let Page::Resident(resident) = page else {
             panic!("{key:?} is listed as resident")
         };
-        if resident.dirty || std::mem::take(&mut resident.used) {
+        let (Some(home), true) = (resident.home, resident.epoch <= self.stored) else {
+            return false;
+        };
+        if std::mem::take(&mut resident.used) {
             return false;
         }
-        *page = Page::OnDisk(resident.home.expect("a clean page has a home"));
+        *page = Page::OnDisk(home);
         self.resident.remove(&key);
         true
     }
 
-    /// Applies a record. All pages that it needs must be in memory, or broken: those stay as they are.
-    pub(super) fn apply(&mut self, record: &Record, effects: &mut Effects) {
-        match record {
-            Record::Data {
-                at,
-                version,
-                checksums,
-                extents,
-            } => {
-                let places = extents
-                    .iter()
-                    .flat_map(|extent| extent.place..extent.place + extent.count);
-                let entries = places.zip(checksums);
-                let entries = entries.map(|(place, checksum)| Entry::data(*version, *checksum, place));
-                self.set(at, entries, effects);
-            }
-            Record::Copy { at, entries } => self.set(at, entries.iter().copied(), effects),
-            Record::Zero { at, version } => self.punch(at, Hole::Zero, *version, effects),
-            Record::Discard { at, version } => {
-                let version = if self.canary.forget_tombstones() {
-                    Version::ZERO
-                } else {
-                    *version
-                };
-                self.punch(at, Hole::Absent, version, effects);
-            }
-            Record::Seal { volume, generation } => {
-                let held = self.seals.entry(*volume).or_default();
-                *held = (*held).max(*generation);
-            }
-            Record::Replica { group, role } => self.replicas.entry(*group).or_default().role = *role,
-            Record::DropReplica { group } => {
-                self.forget_chunks(*group, |_| true, effects);
-                self.replicas.remove(group);
-            }
-            Record::DeleteLayer { group, layer } => self.forget_chunks(*group, |key| key.layer == *layer, effects),
-            Record::Move { at, moves } => {
-                for (block, moved) in (at.range.start()..).zip(moves) {
-                    let entry = self.chunks.get(&at.key()).and_then(|chunk| chunk.entry(block));
-                    match entry {
-                        Some(mut entry) if entry.data_place() == Some(moved.from) || self.canary.move_unchecked() => {
-                            entry.place = moved.to;
-                            let one = BlockRange::new(at.range.chunk(), block, 1).expect("a block of the range");
-                            self.set(&Target { range: one, ..*at }, [entry].into_iter(), effects);
-                        }
-                        // Its page is broken: nothing is known of the block, here or there.
-                        _ => {}
-                    }
-                }
-            }
-            Record::Marker { .. } => {}
-            Record::Scrub(state) => self.scrub = Some(*state),
-            Record::Floor {
-                group,
-                layer,
-                chunk,
-                version,
-            } => {
-                let key = ChunkKey {
-                    group: *group,
-                    chunk: *chunk,
-                    layer: *layer,
-                };
-                self.raise(key, *version, effects);
-            }
-        }
-    }
-
-    fn set(&mut self, at: &Target, mut entries: impl Iterator<Item = Entry>, effects: &mut Effects) {
-        let key = at.key();
-        let chunk = self.chunks.entry(key).or_insert(Chunk::NEVER);
-        let pages = chunk.pages.len();
-        let mut delta = 0;
-        for (page, blocks) in pages_of(at.range) {
-            let key = PageKey { chunk: key, page };
-            let Some(resident) = materialise(chunk, key, &mut self.resident, &mut self.dirty) else {
-                entries.by_ref().take(blocks.len()).for_each(drop);
-                continue;
-            };
-            for block in blocks {
-                let entry = entries.next().expect("one entry per block");
-                let old = std::mem::replace(&mut resident.entries[slot_of(block)], entry);
-                delta += count(old, entry, effects);
-            }
-        }
-        self.pages = self.pages + chunk.pages.len() - pages;
-        self.count_blocks(at.group, delta);
-    }
-
-    fn count_blocks(&mut self, group: GroupId, delta: i64) {
-        if let Some(replica) = self.replicas.get_mut(&group) {
-            replica.blocks = replica
-                .blocks
-                .checked_add_signed(delta)
-                .expect("a replica's blocks are counted");
-        }
-    }
-
-    /// Makes a hole of what is older than `version`.
-    fn punch(&mut self, at: &Target, hole: Hole, version: Version, effects: &mut Effects) {
-        let to = Uniform { hole, version };
-        let key = at.key();
-        let chunk = self.chunks.entry(key).or_insert(Chunk::NEVER);
-        let pages = chunk.pages.len();
-        let mut delta = 0;
-        if at.range.count() == BLOCKS_PER_CHUNK {
-            let numbers: Vec<u8> = chunk.pages.keys().copied().collect();
-            for page in numbers {
-                delta += punch_page(
-                    chunk,
-                    PageKey { chunk: key, page },
-                    0..PAGE_ENTRIES,
-                    to,
-                    effects,
-                    &mut self.resident,
-                    &mut self.dirty,
-                );
-            }
-            let forget = self.canary.forget_tombstones() && hole == Hole::Absent;
-            if version > chunk.floor.version || forget {
-                chunk.floor = to;
-            }
-            let floor = chunk.floor;
-            chunk
-                .pages
-                .retain(|_, page| !matches!(page, Page::Uniform(uniform) if *uniform == floor));
-        } else {
-            for (page, blocks) in pages_of(at.range) {
-                let slots = slot_of(blocks.start) as u32..slot_of(blocks.end - 1) as u32 + 1;
-                delta += punch_page(
-                    chunk,
-                    PageKey { chunk: key, page },
-                    slots,
-                    to,
-                    effects,
-                    &mut self.resident,
-                    &mut self.dirty,
-                );
-            }
-        }
-        self.pages = self.pages + chunk.pages.len() - pages;
-        self.count_blocks(at.group, delta);
-    }
-
-    /// Absent blocks of a chunk get at least this version.
-    fn raise(&mut self, key: ChunkKey, version: Version, effects: &mut Effects) {
-        let chunk = self.chunks.entry(key).or_insert(Chunk::NEVER);
-        let raised = |uniform: Uniform| match uniform.hole {
-            Hole::Absent => Uniform {
-                version: uniform.version.max(version),
-                ..uniform
-            },
-            Hole::Zero => uniform,
+    /// Drops a leaf from memory if the device has it as it is and none of its pages is in memory. Returns whether it was
+    /// dropped.
+    pub(super) fn evict_leaf(&mut self, from: ChunkKey) -> bool {
+        let end = self.leaf_end(from);
+        let leaf = self.leaves.get_mut(&from).expect("a loaded leaf is listed");
+        let (Some(home), true) = (leaf.home, leaf.epoch <= self.stored) else {
+            return false;
         };
-        let numbers: Vec<u8> = chunk.pages.keys().copied().collect();
-        for page in numbers {
-            let key = PageKey { chunk: key, page };
-            match chunk.pages.get_mut(&page).expect("a page of the chunk") {
-                Page::Uniform(uniform) => *uniform = raised(*uniform),
-                Page::OnDisk(_) => panic!("{key:?} is loaded before it is used"),
-                Page::Broken => {}
-                Page::Resident(resident) => {
-                    for entry in &mut resident.entries {
-                        if entry.is_absent() && entry.version < version {
-                            entry.version = version;
-                            resident.dirty = true;
-                            self.dirty.insert(key);
-                        }
-                    }
-                    collapse(chunk, key, effects, &mut self.resident, &mut self.dirty);
-                }
-            }
+        if std::mem::take(&mut leaf.used) || self.resident.range(pages_between(from, end)).next().is_some() {
+            return false;
         }
-        chunk.floor = raised(chunk.floor);
+        leaf.state = LeafState::OnDisk(home);
+        self.chunk_memory -= leaf.size.memory;
+        leaf.size = LeafSize::default();
+        let last = end.map_or(Bound::Unbounded, Bound::Excluded);
+        let keys: Vec<ChunkKey> = self
+            .chunks
+            .range((Bound::Included(from), last))
+            .map(|(key, _)| *key)
+            .collect();
+        keys.iter().for_each(|key| drop(self.chunks.remove(key)));
+        self.loaded.remove(&from);
+        true
     }
 
-    fn forget_chunks(&mut self, group: GroupId, matches: impl Fn(&ChunkKey) -> bool, effects: &mut Effects) {
-        let keys: Vec<ChunkKey> = self.chunks_of(group).map(|(key, _)| *key).filter(matches).collect();
-        let mut freed = 0;
-        for key in keys {
-            let chunk = self.chunks.remove(&key).expect("a chunk of the group");
-            self.pages -= chunk.pages.len();
-            for (page, state) in chunk.pages {
-                let key = PageKey { chunk: key, page };
-                match state {
-                    Page::Uniform(_) | Page::Broken => {}
-                    Page::OnDisk(_) => panic!("{key:?} is loaded before it is used"),
-                    Page::Resident(resident) => {
-                        effects.stale.extend(resident.home.map(|home| home.place));
-                        let places = resident.entries.iter().filter_map(Entry::data_place);
-                        let before = effects.freed.len();
-                        effects.freed.extend(places);
-                        freed += (effects.freed.len() - before) as i64;
-                        self.resident.remove(&key);
-                        self.dirty.remove(&key);
-                    }
-                }
-            }
-        }
-        self.count_blocks(group, -freed);
-    }
-
-    /// Panics if the sets that say which pages are in memory and dirty disagree with the pages.
+    /// Panics if what is counted or listed disagrees with what is there.
     pub(super) fn check_invariants(&self) {
-        let (mut resident, mut dirty, mut pages) = (0, 0, 0);
-        for chunk in self.chunks.values() {
-            pages += chunk.pages.len();
-            for page in chunk.pages.values() {
-                if let Page::Resident(page) = page {
-                    resident += 1;
-                    dirty += usize::from(page.dirty);
-                    assert!(page.dirty || page.home.is_some(), "a clean page has a home");
-                }
+        let mut resident = 0;
+        for (key, chunk) in &self.chunks {
+            assert!(!chunk.is_never(), "{key:?} says nothing");
+            for (page, state) in chunk.pages.iter() {
+                let Page::Resident(page_state) = state else { continue };
+                let key = PageKey { chunk: *key, page };
+                resident += 1;
+                assert!(self.resident.contains(&key), "{key:?} is listed as resident");
+                let dirty = page_state.epoch == self.epoch;
+                assert_eq!(dirty, self.dirty.contains(&key), "{key:?} is dirty");
+                let waits = self.frozen.pages.contains(&key);
+                assert_eq!(page_state.home.is_none(), dirty || waits, "the home of {key:?}");
             }
         }
-        let listed = (self.resident.len(), self.dirty.len(), self.pages);
-        assert_eq!((resident, dirty, pages), listed, "pages in memory, dirty, and all");
+        assert_eq!(resident, self.resident.len(), "pages in memory");
+        assert!(self.dirty.is_subset(&self.resident), "dirty pages are in memory");
+        assert!(self.leaves.contains_key(&ChunkKey::MIN), "leaves cover all keys");
+        let mut memory = 0;
+        for (from, leaf) in &self.leaves {
+            let mut size = LeafSize::default();
+            self.chunks_in(*from).for_each(|(_, chunk)| size.add(chunk));
+            assert_eq!(size, leaf.size, "the size of leaf {from:?}");
+            assert!(size.bytes <= LEAF_CAPACITY, "leaf {from:?} has {} bytes", size.bytes);
+            memory += size.memory;
+            assert_eq!(
+                leaf.state == LeafState::Loaded,
+                self.loaded.contains(from),
+                "leaf {from:?}"
+            );
+            assert_eq!(
+                leaf.epoch == self.epoch,
+                self.dirty_leaves.contains(from),
+                "leaf {from:?} is dirty"
+            );
+        }
+        assert_eq!(memory, self.chunk_memory, "bytes of chunks in memory");
+        assert!(self.dirty_leaves.is_subset(&self.loaded), "dirty leaves are in memory");
+        let covered = |page: &PageKey| self.dirty_leaves.contains(&self.leaf_of(page.chunk).0);
+        assert!(self.dirty.iter().all(covered), "a dirty page has a dirty leaf");
     }
+}
+
+/// All pages that chunks of a key range can have.
+pub(super) fn pages_between(from: ChunkKey, end: Option<ChunkKey>) -> (Bound<PageKey>, Bound<PageKey>) {
+    let first = |chunk| PageKey { chunk, page: 0 };
+    let end = end.map_or(Bound::Unbounded, |end| Bound::Excluded(first(end)));
+    (Bound::Included(first(from)), end)
 }
 
 fn unknown_page(key: PageKey, page: &Page) -> Option<Unknown> {
@@ -473,98 +450,9 @@ fn unknown_page(key: PageKey, page: &Page) -> Option<Unknown> {
 }
 
 /// The pages of a range, and the blocks of it that each has.
-fn pages_of(range: BlockRange) -> impl Iterator<Item = (u8, std::ops::Range<u32>)> {
+pub(super) fn pages_of(range: BlockRange) -> impl Iterator<Item = (u8, std::ops::Range<u32>)> {
     (page_of(range.start())..=page_of(range.end() - 1)).map(move |page| {
         let start = u32::from(page) * PAGE_ENTRIES;
         (page, start.max(range.start())..(start + PAGE_ENTRIES).min(range.end()))
     })
-}
-
-/// Accounts for an entry that replaces another; returns the change in blocks of data.
-fn count(old: Entry, new: Entry, effects: &mut Effects) -> i64 {
-    let (old, new) = (old.data_place(), new.data_place());
-    effects.freed.extend(old);
-    effects.used.extend(new);
-    i64::from(new.is_some()) - i64::from(old.is_some())
-}
-
-/// The page in memory and dirty, whatever it was; `None` if it is broken.
-fn materialise<'a>(
-    chunk: &'a mut Chunk,
-    key: PageKey,
-    resident: &mut BTreeSet<PageKey>,
-    dirty: &mut BTreeSet<PageKey>,
-) -> Option<&'a mut Resident> {
-    let floor = chunk.floor;
-    let page = chunk.pages.entry(key.page).or_insert(Page::Uniform(floor));
-    if let Page::Uniform(uniform) = page {
-        *page = Page::Resident(Box::new(Resident::new(*uniform)));
-        resident.insert(key);
-    }
-    match page {
-        Page::Resident(page) => {
-            page.used = true;
-            if !std::mem::replace(&mut page.dirty, true) {
-                dirty.insert(key);
-            }
-            Some(page)
-        }
-        Page::Broken => None,
-        Page::OnDisk(_) | Page::Uniform(_) => panic!("{key:?} is loaded before it is used"),
-    }
-}
-
-/// Makes a hole of what is older in some slots of a page; returns the change in blocks of data.
-fn punch_page(
-    chunk: &mut Chunk,
-    key: PageKey,
-    slots: std::ops::Range<u32>,
-    to: Uniform,
-    effects: &mut Effects,
-    resident: &mut BTreeSet<PageKey>,
-    dirty: &mut BTreeSet<PageKey>,
-) -> i64 {
-    let floor = chunk.floor;
-    // With version zero (a planted bug) everything counts as older.
-    let older = |version: Version| version < to.version || to.version == Version::ZERO;
-    if let Page::Uniform(uniform) = chunk.pages.entry(key.page).or_insert(Page::Uniform(floor)) {
-        let whole = slots.len() == PAGE_ENTRIES as usize;
-        if whole && older(uniform.version) {
-            *uniform = to;
-        }
-        if whole || !older(uniform.version) {
-            return 0;
-        }
-    }
-    let mut delta = 0;
-    let Some(page) = materialise(chunk, key, resident, dirty) else {
-        return 0;
-    };
-    for slot in slots {
-        let entry = &mut page.entries[slot as usize];
-        if older(entry.version) {
-            delta += count(*entry, to.entry(), effects);
-            *entry = to.entry();
-        }
-    }
-    collapse(chunk, key, effects, resident, dirty);
-    delta
-}
-
-/// A page that is all one hole needs no page.
-fn collapse(
-    chunk: &mut Chunk,
-    key: PageKey,
-    effects: &mut Effects,
-    resident: &mut BTreeSet<PageKey>,
-    dirty: &mut BTreeSet<PageKey>,
-) {
-    let Some(Page::Resident(page)) = chunk.pages.get(&key.page) else {
-        return;
-    };
-    let Some(uniform) = page.uniform() else { return };
-    effects.stale.extend(page.home.map(|home| home.place));
-    resident.remove(&key);
-    dirty.remove(&key);
-    chunk.pages.insert(key.page, Page::Uniform(uniform));
 }

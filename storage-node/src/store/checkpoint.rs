@@ -1,33 +1,62 @@
 //! Checkpoints: the state as of one commit, written beside the batches that go on.
 //!
-//! What a checkpoint writes is copied when it begins, between two batches; later batches do not leak into it. The two
-//! checkpoint headers alternate, and what the older of the two needs (its metadata, and the log from it on) is kept
-//! until the newer one is replaced. So either of the two recovers the same state, and damage to one loses nothing.
+//! When a checkpoint begins, between two batches, what it has to write is frozen, not copied (see `freeze.rs`; the
+//! free-space map does the same). It is then encoded a few blocks at a time: index pages, leaves, map pages, and the root
+//! that lists leaves and map pages. The two checkpoint headers alternate, and what the older of the two needs (its
+//! metadata, and the log from it on) is kept until the newer one is replaced. So either of the two recovers the same
+//! state, and damage to one loses nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use cairn_proto::buffer::BlockBuf;
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::checkpoint_header::CheckpointHeader;
-use super::chunk::{Home, Page, PageKey, Resident};
+use super::chunk::{ChunkKey, Home};
 use super::directory::{DirectoryWriter, blocks_max};
 use super::engine::{Engine, Purpose};
+use super::freeze::LeafRef;
 use super::limits::RECORD_PAGES_MAX;
+use super::record::Extent;
 use super::superblock::CHECKPOINT_PLACES;
 
 /// A checkpoint being written.
 #[derive(Debug)]
 pub(super) struct Checkpoint {
     header: CheckpointHeader,
+    stage: Stage,
+    /// Places for its leaves.
+    leaf_places: VecDeque<Extent>,
+    /// All leaves as of its commit, those that were changed without their homes.
+    leaves: VecDeque<(ChunkKey, LeafRef)>,
+    /// The homes of those that were changed.
+    homes: BTreeMap<ChunkKey, Home>,
+    writer: DirectoryWriter,
+    /// Blocks of the root that were encoded.
     directory: Vec<u32>,
+    /// Where the next one goes.
+    directory_next: Option<u32>,
     to_write: VecDeque<(u32, Bytes)>,
     in_flight: usize,
     blocks: u64,
     /// Metadata of the checkpoint before it that it does without.
     stale: Vec<u32>,
-    flushing: bool,
+}
+
+/// What is encoded next. Each stage needs what those before it have found out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Pages,
+    Leaves,
+    Map,
+    /// The part of the root that lists leaves.
+    ListLeaves,
+    /// The part that lists pages of the map, from this one on.
+    ListMap(usize),
+    /// All is encoded.
+    Writing,
+    /// All is written: the flush, and then the header.
+    Ending,
 }
 
 /// What is kept for and between checkpoints.
@@ -63,21 +92,28 @@ impl Checkpoints {
 const LOG_RESERVE_BLOCKS: u64 = 2 * RECORD_PAGES_MAX as u64;
 
 /// Blocks of one write of a checkpoint at the most.
-const CHECKPOINT_WRITE_BLOCKS_MAX: u32 = 64;
+const CHECKPOINT_WRITE_BLOCKS_MAX: usize = 64;
+
+/// Entries of the root that take as long as a block.
+const LIST_STEP: usize = 128;
 
 impl Engine {
-    /// Blocks that the log and the next checkpoint need, so that they always can be written.
+    /// Blocks that the log and the next checkpoint need, so that they always can be written; and what the one being
+    /// written still needs.
     pub(super) fn metadata_reserve(&self) -> u64 {
         let map_pages = self.space.homes.len();
-        let dirty = (self.catalog.dirty.len() + self.space.dirty_pages.len()) as u64;
-        dirty + 2 * blocks_max(&self.catalog, map_pages) + LOG_RESERVE_BLOCKS
+        let index = self.catalog.dirty.len() + self.catalog.dirty_leaves.len();
+        // Places of index pages make map pages dirty when the checkpoint begins: perhaps all.
+        let map = map_pages + self.space.frozen_left();
+        let root = 2 * blocks_max(&self.catalog, map_pages);
+        (index + map) as u64 + root + LOG_RESERVE_BLOCKS
     }
 
     pub(super) fn checkpoint_wanted(&self) -> bool {
         let log_pages = self.checkpoints.log_pages_since;
         log_pages >= self.limits.checkpoint_log_pages
             || (log_pages > 0 && self.space.free() < self.metadata_reserve())
-            || self.catalog.dirty.len() >= self.limits.checkpoint_dirty_pages
+            || self.catalog.dirty.len().max(self.catalog.dirty_leaves.len()) >= self.limits.checkpoint_dirty_pages
             || self.checkpoints.wanted_for_space
     }
 
@@ -89,41 +125,46 @@ impl Engine {
         }
         self.checkpoints.wanted_for_space = false;
         self.checkpoints.log_pages_since = 0;
-        let sequence = self.checkpoints.sequence + 1;
-        let mut to_write = VecDeque::new();
-        self.snapshot_index(&mut to_write);
-        self.snapshot_map(&mut to_write);
+        let page_places = self.take_metadata(self.catalog.dirty.len());
+        let leaf_places = self.take_metadata(self.catalog.dirty_leaves.len());
+        let places = page_places
+            .iter()
+            .flat_map(|extent| extent.place..extent.place + extent.count);
+        self.space.mark_index(places, true);
+        self.space.freeze();
         let mut writer = DirectoryWriter::default();
         writer.catalog(&self.catalog);
-        let homes = (0..).zip(&self.space.homes);
-        homes.for_each(|(page, home)| home.iter().for_each(|home| writer.map_page(page, *home)));
-        let directory = self.take_metadata(writer.blocks());
-        let blocks = writer.finish(self.identity.device, sequence, &directory);
-        to_write.extend(directory.iter().copied().zip(blocks));
+        let leaves = self.catalog.freeze(page_places);
         self.checkpoints.stale.append(&mut self.checkpoints.directory);
         let header = CheckpointHeader {
             device: self.identity.device,
-            sequence,
+            sequence: self.checkpoints.sequence + 1,
             covered: self.log.seq,
             covered_crc: self.log.crc,
             ahead: self.space.ahead(),
-            directory: directory.first().copied().unwrap_or(0),
-            directory_blocks: directory.len() as u32,
+            directory: 0,
+            directory_blocks: 0,
             seals: self.catalog.seals.len() as u64,
             replicas: self.catalog.replicas.len() as u64,
-            chunks: self.catalog.chunks.len() as u64,
-            map_pages: self.space.homes.iter().flatten().count() as u64,
+            leaves: leaves.len() as u64,
+            map_pages: 0,
             data_blocks: self.space.data_blocks,
+            index_blocks: self.space.index_blocks,
             used_end: self.zero_ahead.used_end.max(self.written_end()),
         };
         self.checkpoint = Some(Box::new(Checkpoint {
             header,
-            directory,
-            blocks: to_write.len() as u64,
-            to_write,
+            stage: Stage::Pages,
+            leaf_places: leaf_places.into(),
+            leaves: leaves.into(),
+            homes: BTreeMap::new(),
+            writer,
+            directory: Vec::new(),
+            directory_next: None,
+            to_write: VecDeque::new(),
             in_flight: 0,
+            blocks: 0,
             stale: std::mem::take(&mut self.checkpoints.stale),
-            flushing: false,
         }));
     }
 
@@ -136,76 +177,137 @@ impl Engine {
         }
     }
 
-    fn take_metadata(&mut self, count: usize) -> Vec<u32> {
-        let mut places = Vec::with_capacity(count);
-        while places.len() < count {
-            let extent = self.space.take_elsewhere((count - places.len()) as u32);
-            places.extend(extent.place..extent.place + extent.count);
+    fn take_metadata(&mut self, count: usize) -> Vec<Extent> {
+        let mut extents = Vec::with_capacity(1);
+        let mut left = count as u32;
+        while left > 0 {
+            let extent = self.space.take_elsewhere(left);
+            left -= extent.count;
+            let end = u64::from(extent.place + extent.count);
+            self.zero_ahead.used_end = self.zero_ahead.used_end.max(end);
+            extents.push(extent);
         }
-        if let Some(highest) = places.iter().max() {
-            self.zero_ahead.used_end = self.zero_ahead.used_end.max(u64::from(*highest) + 1);
-        }
-        places
+        extents
     }
 
-    fn snapshot_index(&mut self, to_write: &mut VecDeque<(u32, Bytes)>) {
-        let keys = std::mem::take(&mut self.catalog.dirty);
-        let places = self.take_metadata(keys.len());
-        let mut buffer = BlockBuf::zeroed(keys.len());
-        for ((key, place), block) in keys.iter().zip(&places).zip(buffer.chunks_exact_mut(BLOCK_BYTES)) {
-            let page = resident_mut(&mut self.catalog, key);
-            let crc = page.encode(block);
-            page.dirty = false;
-            let old = page.home.replace(Home { place: *place, crc });
-            self.checkpoints.stale.extend(old.map(|home| home.place));
-        }
-        push_blocks(to_write, &places, buffer.freeze());
+    fn take_one(&mut self) -> u32 {
+        self.take_metadata(1)[0].place
     }
 
-    fn snapshot_map(&mut self, to_write: &mut VecDeque<(u32, Bytes)>) {
-        let pages = std::mem::take(&mut self.space.dirty_pages);
-        for page in pages {
-            let mut block = BlockBuf::zeroed(1);
-            let crc = self.space.map_page(page, &mut block);
-            let home = crc.map(|crc| Home {
-                place: self.take_metadata(1)[0],
-                crc,
-            });
-            let old = std::mem::replace(&mut self.space.homes[page as usize], home);
-            self.checkpoints.stale.extend(old.map(|home| home.place));
-            if let Some(home) = home {
-                push_blocks(to_write, &[home.place], block.freeze());
+    /// Encodes a bit more of the checkpoint: about a block. Returns false when there is nothing left.
+    fn encode_step(&mut self, checkpoint: &mut Checkpoint) -> bool {
+        match checkpoint.stage {
+            Stage::Pages => {
+                if !self.catalog.encode_next_page() {
+                    checkpoint.stage = Stage::Leaves;
+                }
+                checkpoint.to_write.extend(self.catalog.frozen.take_encoded());
             }
+            Stage::Leaves => match self.catalog.encode_next_leaf() {
+                Some((key, block, crc)) => {
+                    let place = take_first(&mut checkpoint.leaf_places).expect("a place for each leaf");
+                    let home = Home { place, crc };
+                    checkpoint.homes.insert(key, home);
+                    checkpoint.to_write.push_back((place, block.freeze()));
+                    if !self.catalog.leaf_encoded(key, home) {
+                        self.checkpoints.stale.push(place);
+                    }
+                }
+                None => {
+                    // Leaves that had become empty need no place.
+                    while let Some(place) = take_first(&mut checkpoint.leaf_places) {
+                        self.space.allocator.release(place);
+                    }
+                    checkpoint.stage = Stage::Map;
+                }
+            },
+            Stage::Map => match self.space.encode_next() {
+                Some((page, content)) => {
+                    let home = content.map(|(crc, block)| {
+                        let place = self.take_one();
+                        checkpoint.to_write.push_back((place, block));
+                        Home { place, crc }
+                    });
+                    let old = std::mem::replace(&mut self.space.homes[page as usize], home);
+                    checkpoint.stale.extend(old.map(|home| home.place));
+                }
+                None => checkpoint.stage = Stage::ListLeaves,
+            },
+            Stage::ListLeaves => {
+                let count = checkpoint.leaves.len().min(LIST_STEP);
+                for (key, listed) in checkpoint.leaves.drain(..count) {
+                    let listed = match listed {
+                        LeafRef::Frozen => LeafRef::Stored(checkpoint.homes[&key]),
+                        listed => listed,
+                    };
+                    checkpoint.writer.leaf(key, listed);
+                }
+                self.write_root(checkpoint, false);
+                if checkpoint.leaves.is_empty() {
+                    checkpoint.stage = Stage::ListMap(0);
+                }
+            }
+            Stage::ListMap(from) => {
+                let to = (from + LIST_STEP).min(self.space.homes.len());
+                let homes = (from as u32..).zip(&self.space.homes[from..to]);
+                for (page, home) in homes.filter_map(|(page, home)| Some((page, (*home)?))) {
+                    checkpoint.writer.map_page(page, home);
+                    checkpoint.header.map_pages += 1;
+                }
+                let end = to == self.space.homes.len();
+                self.write_root(checkpoint, end);
+                checkpoint.stage = if end { Stage::Writing } else { Stage::ListMap(to) };
+            }
+            Stage::Writing | Stage::Ending => return false,
         }
+        true
     }
 
-    /// Sends what the checkpoint has to write, a few writes at a time.
+    /// Encodes the blocks of the root that are complete; at its end, all.
+    fn write_root(&mut self, checkpoint: &mut Checkpoint, end: bool) {
+        while checkpoint.writer.blocks() > usize::from(!end) {
+            let place = checkpoint.directory_next.take().unwrap_or_else(|| self.take_one());
+            if !end || checkpoint.writer.blocks() > 1 {
+                checkpoint.directory_next = Some(self.take_one());
+            }
+            let (device, sequence) = (checkpoint.header.device, checkpoint.header.sequence);
+            let index = checkpoint.directory.len() as u32;
+            let next = checkpoint.directory_next.unwrap_or(0);
+            let block = checkpoint.writer.encode_first(device, sequence, index, next);
+            checkpoint.to_write.push_back((place, block));
+            checkpoint.directory.push(place);
+        }
+        checkpoint.header.directory = checkpoint.directory.first().copied().unwrap_or(0);
+        checkpoint.header.directory_blocks = checkpoint.directory.len() as u32;
+    }
+
+    /// Goes on with the checkpoint: encodes a few blocks and sends them, while not too many writes are in flight.
     pub(super) fn pump_checkpoint(&mut self) {
         let Some(mut checkpoint) = self.checkpoint.take() else {
             return;
         };
+        let mut steps = self.limits.checkpoint_step_blocks;
         while checkpoint.in_flight < self.limits.checkpoint_writes_in_flight {
-            let Some((place, first)) = checkpoint.to_write.pop_front() else {
+            while steps > 0 && self.encode_step(&mut checkpoint) {
+                steps -= 1;
+            }
+            let Some((place, buffers)) = checkpoint.next_write() else {
+                // Nothing of what was encoded has to be written, or nothing is left.
+                if steps == 0 && checkpoint.in_flight == 0 && checkpoint.stage != Stage::Ending {
+                    steps = 1;
+                    continue;
+                }
                 break;
             };
-            let mut end = place + (first.len() / BLOCK_BYTES) as u32;
-            let mut buffers = vec![first];
-            while let Some((next, buffer)) = checkpoint.to_write.front() {
-                let blocks = (buffer.len() / BLOCK_BYTES) as u32;
-                if *next != end || end + blocks - place > CHECKPOINT_WRITE_BLOCKS_MAX {
-                    break;
-                }
-                end += blocks;
-                buffers.extend(checkpoint.to_write.pop_front().map(|(_, buffer)| buffer));
-            }
             checkpoint.in_flight += 1;
             self.write(Purpose::CheckpointWrite, place, buffers);
         }
-        let written = checkpoint.in_flight == 0 && checkpoint.to_write.is_empty();
-        let begin_flush = written && !checkpoint.flushing;
-        checkpoint.flushing |= written;
+        let written = checkpoint.stage == Stage::Writing && checkpoint.in_flight == 0 && checkpoint.to_write.is_empty();
+        if written {
+            checkpoint.stage = Stage::Ending;
+        }
         self.checkpoint = Some(checkpoint);
-        if begin_flush {
+        if written {
             if self.geometry.volatile_cache {
                 self.flush(Purpose::CheckpointFlush);
             } else {
@@ -250,6 +352,7 @@ impl Engine {
         last.sequence = checkpoint.header.sequence;
         last.covered = checkpoint.header.covered;
         last.directory = checkpoint.directory;
+        self.catalog.checkpoint_stored();
         let after = self.reads.next_number();
         self.space.free_after(after, free);
         self.io.counters.checkpoints += 1;
@@ -257,24 +360,32 @@ impl Engine {
     }
 }
 
-fn resident_mut<'a>(catalog: &'a mut super::catalog::Catalog, key: &PageKey) -> &'a mut Resident {
-    let chunk = catalog.chunks.get_mut(&key.chunk).expect("a dirty page has a chunk");
-    match chunk.pages.get_mut(&key.page) {
-        Some(Page::Resident(page)) => page,
-        other => panic!("{key:?} is dirty and in memory, not {other:?}"),
+impl Checkpoint {
+    /// The next write: blocks that follow each other.
+    fn next_write(&mut self) -> Option<(u32, Vec<Bytes>)> {
+        let (place, first) = self.to_write.pop_front()?;
+        let mut buffers = vec![first];
+        while buffers.len() < CHECKPOINT_WRITE_BLOCKS_MAX {
+            match self.to_write.front() {
+                Some((next, _)) if *next == place + buffers.len() as u32 => {}
+                _ => break,
+            }
+            buffers.extend(self.to_write.pop_front().map(|(_, block)| block));
+        }
+        debug_assert!(buffers.iter().all(|block| block.len() == BLOCK_BYTES));
+        self.blocks += buffers.len() as u64;
+        Some((place, buffers))
     }
 }
 
-/// Blocks of one buffer with their places, each run of places as one write.
-fn push_blocks(to_write: &mut VecDeque<(u32, Bytes)>, places: &[u32], content: Bytes) {
-    let mut first = 0;
-    while first < places.len() {
-        let max = (places.len() - first).min(CHECKPOINT_WRITE_BLOCKS_MAX as usize);
-        let run = (0..max)
-            .take_while(|i| places[first + i] == places[first] + *i as u32)
-            .count();
-        let bytes = content.slice(first * BLOCK_BYTES..(first + run) * BLOCK_BYTES);
-        to_write.push_back((places[first], bytes));
-        first += run;
+/// The first place of these extents, taken out of them.
+pub(super) fn take_first(extents: &mut VecDeque<Extent>) -> Option<u32> {
+    let extent = extents.front_mut()?;
+    let place = extent.place;
+    extent.place += 1;
+    extent.count -= 1;
+    if extent.count == 0 {
+        extents.pop_front();
     }
+    Some(place)
 }

@@ -35,10 +35,12 @@ pub(super) struct CheckpointHeader {
     /// Entries of the directory, by kind.
     pub(super) seals: u64,
     pub(super) replicas: u64,
-    pub(super) chunks: u64,
+    pub(super) leaves: u64,
     pub(super) map_pages: u64,
     /// Blocks that hold data.
     pub(super) data_blocks: u64,
+    /// Blocks that are index pages.
+    pub(super) index_blocks: u64,
     /// The block after the highest one ever used.
     pub(super) used_end: u64,
 }
@@ -66,9 +68,10 @@ impl CheckpointHeader {
         out.put_u32(self.directory_blocks);
         out.put_u64(self.seals);
         out.put_u64(self.replicas);
-        out.put_u64(self.chunks);
+        out.put_u64(self.leaves);
         out.put_u64(self.map_pages);
         out.put_u64(self.data_blocks);
+        out.put_u64(self.index_blocks);
         out.put_u64(self.used_end);
         out.put_u32(self.ahead.next_run);
         out.put_u32(self.ahead.run_left);
@@ -114,9 +117,10 @@ impl CheckpointHeader {
             directory_blocks: reader.u32()?,
             seals: reader.u64()?,
             replicas: reader.u64()?,
-            chunks: reader.u64()?,
+            leaves: reader.u64()?,
             map_pages: reader.u64()?,
             data_blocks: reader.u64()?,
+            index_blocks: reader.u64()?,
             used_end: reader.u64()?,
         };
         (header.ahead.next_run, header.ahead.run_left) = (reader.u32()?, reader.u32()?);
@@ -160,9 +164,10 @@ mod tests {
             directory_blocks: 3,
             seals: 1,
             replicas: 2,
-            chunks: 3,
+            leaves: 3,
             map_pages: 4,
             data_blocks: 5,
+            index_blocks: 6,
             used_end: 20,
         };
         let block = header.encode();

@@ -1,13 +1,12 @@
 //! The index of one chunk in one layer: a floor, and pages where it is more than that.
 
-use std::collections::BTreeMap;
-
 use cairn_proto::codec::{DecodeError, Put, Reader};
-use cairn_proto::ids::{ChunkIndex, GroupId, Layer};
+use cairn_proto::ids::{ChunkIndex, GroupId, GroupIndex, Layer, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::entry::{Entry, Uniform, check_place};
 use super::limits::{PAGE_ENTRIES, PAGES_PER_CHUNK};
+use super::page_table::PageTable;
 use super::record::{get_group, put_group};
 
 /// Names a chunk; in the order in which blocks are listed.
@@ -36,10 +35,10 @@ pub(super) struct Home {
 #[derive(Clone, Debug)]
 pub(super) struct Resident {
     pub(super) entries: [Entry; PAGE_ENTRIES as usize],
-    /// Where the last checkpoint (perhaps one still being written) has it.
+    /// Where the device has it as it is here; `None` once it differs.
     pub(super) home: Option<Home>,
-    /// Whether it differs from there.
-    pub(super) dirty: bool,
+    /// The epoch in which it was changed last; zero if it was not since it was read.
+    pub(super) epoch: u64,
     /// Whether it was used since eviction last looked at it.
     pub(super) used: bool,
 }
@@ -58,13 +57,13 @@ pub(super) enum Page {
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
     pub(super) floor: Uniform,
-    pub(super) pages: BTreeMap<u8, Page>,
+    pub(super) pages: PageTable,
 }
 
 impl Chunk {
     pub(super) const NEVER: Chunk = Chunk {
         floor: Uniform::NEVER,
-        pages: BTreeMap::new(),
+        pages: PageTable::EMPTY,
     };
 
     /// The entry of a block; `None` if its page is not in memory.
@@ -77,45 +76,103 @@ impl Chunk {
         }
     }
 
-    /// Appends its directory entry: group, chunk, layer, floor, number of pages, then for each page its number, kind
-    /// (0 absent, 1 zero, 2 page, 3 broken), two zero bytes, and version, or place and CRC, or zero.
-    pub(super) fn encode(&self, key: ChunkKey, out: &mut Vec<u8>) {
-        put_group(out, key.group);
-        out.put_u32(key.chunk.0);
-        out.put_u32(key.layer.0);
+    /// Whether nothing is known of it: such a chunk is not listed.
+    pub(super) fn is_never(&self) -> bool {
+        self.pages.is_empty() && self.floor == Uniform::NEVER
+    }
+
+    /// Bytes that it takes in a leaf.
+    pub(super) fn encoded_bytes(&self) -> usize {
+        CHUNK_BYTES + self.pages.len() * PAGE_BYTES
+    }
+
+    /// Bytes that it takes in memory, without its resident pages.
+    pub(super) fn memory(&self) -> usize {
+        CHUNK_MEMORY + self.pages.memory()
+    }
+
+    /// Appends its leaf entry: group, chunk, layer, floor, a bit per page that is listed, then each of these: kind (0
+    /// absent, 1 zero, 2 page, 3 broken), three zero bytes, and version, or place and CRC, or zero. `unknown` is told
+    /// which pages have no home yet, and where in `out` it belongs.
+    pub(super) fn encode(&self, key: ChunkKey, out: &mut Vec<u8>, mut unknown: impl FnMut(PageKey, usize)) {
+        key.encode(out);
         self.floor.encode(out);
-        out.put_u32(self.pages.len() as u32);
-        for (number, page) in &self.pages {
-            out.put_u8(*number);
+        out.put_u64(self.pages.mask());
+        for (number, page) in self.pages.iter() {
             match page {
                 Page::Uniform(uniform) => uniform.encode(out),
-                Page::Resident(resident) => put_home(out, resident.home.expect("a snapshot gave it a home")),
                 Page::OnDisk(home) => put_home(out, *home),
                 Page::Broken => {
                     out.put_u8(3);
                     out.put_bytes(&[0; 11]);
+                }
+                Page::Resident(resident) => {
+                    put_home(out, resident.home.unwrap_or(Home { place: 0, crc: 0 }));
+                    if resident.home.is_none() {
+                        let page = PageKey {
+                            chunk: key,
+                            page: number,
+                        };
+                        unknown(page, out.len() - 8);
+                    }
                 }
             }
         }
     }
 
     pub(super) fn decode(reader: &mut Reader<'_>, end: u32) -> Result<(ChunkKey, Chunk), DecodeError> {
-        let key = ChunkKey {
+        let key = ChunkKey::decode(reader)?;
+        let floor = Uniform::decode(reader)?;
+        let mask = reader.u64()?;
+        let pages = (0..mask.count_ones())
+            .map(|_| decode_page(reader, end))
+            .collect::<Result<Vec<_>, _>>()?;
+        let pages = PageTable::of(mask, pages);
+        let chunk = Chunk { floor, pages };
+        if chunk.is_never() {
+            return Err(DecodeError::Invalid("chunk"));
+        }
+        Ok((key, chunk))
+    }
+}
+
+/// Bytes of a key.
+pub(super) const KEY_BYTES: usize = 20;
+/// Bytes of a chunk in a leaf, without its pages.
+const CHUNK_BYTES: usize = KEY_BYTES + 12 + 8;
+/// Bytes of a page of a chunk in a leaf.
+const PAGE_BYTES: usize = 12;
+/// The largest chunk in a leaf.
+pub(super) const CHUNK_BYTES_MAX: usize = CHUNK_BYTES + PAGES_PER_CHUNK as usize * PAGE_BYTES;
+/// Memory of a chunk: it stands in a B-tree, whose nodes are taken to be two thirds full.
+const CHUNK_MEMORY: usize = (size_of::<ChunkKey>() + size_of::<Chunk>()) * 3 / 2;
+/// Memory of a resident page: it stands in two sets beside itself at the most.
+pub(super) const PAGE_MEMORY: usize = size_of::<Resident>() + 2 * size_of::<PageKey>() * 3 / 2;
+
+impl ChunkKey {
+    /// Before all others.
+    pub(super) const MIN: ChunkKey = ChunkKey {
+        group: GroupId {
+            volume: VolumeId(0),
+            index: GroupIndex(0),
+        },
+        chunk: ChunkIndex(0),
+        layer: Layer(0),
+    };
+
+    /// Group, chunk, layer.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        put_group(out, self.group);
+        out.put_u32(self.chunk.0);
+        out.put_u32(self.layer.0);
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<ChunkKey, DecodeError> {
+        Ok(ChunkKey {
             group: get_group(reader)?,
             chunk: ChunkIndex(reader.u32()?),
             layer: Layer(reader.u32()?),
-        };
-        let floor = Uniform::decode(reader)?;
-        let count = reader.count("pages", PAGES_PER_CHUNK as usize)?;
-        let mut pages = BTreeMap::new();
-        for _ in 0..count {
-            let number = reader.u8()?;
-            if u32::from(number) >= PAGES_PER_CHUNK || pages.last_key_value().is_some_and(|(last, _)| *last >= number) {
-                return Err(DecodeError::Invalid("page number"));
-            }
-            pages.insert(number, decode_page(reader, end)?);
-        }
-        Ok((key, Chunk { floor, pages }))
+        })
     }
 }
 
@@ -154,7 +211,7 @@ impl Resident {
         Resident {
             entries: [uniform.entry(); PAGE_ENTRIES as usize],
             home: None,
-            dirty: false,
+            epoch: 0,
             used: true,
         }
     }
@@ -229,7 +286,7 @@ mod tests {
         let home = Home { place: 9, crc };
         let read = Resident::decode(&block, home, END).unwrap();
         assert_eq!(read.entries, page().entries);
-        assert!(!read.dirty && read.home == Some(home));
+        assert!(read.epoch == 0 && read.home == Some(home));
         for byte in 0..BLOCK_BYTES {
             let mut bad = block.clone();
             bad[byte] ^= 1 << (byte % 8);

@@ -1,6 +1,5 @@
 //! Listing what a replica holds.
 
-use std::cmp::Ordering;
 use std::ops::Range;
 
 use cairn_proto::block::{BlockState, Content, Cursor, Run};
@@ -97,8 +96,10 @@ impl Engine {
                         self.fail(ticket, StoreError::Unreadable(error));
                         return true;
                     }
-                    if let Unknown::OnDisk(key, _) = unknown {
-                        self.loads.pinned_for_reads.insert(key);
+                    match unknown {
+                        Unknown::OnDisk(key, _) => drop(self.loads.pinned_for_reads.insert(key)),
+                        Unknown::Leaf(chunk, _) => drop(self.loads.pinned_for_reads.insert(PageKey { chunk, page: 0 })),
+                        Unknown::Broken => {}
                     }
                     return false;
                 }
@@ -116,14 +117,32 @@ impl Engine {
             chunk: request.from.chunk,
             layer: request.from.layer,
         };
-        for (key, chunk) in self.catalog.chunks_from(first) {
-            let from = if *key == first { request.from.block } else { 0 };
-            let to = match (key.chunk, key.layer).cmp(&(request.to.chunk, request.to.layer)) {
-                Ordering::Less => BLOCKS_PER_CHUNK,
-                Ordering::Equal => request.to.block,
-                Ordering::Greater => break,
-            };
-            list_chunk(key, chunk, from..to, request.above, runs)?;
+        let last = ChunkKey {
+            chunk: request.to.chunk,
+            layer: request.to.layer,
+            ..first
+        };
+        if last < first {
+            return Ok(());
+        }
+        let (leaf, _) = self.catalog.leaf_of(first);
+        for (from, leaf) in self.catalog.leaves.range(leaf..=last) {
+            if let Some(unknown) = self.catalog.unknown_leaf(*from, leaf) {
+                let at = first.max(*from);
+                let block = if at == first { request.from.block } else { 0 };
+                let (chunk, layer) = (at.chunk, at.layer);
+                return Err(Stop::Unknown(unknown, Cursor { chunk, layer, block }));
+            }
+            let chunks = self.catalog.chunks_in(*from).skip_while(|(key, _)| **key < first);
+            for (key, chunk) in chunks.take_while(|(key, _)| **key <= last) {
+                let from = if *key == first { request.from.block } else { 0 };
+                let to = if *key == last {
+                    request.to.block
+                } else {
+                    BLOCKS_PER_CHUNK
+                };
+                list_chunk(key, chunk, from..to, request.above, runs)?;
+            }
         }
         Ok(())
     }
@@ -164,11 +183,8 @@ fn list_chunk(key: &ChunkKey, chunk: &Chunk, blocks: Range<u32>, above: Version,
                 block = end;
             }
             None => {
-                let next = chunk
-                    .pages
-                    .range(page..)
-                    .next()
-                    .map_or(PAGES_PER_CHUNK, |(page, _)| u32::from(*page));
+                let next = chunk.pages.keys().find(|next| *next > page);
+                let next = next.map_or(PAGES_PER_CHUNK, u32::from);
                 let end = (next * PAGE_ENTRIES).min(blocks.end);
                 add(block, end - block, chunk.floor.entry().state())?;
                 block = end;

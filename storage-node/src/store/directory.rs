@@ -1,4 +1,6 @@
-//! The directory of a checkpoint: a chain of blocks with whole entries in each. The layout is in DESIGN.md.
+//! The root of a checkpoint's directory: a chain of blocks with whole entries in each. The layout is in DESIGN.md.
+
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use cairn_proto::buffer::BlockBuf;
@@ -7,9 +9,11 @@ use cairn_proto::ids::{DeviceId, DeviceUuid, Generation, GroupId, Incarnation, V
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::catalog::{Catalog, Replica};
-use super::chunk::{Chunk, ChunkKey, Home};
+use super::chunk::{ChunkKey, Home, KEY_BYTES};
 use super::crc;
 use super::entry::check_place;
+use super::freeze::LeafRef;
+use super::leaf::LeafState;
 use super::record::{get_group, put_group};
 use super::scrub_state::ScrubState;
 
@@ -26,7 +30,8 @@ const HEAD_BYTES: usize = 4;
 pub(super) enum DirectoryEntry {
     Seal(VolumeId, Generation),
     Replica(GroupId, Replica),
-    Chunk(ChunkKey, Chunk),
+    /// A leaf, under the lowest key that it may have; `None` is an empty one.
+    Leaf(ChunkKey, Option<LeafState>),
     MapPage(u32, Home),
     Scrub(ScrubState),
 }
@@ -34,7 +39,7 @@ pub(super) enum DirectoryEntry {
 /// Entries packed into blocks, before the blocks have places.
 #[derive(Debug, Default)]
 pub(super) struct DirectoryWriter {
-    payloads: Vec<(Vec<u8>, u32)>,
+    payloads: VecDeque<(Vec<u8>, u32)>,
     scratch: Vec<u8>,
 }
 
@@ -57,9 +62,23 @@ impl DirectoryWriter {
         if let Some(state) = &catalog.scrub {
             self.add(5, |out| state.encode(out));
         }
-        for (key, chunk) in &catalog.chunks {
-            self.add(3, |out| chunk.encode(*key, out));
-        }
+    }
+
+    /// `listed` is not `Frozen`.
+    pub(super) fn leaf(&mut self, key: ChunkKey, listed: LeafRef) {
+        let (kind, home) = match listed {
+            LeafRef::Empty => (0, Home { place: 0, crc: 0 }),
+            LeafRef::Stored(home) => (1, home),
+            LeafRef::Broken => (2, Home { place: 0, crc: 0 }),
+            LeafRef::Frozen => panic!("leaf {key:?} has no home yet"),
+        };
+        self.add(3, |out| {
+            key.encode(out);
+            out.put_u8(kind);
+            out.put_bytes(&[0; 3]);
+            out.put_u32(home.place);
+            out.put_u32(home.crc);
+        });
     }
 
     pub(super) fn map_page(&mut self, page: u32, home: Home) {
@@ -76,7 +95,7 @@ impl DirectoryWriter {
         encode(&mut self.scratch);
         let bytes = u16::try_from(self.scratch.len()).expect("an entry fits a block");
         self.scratch[2..4].copy_from_slice(&bytes.to_le_bytes());
-        match self.payloads.last_mut() {
+        match self.payloads.back_mut() {
             Some((payload, count)) if payload.len() + self.scratch.len() <= PAYLOAD_BYTES => {
                 payload.extend_from_slice(&self.scratch);
                 *count += 1;
@@ -84,23 +103,20 @@ impl DirectoryWriter {
             _ => {
                 let mut payload = Vec::with_capacity(PAYLOAD_BYTES);
                 payload.extend_from_slice(&self.scratch);
-                self.payloads.push((payload, 1));
+                self.payloads.push_back((payload, 1));
             }
         }
     }
 
+    /// Blocks that were not taken yet. The last of them may not be complete.
     pub(super) fn blocks(&self) -> usize {
         self.payloads.len()
     }
 
-    /// The blocks, for these places.
-    pub(super) fn finish(self, device: DeviceId, sequence: u64, places: &[u32]) -> Vec<Bytes> {
-        assert_eq!(places.len(), self.payloads.len(), "places for the directory");
-        let blocks = self.payloads.iter().enumerate().map(|(index, (payload, count))| {
-            let next = places.get(index + 1).copied().unwrap_or(0);
-            encode_block(device, sequence, index as u32, next, payload, *count)
-        });
-        blocks.collect()
+    /// Takes the first of them, for its place in the chain.
+    pub(super) fn encode_first(&mut self, device: DeviceId, sequence: u64, index: u32, next: u32) -> Bytes {
+        let (payload, count) = self.payloads.pop_front().expect("a block is left");
+        encode_block(device, sequence, index, next, &payload, count)
     }
 }
 
@@ -197,8 +213,19 @@ fn decode_entry(reader: &mut Reader<'_>, end: u32) -> Result<DirectoryEntry, Dec
             DirectoryEntry::Replica(group, Replica { role, blocks })
         }
         3 => {
-            let (key, chunk) = Chunk::decode(&mut body, end)?;
-            DirectoryEntry::Chunk(key, chunk)
+            let key = ChunkKey::decode(&mut body)?;
+            let kind = body.u8()?;
+            body.zeroes(3)?;
+            let (place, crc) = (body.u32()?, body.u32()?);
+            let state = match kind {
+                1 => {
+                    check_place(place, end)?;
+                    Some(LeafState::OnDisk(Home { place, crc }))
+                }
+                0 | 2 if (place, crc) == (0, 0) => (kind == 2).then_some(LeafState::Broken),
+                _ => return Err(DecodeError::Invalid("leaf kind")),
+            };
+            DirectoryEntry::Leaf(key, state)
         }
         4 => {
             let page = body.u32()?;
@@ -217,30 +244,27 @@ fn decode_entry(reader: &mut Reader<'_>, end: u32) -> Result<DirectoryEntry, Dec
 pub(super) fn blocks_max(catalog: &Catalog, map_pages: usize) -> u64 {
     let bytes = catalog.seals.len() * 16
         + catalog.replicas.len() * 28
-        + catalog.chunks.len() * (HEAD_BYTES + 36)
-        + catalog.pages * 12
+        + catalog.leaves.len() * LEAF_ENTRY_BYTES
         + map_pages * 16
         + HEAD_BYTES
         + ScrubState::BYTES;
     // A block is left once the next entry does not fit: at least this much of it is used.
-    let used = PAYLOAD_BYTES - CHUNK_ENTRY_BYTES_MAX;
+    let used = PAYLOAD_BYTES - ENTRY_BYTES_MAX;
     (bytes / used + 1) as u64
 }
 
+const LEAF_ENTRY_BYTES: usize = HEAD_BYTES + KEY_BYTES + 12;
 /// The largest entry.
-const CHUNK_ENTRY_BYTES_MAX: usize = HEAD_BYTES + 36 + super::limits::PAGES_PER_CHUNK as usize * 12;
-
-const _: () = assert!(CHUNK_ENTRY_BYTES_MAX * 2 < PAYLOAD_BYTES);
+const ENTRY_BYTES_MAX: usize = LEAF_ENTRY_BYTES;
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::chunk::Page;
-    use super::super::entry::{Hole, Uniform};
-    use super::super::limits::PAGES_PER_CHUNK;
+    use super::super::leaf::Leaf;
+    use super::super::limits::StoreLimits;
     use super::*;
-    use cairn_proto::ids::{ChunkIndex, GroupIndex, Layer, Version};
+    use cairn_proto::ids::{ChunkIndex, GroupIndex, Layer};
 
     const END: u32 = 10_000;
 
@@ -258,10 +282,10 @@ mod tests {
         }
     }
 
-    /// A catalog with all kinds of pages, larger than one block of directory.
-    fn catalog(seed: u64, chunks: u32) -> Catalog {
+    /// A catalog with leaves of all kinds, larger than one block of directory.
+    fn catalog(seed: u64, leaves: u32) -> Catalog {
         let mut prng = crate::testing::Prng::new(seed);
-        let mut catalog = Catalog::default();
+        let mut catalog = Catalog::new(&StoreLimits::tiny());
         catalog.seals.insert(VolumeId(9), Generation::new(77).unwrap());
         let replica = Replica { role: 2, blocks: 12345 };
         catalog.replicas.insert(group(1), replica);
@@ -269,31 +293,22 @@ mod tests {
             pass: 3,
             ..ScrubState::default()
         });
-        for chunk in 0..chunks {
-            let mut content = Chunk::NEVER;
-            content.floor.version = Version::from_bits(prng.next_u64());
-            for page in 0..PAGES_PER_CHUNK as u8 {
-                let state = match prng.below(5) {
-                    0 => continue,
-                    1 => Page::Broken,
-                    2 => Page::Uniform(Uniform {
-                        hole: Hole::Zero,
-                        version: Version::from_bits(prng.next_u64()),
-                    }),
-                    _ => Page::OnDisk(Home {
-                        place: prng.between(4, u64::from(END) - 1) as u32,
-                        crc: prng.next_u64() as u32,
-                    }),
-                };
-                content.pages.insert(page, state);
-            }
-            catalog.pages += content.pages.len();
+        catalog.leaves.clear();
+        for chunk in 0..leaves {
+            let state = match prng.below(5) {
+                0 => None,
+                1 => Some(LeafState::Broken),
+                _ => Some(LeafState::OnDisk(Home {
+                    place: prng.between(4, u64::from(END) - 1) as u32,
+                    crc: prng.next_u64() as u32,
+                })),
+            };
             let key = ChunkKey {
                 group: group(1),
                 chunk: ChunkIndex(chunk),
                 layer: Layer(3),
             };
-            catalog.chunks.insert(key, content);
+            catalog.leaves.insert(key, Leaf::listed(state));
         }
         catalog
     }
@@ -301,24 +316,36 @@ mod tests {
     fn blocks(catalog: &Catalog) -> Vec<Bytes> {
         let mut writer = DirectoryWriter::default();
         writer.catalog(catalog);
+        for (key, leaf) in &catalog.leaves {
+            let listed = match (leaf.state, leaf.home) {
+                (LeafState::Broken, _) => LeafRef::Broken,
+                (_, Some(home)) => LeafRef::Stored(home),
+                (_, None) => LeafRef::Empty,
+            };
+            writer.leaf(*key, listed);
+        }
         writer.map_page(2, Home { place: 55, crc: 66 });
         assert!(
             writer.blocks() as u64 <= blocks_max(catalog, 1),
             "{} blocks",
             writer.blocks()
         );
-        let places: Vec<u32> = (0..writer.blocks() as u32).map(|i| 100 + i).collect();
-        writer.finish(device(), 4, &places)
+        let count = writer.blocks() as u32;
+        let next = |i| if i + 1 < count { 101 + i } else { 0 };
+        (0..count)
+            .map(|i| writer.encode_first(device(), 4, i, next(i)))
+            .collect()
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn a_directory_comes_back_as_it_was_written(seed in any::<u64>(), chunks in 0..30u32) {
-            let catalog = catalog(seed, chunks);
+        fn a_directory_comes_back_as_it_was_written(seed in any::<u64>(), leaves in 0..300u32) {
+            let catalog = catalog(seed, leaves);
             let blocks = blocks(&catalog);
-            let mut found = Catalog::default();
+            let mut found = Catalog::new(&StoreLimits::tiny());
+            found.leaves.clear();
             let mut map_pages = 0;
             for (i, block) in blocks.iter().enumerate() {
                 let read = decode_block(block, device(), 4, i as u32, END).unwrap();
@@ -327,14 +354,14 @@ mod tests {
                     match entry {
                         DirectoryEntry::Seal(volume, generation) => drop(found.seals.insert(volume, generation)),
                         DirectoryEntry::Replica(group, replica) => drop(found.replicas.insert(group, replica)),
-                        DirectoryEntry::Chunk(key, chunk) => drop(found.chunks.insert(key, chunk)),
+                        DirectoryEntry::Leaf(key, state) => drop(found.leaves.insert(key, Leaf::listed(state))),
                         DirectoryEntry::MapPage(..) => map_pages += 1,
                         DirectoryEntry::Scrub(state) => found.scrub = Some(state),
                     }
                 }
             }
             prop_assert_eq!(map_pages, 1);
-            prop_assert_eq!(format!("{:?}", found.chunks), format!("{:?}", catalog.chunks));
+            prop_assert_eq!(format!("{:?}", found.leaves), format!("{:?}", catalog.leaves));
             prop_assert_eq!(found.scrub, catalog.scrub);
             prop_assert_eq!((found.seals, found.replicas), (catalog.seals, catalog.replicas));
         }
@@ -360,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_block_of_another_checkpoint_or_place_is_refused() {
-        let blocks = blocks(&catalog(1, 9));
+        let blocks = blocks(&catalog(1, 200));
         assert!(blocks.len() > 1);
         assert!(decode_block(&blocks[0], device(), 5, 0, END).is_err());
         assert!(decode_block(&blocks[0], device(), 4, 1, END).is_err());

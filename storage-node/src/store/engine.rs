@@ -12,7 +12,7 @@ use super::api::{StoreError, StoreReply, StoreRequest, Ticket};
 use super::batch::{Batch, Queued};
 use super::catalog::Catalog;
 use super::checkpoint::{Checkpoint, Checkpoints};
-use super::chunk::ChunkKey;
+use super::chunk::{ChunkKey, Page};
 use super::collect::CollectRequest;
 use super::io::Io;
 use super::limits::StoreLimits;
@@ -235,7 +235,7 @@ impl Engine {
     fn pump(&mut self, now: Time) {
         self.release_quarantine();
         if self.poisoned.is_some() {
-            return;
+            return self.evict();
         }
         if self.batch.is_none() && self.opened {
             self.evict();
@@ -261,20 +261,34 @@ impl Engine {
         self.space.check_invariants();
         self.check_move();
         let mut blocks = std::collections::BTreeMap::new();
+        let mut own = |place: u32, key: &ChunkKey| {
+            assert!(self.space.data.get(place), "block {place} of {key:?} is not in the map");
+            let other = blocks.insert(place, *key);
+            assert!(other.is_none(), "block {place} belongs to {key:?} and {other:?}");
+        };
+        let mut all_known = self.catalog.leaves.len() == self.catalog.loaded.len();
         for (key, chunk) in &self.catalog.chunks {
             for page in chunk.pages.values() {
-                let super::chunk::Page::Resident(page) = page else {
-                    continue;
-                };
-                for place in page.entries.iter().filter_map(super::entry::Entry::data_place) {
-                    assert!(
-                        self.space.data.get(place),
-                        "block {place} of {key:?} is not marked as data"
-                    );
-                    let other = blocks.insert(place, key);
-                    assert!(other.is_none(), "block {place} belongs to {key:?} and {other:?}");
+                match page {
+                    Page::OnDisk(home) => own(home.place, key),
+                    Page::Resident(page) => {
+                        page.home.iter().for_each(|home| own(home.place, key));
+                        let data = page.entries.iter().filter_map(super::entry::Entry::data_place);
+                        data.for_each(|place| own(place, key));
+                    }
+                    Page::Uniform(_) | Page::Broken => {}
                 }
+                all_known &= !matches!(page, Page::OnDisk(_) | Page::Broken);
             }
+        }
+        let waiting = self.catalog.frozen.pages.len();
+        let marked = (self.space.data_blocks + self.space.index_blocks) as usize;
+        if all_known {
+            assert_eq!(
+                blocks.len() + waiting,
+                marked,
+                "blocks in the map that belong to nobody"
+            );
         }
     }
 }

@@ -114,9 +114,10 @@ impl Formatter {
             directory_blocks: 0,
             seals: 0,
             replicas: 0,
-            chunks: 0,
+            leaves: 0,
             map_pages: 0,
             data_blocks: 0,
+            index_blocks: 0,
             used_end: SPACE_START + 2,
         }
     }

@@ -61,16 +61,21 @@ pub struct StoreLimits {
     pub run_blocks: u32,
     /// A checkpoint starts when this many record pages were written since the last one.
     pub checkpoint_log_pages: u64,
-    /// A checkpoint starts when this many index pages are dirty.
+    /// A checkpoint starts when this many index pages, or leaves of the directory, were changed.
     pub checkpoint_dirty_pages: usize,
+    /// Bytes of chunks above which a leaf of the directory is split; at most what fits a block. One chunk is never split.
+    pub leaf_bytes_max: usize,
+    /// Blocks of a checkpoint that are encoded at a time.
+    pub checkpoint_step_blocks: usize,
     /// Writes of a checkpoint in flight at the most.
     pub checkpoint_writes_in_flight: usize,
     /// Reads in flight at the most while recovering.
     pub recovery_reads_in_flight: usize,
     /// Reads in flight at the most of the scrub, and as many of the mover.
     pub walk_reads_in_flight: usize,
-    /// Index pages in memory above which clean ones are evicted.
-    pub resident_pages_max: usize,
+    /// Bytes of memory that the index may take before what the device has as well is evicted: index pages (4 KiB and 200
+    /// bytes each), leaves of the directory, and the table of the leaves.
+    pub index_memory_max: usize,
     /// Free blocks that only overwrites may use, so that a full device can still be overwritten; at least
     /// [`REQUEST_BLOCKS_MAX`].
     pub overwrite_reserve_blocks: u64,
@@ -96,10 +101,12 @@ impl Default for StoreLimits {
             run_blocks: 2048,
             checkpoint_log_pages: 4096,
             checkpoint_dirty_pages: 1024,
+            leaf_bytes_max: super::leaf::LEAF_CAPACITY,
+            checkpoint_step_blocks: 32,
             checkpoint_writes_in_flight: 8,
             recovery_reads_in_flight: 32,
             walk_reads_in_flight: 4,
-            resident_pages_max: 8192,
+            index_memory_max: 32 << 20,
             overwrite_reserve_blocks: 1024,
             confirm_after: Duration::from_millis(100),
             zero_ahead: false,
@@ -120,10 +127,12 @@ impl StoreLimits {
             run_blocks: 16,
             checkpoint_log_pages: 12,
             checkpoint_dirty_pages: 4,
+            leaf_bytes_max: 200,
+            checkpoint_step_blocks: 2,
             checkpoint_writes_in_flight: 2,
             recovery_reads_in_flight: 4,
             walk_reads_in_flight: 2,
-            resident_pages_max: 8,
+            index_memory_max: 40 << 10,
             overwrite_reserve_blocks: 256,
             zero_ahead_blocks: 16,
             zero_ahead_runs: 2,

@@ -2,6 +2,7 @@
 
 mod allocator;
 pub mod api;
+mod apply;
 mod batch;
 mod canary;
 mod catalog;
@@ -14,12 +15,15 @@ mod directory;
 mod engine;
 mod entry;
 mod format;
+mod freeze;
 pub mod inspect;
 mod io;
+mod leaf;
 pub mod limits;
 mod load;
 mod mend;
 mod mover;
+mod page_table;
 mod plan;
 mod read;
 mod record;
@@ -249,6 +253,10 @@ impl Store {
             Inner::Running(engine) => Counters {
                 index_pages_resident: engine.catalog.resident.len() as u64,
                 index_pages_dirty: engine.catalog.dirty.len() as u64,
+                leaves: engine.catalog.leaves.len() as u64,
+                leaves_resident: engine.catalog.loaded.len() as u64,
+                leaves_dirty: engine.catalog.dirty_leaves.len() as u64,
+                index_bytes_resident: engine.catalog.memory() as u64,
                 ..engine.io.counters
             },
             Inner::Opening(recovery) => recovery.io.counters,

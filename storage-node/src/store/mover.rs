@@ -59,6 +59,8 @@ struct Outcome {
 
 #[derive(Debug)]
 enum Stage {
+    /// A leaf of the directory is being loaded.
+    Leaf,
     /// The index page is being read, and then, into the places that were taken for it, the data.
     Reading(Box<Window>, VecDeque<u32>),
     /// The data is being written, by so many writes.
@@ -136,6 +138,27 @@ impl Engine {
                     break;
                 }
                 Next::Window(key) => key,
+                Next::Leaf(key, home) => match self.load_all(vec![Unknown::Leaf(key, home)], For::Read) {
+                    Ok(_) => {
+                        active.stage = Some(Stage::Leaf);
+                        self.mover.active = Some(active);
+                        return;
+                    }
+                    Err(_) => match self.behind_leaf(key) {
+                        Some(cursor) => {
+                            active.cursor = cursor;
+                            continue;
+                        }
+                        None => return self.answer_defragment(active, None),
+                    },
+                },
+                Next::LostLeaf(key) => match self.behind_leaf(key) {
+                    Some(cursor) => {
+                        active.cursor = cursor;
+                        continue;
+                    }
+                    None => return self.answer_defragment(active, None),
+                },
             };
             active.cursor = behind(key);
             active.windows += 1;
@@ -155,6 +178,18 @@ impl Engine {
         }
         let next = active.cursor;
         self.answer_defragment(active, Some(next));
+    }
+
+    /// A part of the index was loaded, perhaps the leaf that it waits for.
+    pub(super) fn move_leaf_loaded(&mut self) {
+        if let Some(mut active) = self
+            .mover
+            .active
+            .take_if(|active| matches!(active.stage, Some(Stage::Leaf)))
+        {
+            active.stage = None;
+            self.move_on(active);
+        }
     }
 
     fn answer_defragment(&mut self, active: Active, next: Option<ScrubCursor>) {
@@ -323,14 +358,14 @@ impl Engine {
             let records = moved.records();
             let bytes: usize = records.iter().map(Record::encoded_bytes).sum();
             let pages = pages_for(building.bytes_max + bytes) as u64;
-            let needed = self.metadata_reserve() + building.pages + 1 + u64::from(building.blocks) + pages;
+            let needed = self.metadata_reserve() + building.pages + 2 + u64::from(building.blocks) + pages;
             if moved.blocks.is_empty() || self.space.free() < needed {
                 return self.give_up(active, moved);
             }
             later = building.bytes_max + bytes > body_capacity(self.limits.batch_record_pages_max);
             if !later {
                 building.bytes_max += bytes;
-                building.pages += 1;
+                building.pages += 2;
                 building.drafts.extend(records.into_iter().map(Draft::Ready));
                 active.result.moved += moved.blocks.len() as u32;
                 active.stage = Some(Stage::Committing);
@@ -402,7 +437,7 @@ impl Engine {
         let places: Vec<u32> = match self.mover.active.as_ref().and_then(|active| active.stage.as_ref()) {
             Some(Stage::Reading(_, places)) => places.iter().copied().collect(),
             Some(Stage::Writing(moved, _) | Stage::Waiting(moved, _)) => moved.blocks.iter().map(|b| b.to).collect(),
-            Some(Stage::Committing) | None => Vec::new(),
+            Some(Stage::Leaf | Stage::Committing) | None => Vec::new(),
         };
         for place in places {
             assert!(self.space.allocator.is_taken(place), "block {place} of a move is free");

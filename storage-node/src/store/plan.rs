@@ -81,7 +81,7 @@ pub(super) struct Plan {
     blocks: u32,
     /// Blocks of data that it gives back.
     gives_back: u32,
-    /// Index pages that it makes dirty at the most.
+    /// Index pages and leaves that it makes dirty at the most.
     pages: u32,
 }
 
@@ -325,7 +325,7 @@ impl Engine {
         };
         Some(Plan {
             gives_back: older.data,
-            pages: older.pages,
+            pages: older.pages + LEAVES_PER_CHANGE,
             ..Plan::of(record)
         })
     }
@@ -380,6 +380,9 @@ impl Engine {
     }
 }
 
+/// A change of a chunk changes its leaf, and may split it.
+const LEAVES_PER_CHANGE: u32 = 2;
+
 /// After so many checkpoints all that can be given back is given back.
 const CHECKPOINTS_FOR_SPACE: u64 = 3;
 
@@ -408,7 +411,7 @@ impl Plan {
             drafts: Vec::with_capacity(1),
             blocks: 0,
             gives_back: 0,
-            pages,
+            pages: pages + LEAVES_PER_CHANGE,
         }
     }
 

@@ -12,16 +12,17 @@ use cairn_proto::collections::Map;
 use cairn_proto::disk::{DiskDone, DiskGeometry};
 use cairn_proto::limits::BLOCK_BYTES;
 
-use self::log::{After, DataBlock, LogPlace, LogRead, ReadRecord};
+use self::log::{After, DataBlock, LogPlace, LogRead, ReadRecord, Wanted};
 use self::reads::{BlockRead, ReadSet};
 use super::allocator::{Allocator, Bitmap};
 use super::catalog::{Catalog, Effects};
 use super::checkpoint::Checkpoints;
 use super::checkpoint_header::CheckpointHeader;
-use super::chunk::{Home, Page, PageKey};
+use super::chunk::{ChunkKey, Home};
 use super::directory::{DirectoryEntry, decode_block};
 use super::engine::{Engine, LogPosition};
 use super::io::Io;
+use super::leaf::{Leaf, LeafState};
 use super::limits::{DEVICE_BLOCKS_MAX, StoreLimits};
 use super::mend::Mends;
 use super::record::{BatchHeader, LogAhead, Record};
@@ -55,7 +56,14 @@ pub(super) struct Recovery {
 struct Loaded {
     header: Option<CheckpointHeader>,
     catalog: Catalog,
+    /// Blocks of data and index pages.
     data: Bitmap,
+    data_blocks: u64,
+    /// The leaf that the root listed last.
+    last_leaf: Option<ChunkKey>,
+    leaves: u64,
+    /// A page or leaf was found broken while the log was read: what it gave back is not known.
+    index_lost: bool,
     homes: Vec<Option<Home>>,
     directory: Vec<u32>,
     /// Blocks of metadata of the checkpoint.
@@ -77,8 +85,8 @@ enum Phase {
     Map(Vec<(u32, Home)>),
     RecordFirst,
     RecordRest(Vec<u32>, Bytes),
-    /// Index pages for records that are to be applied.
-    Pages(Vec<(PageKey, Home)>, Vec<ReadRecord>, After),
+    /// Leaves and index pages for records that are to be applied.
+    Pages(Vec<Wanted>, Vec<ReadRecord>, After),
     /// The places where a record may stand that was written after a damaged one.
     Beyond(Vec<u32>),
     LastData(Vec<DataBlock>),
@@ -105,7 +113,7 @@ impl Recovery {
             candidates: Vec::new(),
             slots_used: [false; 2],
             mends: Vec::new(),
-            loaded: Loaded::empty(0, limits.canary),
+            loaded: Loaded::empty(0, &limits),
             limits,
         };
         if geometry.blocks >= super::limits::DEVICE_BLOCKS_MIN {
@@ -242,7 +250,7 @@ impl Recovery {
             });
         };
         let blocks = self.identity.expect("the superblock was read").blocks;
-        self.loaded = Loaded::empty(blocks, self.limits.canary);
+        self.loaded = Loaded::empty(blocks, &self.limits);
         self.loaded.place = LogPlace {
             position: LogPosition {
                 seq: header.covered,
@@ -292,7 +300,7 @@ impl Recovery {
         let complete = found.directory.len() as u32 == header.directory_blocks
             && found.catalog.seals.len() as u64 == header.seals
             && found.catalog.replicas.len() as u64 == header.replicas
-            && found.catalog.chunks.len() as u64 == header.chunks
+            && found.leaves == header.leaves
             && homes.len() as u64 == header.map_pages;
         if !complete {
             return self.try_checkpoint("the checkpoint's directory is not complete");
@@ -313,10 +321,14 @@ impl Recovery {
             }
         }
         let end = u64::from(self.end());
-        let words = self.loaded.data.words();
-        let data: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
-        let outside = (0..SPACE_START).chain(end..words.len() as u64 * 64);
-        if data != self.header().data_blocks || outside.into_iter().any(|block| self.loaded.data.get(block as u32)) {
+        let bits = self.loaded.data.words().len() as u64 * 64;
+        let outside = (0..SPACE_START).chain(end..bits);
+        let header = self.header();
+        let expected = header.data_blocks.checked_add(header.index_blocks);
+        self.loaded.data_blocks = header.data_blocks;
+        if expected != Some(self.loaded.data.count())
+            || outside.into_iter().any(|block| self.loaded.data.get(block as u32))
+        {
             return self.try_checkpoint("the free-space map does not agree with its checkpoint");
         }
         self.read_record();
@@ -326,12 +338,13 @@ impl Recovery {
     fn finish(&mut self, discarded: bool) -> Outcome {
         let identity = self.identity.expect("the superblock was read");
         let header = self.header();
-        let loaded = std::mem::replace(&mut self.loaded, Loaded::empty(0, self.limits.canary));
+        let loaded = std::mem::replace(&mut self.loaded, Loaded::empty(0, &self.limits));
         let mut used_end = header.used_end;
         let log_page_count = loaded.log_pages.iter().map(|(_, pages)| pages.len() as u64).sum();
         let mut allocator = Allocator::with_taken(SPACE_START..u64::from(self.end()), &loaded.data);
         let log_pages = loaded.log_pages.iter().flat_map(|(_, pages)| pages);
-        for place in loaded.metadata.iter().chain(log_pages) {
+        let metadata = loaded.metadata.iter().chain(&loaded.stale);
+        for place in metadata.chain(log_pages) {
             // A page may be listed more than once: it is taken once.
             allocator.take(*place);
             used_end = used_end.max(u64::from(*place) + 1);
@@ -343,7 +356,8 @@ impl Recovery {
             allocator.space().end
         };
         let LogPlace { position, ahead } = loaded.place;
-        let Some(mut space) = SpaceMap::new(allocator, loaded.data, loaded.homes, ahead, self.limits.run_blocks) else {
+        let data = (loaded.data, loaded.data_blocks);
+        let Some(mut space) = SpaceMap::new(allocator, data, loaded.homes, ahead, self.limits.run_blocks) else {
             return Outcome::Refused(OpenError::Damaged {
                 words: format!("where its log goes on ({ahead:?}) something else stands"),
             });
@@ -394,14 +408,15 @@ impl Recovery {
 }
 
 impl Loaded {
-    fn empty(blocks: u64, canary: super::canary::Canary) -> Loaded {
+    fn empty(blocks: u64, limits: &StoreLimits) -> Loaded {
         Loaded {
             header: None,
-            catalog: Catalog {
-                canary,
-                ..Catalog::default()
-            },
+            catalog: Catalog::new(limits),
             data: Bitmap::new(blocks),
+            data_blocks: 0,
+            last_leaf: None,
+            leaves: 0,
+            index_lost: false,
             homes: vec![None; map_pages(blocks)],
             directory: Vec::new(),
             metadata: Vec::new(),
@@ -425,14 +440,13 @@ impl Loaded {
         match entry {
             DirectoryEntry::Seal(volume, generation) => self.catalog.seals.insert(volume, generation).is_none(),
             DirectoryEntry::Replica(group, replica) => self.catalog.replicas.insert(group, replica).is_none(),
-            DirectoryEntry::Chunk(key, chunk) => {
-                let homes = chunk.pages.values().filter_map(|page| match page {
-                    Page::OnDisk(home) => Some(home.place),
-                    _ => None,
-                });
-                self.metadata.extend(homes);
-                self.catalog.pages += chunk.pages.len();
-                self.catalog.chunks.insert(key, chunk).is_none()
+            DirectoryEntry::Leaf(key, state) => {
+                if let Some(LeafState::OnDisk(home)) = state {
+                    self.metadata.push(home.place);
+                }
+                self.leaves += 1;
+                self.catalog.list_leaf(key, Leaf::listed(state));
+                self.last_leaf.replace(key).is_none_or(|last| last < key)
             }
             DirectoryEntry::MapPage(page, home) => {
                 let there = self.homes.get_mut(page as usize);
@@ -448,17 +462,26 @@ impl Loaded {
             self.catalog.apply(record, &mut effects);
         }
         self.log_pages.push((header.seq, header.places.clone()));
-        let used = effects.used.into_iter().map(|place| (place, true));
-        let freed = effects.freed.into_iter().map(|place| (place, false));
-        for (place, value) in used.chain(freed) {
-            if self.data.set(place, value) == value {
-                return Err(OpenError::Damaged {
-                    words: format!("commit {} of its log counts block {place} twice", header.seq),
-                });
+        self.account(effects).map_err(|place| OpenError::Damaged {
+            words: format!("commit {} of its log counts block {place} twice", header.seq),
+        })
+    }
+
+    /// Accounts for what changes did to space. Fails with a block that is counted twice.
+    fn account(&mut self, effects: Effects) -> Result<(), u32> {
+        let used = effects.used.into_iter().map(|place| (place, true, 1));
+        let freed = effects.freed.into_iter().map(|place| (place, false, -1));
+        let stale = effects.stale.iter().map(|place| (*place, false, 0));
+        for (place, value, count) in used.chain(freed).chain(stale) {
+            if self.data.set(place, value) != value {
+                self.data_blocks = self.data_blocks.checked_add_signed(count).ok_or(place)?;
+            } else if !(value && self.index_lost) {
+                return Err(place);
             }
             self.dirty_map.insert(super::space::map_page(place));
         }
         self.stale.extend(effects.stale);
+        self.stale.extend(effects.stale_leaves);
         Ok(())
     }
 }

@@ -8,10 +8,12 @@ use cairn_proto::disk::{DeviceBlock, DiskError};
 use cairn_proto::ids::{ChunkIndex, GroupId, Layer, Version};
 
 use super::api::{StoreError, StoreReply, Ticket};
+use super::catalog::{Effects, Unknown};
 use super::checkpoint_header::CheckpointHeader;
-use super::chunk::{Home, Page, PageKey};
+use super::chunk::{ChunkKey, Home, Page, PageKey};
 use super::engine::{Engine, Purpose};
 use super::limits::WALK_WINDOWS_MAX;
+use super::load::For;
 use super::scrub_state::ScrubCursor;
 use super::superblock::{CHECKPOINT_PLACES, Superblock};
 use super::window::{Next, Opened, Step, Walker, Why, Window, behind, page_range};
@@ -53,6 +55,15 @@ pub enum MetadataKind {
         /// Its first block in the chunk; it has 256.
         block: u32,
     },
+    /// A leaf of the directory: the index of all chunks from this one to where the next leaf begins.
+    Leaf {
+        /// Of which group.
+        group: GroupId,
+        /// In which layer.
+        layer: Layer,
+        /// Which chunk.
+        chunk: ChunkIndex,
+    },
 }
 
 /// A part of what the store keeps for itself that is damaged.
@@ -92,6 +103,8 @@ struct Active {
 enum Open {
     Metadata(MetadataCheck),
     Window(Box<Window>),
+    /// A leaf of the directory is being loaded.
+    Leaf,
 }
 
 /// Blocks of metadata that are compared.
@@ -144,6 +157,7 @@ impl Engine {
         let mut active = self.scrub.active.take().expect("a scrub is under way");
         match active.open.take().expect("something of it is in flight") {
             Open::Metadata(check) => self.metadata_read_done(active, check, piece, result),
+            Open::Leaf => unreachable!("a leaf is not read by the scrub itself"),
             Open::Window(mut window) => match self.window_read_done(&mut window, piece, result) {
                 Step::Working => {
                     active.open = Some(Open::Window(window));
@@ -177,6 +191,21 @@ impl Engine {
                     break;
                 }
                 Next::Window(key) => key,
+                Next::Leaf(key, home) => match self.load_all(vec![Unknown::Leaf(key, home)], For::Read) {
+                    Ok(_) => {
+                        active.open = Some(Open::Leaf);
+                        self.scrub.active = Some(active);
+                        return;
+                    }
+                    Err(error) => match self.pass_leaf(&mut active, key, Some(home), Why::Unreadable(error)) {
+                        true => continue,
+                        false => return self.answer_scrub(active, None),
+                    },
+                },
+                Next::LostLeaf(key) => match self.pass_leaf(&mut active, key, None, Why::Lost) {
+                    true => continue,
+                    false => return self.answer_scrub(active, None),
+                },
             };
             active.cursor = behind(key);
             active.windows_left -= 1;
@@ -207,6 +236,36 @@ impl Engine {
         active.open = Some(Open::Window(window));
         self.scrub.active = Some(active);
         None
+    }
+
+    /// A part of the index was loaded, perhaps the leaf that it waits for.
+    pub(super) fn scrub_leaf_loaded(&mut self) {
+        if let Some(mut active) = self
+            .scrub
+            .active
+            .take_if(|active| matches!(active.open, Some(Open::Leaf)))
+        {
+            active.open = None;
+            self.scrub_on(active);
+        }
+    }
+
+    /// Goes on behind a leaf that can't be had. Returns false if it is the last.
+    fn pass_leaf(&mut self, active: &mut Active, from: ChunkKey, home: Option<Home>, why: Why) -> bool {
+        active.windows_left -= 1;
+        active.metadata.push(DamagedMetadata {
+            kind: MetadataKind::Leaf {
+                group: from.group,
+                layer: from.layer,
+                chunk: from.chunk,
+            },
+            place: DeviceBlock(home.map_or(0, |home| home.place.into())),
+            why,
+            is_mended: false,
+        });
+        let behind = self.behind_leaf(from);
+        active.cursor = behind.unwrap_or(active.cursor);
+        behind.is_some()
     }
 
     fn answer_scrub(&mut self, active: Active, next: Option<ScrubCursor>) {
@@ -279,15 +338,15 @@ impl Engine {
         if self.poisoned.is_some() || self.checkpoint.is_some() || self.space.free() <= self.metadata_reserve() + 1 {
             return false;
         }
-        let chunk = self.catalog.chunks.get_mut(&key.chunk);
-        match chunk.and_then(|chunk| chunk.pages.get_mut(&key.page)) {
-            Some(Page::Resident(resident)) if resident.home == Some(home) => {
-                resident.dirty = true;
-                self.catalog.dirty.insert(key);
-                true
-            }
-            _ => false,
+        let chunk = self.catalog.chunks.get(&key.chunk);
+        let page = chunk.and_then(|chunk| chunk.pages.get(&key.page));
+        let is_there = matches!(page, Some(Page::Resident(resident)) if resident.home == Some(home));
+        if is_there {
+            let mut effects = Effects::default();
+            self.catalog.rewrite(key, &mut effects);
+            self.settle(effects);
         }
+        is_there
     }
 
     /// Begins with the superblocks, the headers of the checkpoints, and the free-space map.

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use bytes::Bytes;
+use cairn_proto::buffer::BlockBuf;
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::allocator::{Allocator, Bitmap};
@@ -17,11 +19,17 @@ use super::record::{Extent, LogAhead};
 #[derive(Debug)]
 pub(super) struct SpaceMap {
     pub(super) allocator: Allocator,
-    /// Blocks that the index points to.
+    /// Blocks that the index points to: data, and index pages.
     pub(super) data: Bitmap,
     pub(super) data_blocks: u64,
-    /// Pages of `data` that differ from the last checkpoint.
+    /// Those of them that are index pages.
+    pub(super) index_blocks: u64,
+    /// Pages of `data` that were changed since the last checkpoint began.
     pub(super) dirty_pages: BTreeSet<u32>,
+    /// Pages of `data` that the checkpoint being written has yet to encode: unchanged since it began.
+    pub(super) frozen_pages: BTreeSet<u32>,
+    /// Pages that were encoded and not taken yet.
+    encoded: VecDeque<MapPage>,
     /// Where the last checkpoint has the pages of `data`; `None` where no block of a page holds data.
     pub(super) homes: Vec<Option<Home>>,
     /// What the last record built says of where the log goes on.
@@ -38,12 +46,16 @@ pub(super) struct SpaceMap {
     pub(super) quarantined: u64,
 }
 
+/// A page of the free-space map as a checkpoint has it: its CRC and content, unless it is all clear.
+pub(super) type MapPage = (u32, Option<(u32, Bytes)>);
+
 impl SpaceMap {
     /// Goes on where the last record said. Nothing of `ahead` may be taken yet. What of its run is taken all the same is
     /// not used for the log; `None` if one of the two places that have to be free is not.
+    /// `data_blocks` of `data` are data, the others are index pages.
     pub(super) fn new(
         mut allocator: Allocator,
-        data: Bitmap,
+        (data, data_blocks): (Bitmap, u64),
         homes: Vec<Option<Home>>,
         ahead: LogAhead,
         run_blocks: u32,
@@ -51,7 +63,7 @@ impl SpaceMap {
         if !allocator.take(ahead.next) || !allocator.take(ahead.next_run) {
             return None;
         }
-        let data_blocks = data.words().iter().map(|word| u64::from(word.count_ones())).sum();
+        let index_blocks = data.count() - data_blocks;
         let run = Extent {
             place: ahead.next + 1,
             count: allocator.extend(ahead.next + 1, ahead.run_left),
@@ -64,7 +76,10 @@ impl SpaceMap {
             allocator,
             data,
             data_blocks,
+            index_blocks,
             dirty_pages: BTreeSet::new(),
+            frozen_pages: BTreeSet::new(),
+            encoded: VecDeque::new(),
             homes,
             promised: ahead,
             next: ahead.next,
@@ -146,19 +161,63 @@ impl SpaceMap {
         take_last(&mut self.run, want)
     }
 
-    /// These blocks hold data from now on.
+    /// These blocks hold data from now on, or do so no more.
     pub(super) fn mark_data(&mut self, places: &[u32], value: bool) {
-        for place in places {
-            let old = self.data.set(*place, value);
-            assert_ne!(old, value, "block {place} is data: {old}, and again");
-            self.dirty_pages.insert(map_page(*place));
-        }
+        places.iter().for_each(|place| self.mark(*place, value));
         let count = places.len() as u64;
         self.data_blocks = if value {
             self.data_blocks + count
         } else {
             self.data_blocks - count
         };
+    }
+
+    /// These blocks are index pages of the next checkpoint from now on, or are so no more.
+    pub(super) fn mark_index(&mut self, places: impl IntoIterator<Item = u32>, value: bool) {
+        for place in places {
+            self.mark(place, value);
+            self.index_blocks = if value {
+                self.index_blocks + 1
+            } else {
+                self.index_blocks - 1
+            };
+        }
+    }
+
+    fn mark(&mut self, place: u32, value: bool) {
+        let page = map_page(place);
+        if self.frozen_pages.remove(&page) {
+            self.encode(page);
+        }
+        let old = self.data.set(place, value);
+        assert_ne!(old, value, "block {place} is in the map: {old}, and again");
+        self.dirty_pages.insert(page);
+    }
+
+    fn encode(&mut self, page: u32) {
+        let mut block = BlockBuf::zeroed(1);
+        let crc = self.map_page(page, &mut block);
+        self.encoded.push_back((page, crc.map(|crc| (crc, block.freeze()))));
+    }
+
+    /// Freezes the pages that were changed since the last checkpoint began.
+    pub(super) fn freeze(&mut self) {
+        assert!(self.frozen_pages.is_empty() && self.encoded.is_empty());
+        self.frozen_pages = std::mem::take(&mut self.dirty_pages);
+    }
+
+    /// The next page for the checkpoint, as of when that began; `None` if there are no more.
+    pub(super) fn encode_next(&mut self) -> Option<MapPage> {
+        if self.encoded.is_empty() {
+            let page = self.frozen_pages.pop_first()?;
+            self.encode(page);
+        }
+        self.encoded.pop_front()
+    }
+
+    /// Pages that the checkpoint has yet to write.
+    pub(super) fn frozen_left(&self) -> usize {
+        self.frozen_pages.len() + self.encoded.len()
     }
 
     /// Nobody needs these blocks any more, but reads before `read` may be on their way to them.
@@ -213,7 +272,7 @@ impl SpaceMap {
                 bits &= bits - 1;
             }
         }
-        assert_eq!(data, self.data_blocks, "blocks that hold data");
+        assert_eq!(data, self.data_blocks + self.index_blocks, "blocks in the map");
     }
 }
 

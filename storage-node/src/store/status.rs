@@ -190,7 +190,7 @@ pub struct Space {
     pub data: u64,
 }
 
-/// What a store has done since it was opened. All only grow, but `index_pages_resident` and `index_pages_dirty`.
+/// What a store has done since it was opened. All only grow, but those that say what is so now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
     /// Batches committed.
@@ -233,10 +233,22 @@ pub struct Counters {
     pub index_loads: u64,
     /// Index pages evicted.
     pub index_evictions: u64,
+    /// Leaves of the directory loaded.
+    pub leaf_loads: u64,
+    /// Leaves of the directory evicted.
+    pub leaf_evictions: u64,
     /// Index pages in memory now.
     pub index_pages_resident: u64,
-    /// Index pages in memory that the next checkpoint writes.
+    /// Index pages in memory now that the next checkpoint writes.
     pub index_pages_dirty: u64,
+    /// Leaves of the directory, now.
+    pub leaves: u64,
+    /// Leaves in memory now.
+    pub leaves_resident: u64,
+    /// Leaves in memory now that the next checkpoint writes.
+    pub leaves_dirty: u64,
+    /// Bytes of memory that the index takes now: pages, leaves, and the table of the leaves.
+    pub index_bytes_resident: u64,
     /// Batches replayed when it was opened.
     pub replayed: u64,
     /// Whether the last batch was dropped when it was opened, because not all of it had reached the device.

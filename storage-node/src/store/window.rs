@@ -10,14 +10,14 @@ use bytes::Bytes;
 use cairn_proto::block::Cursor;
 use cairn_proto::checksum::{Checksum, block_checksum};
 use cairn_proto::disk::DiskError;
-use cairn_proto::ids::GroupId;
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::units::BlockRange;
 
 use super::chunk::{ChunkKey, Home, Page, PageKey, Resident, page_of};
 use super::engine::{Engine, Purpose};
 use super::entry::Entry;
-use super::limits::{PAGE_ENTRIES, WALK_CHUNKS_MAX};
+use super::leaf::LeafState;
+use super::limits::{PAGE_ENTRIES, PAGES_PER_CHUNK, WALK_CHUNKS_MAX};
 use super::scrub_state::ScrubCursor;
 
 /// Who looks.
@@ -44,6 +44,10 @@ pub(super) enum Next {
     Window(PageKey),
     /// Nothing up to here.
     Far(ScrubCursor),
+    /// The leaf that begins at this chunk must be loaded.
+    Leaf(ChunkKey, Home),
+    /// The leaf that begins at this chunk is lost: nothing is known of its chunks.
+    LostLeaf(ChunkKey),
     End,
 }
 
@@ -199,20 +203,34 @@ impl Engine {
             chunk: from.at.chunk,
             layer: from.at.layer,
         };
-        for (looked, (key, chunk)) in self.catalog.chunks.range(first..).enumerate() {
-            if looked == WALK_CHUNKS_MAX {
-                return Next::Far(cursor(key.group, *key, 0));
+        let from_block = from.at.block;
+        let (leaf, _) = self.catalog.leaf_of(first);
+        let mut looked = 0;
+        for (from, leaf) in self.catalog.leaves.range(leaf..) {
+            match leaf.state {
+                LeafState::Loaded => {}
+                LeafState::OnDisk(home) => return Next::Leaf(*from, home),
+                LeafState::Broken => return Next::LostLeaf(*from),
             }
-            let page = if *key == first { page_of(from.at.block) } else { 0 };
-            let listed = |page: &&Page| !matches!(page, Page::Uniform(_));
-            if let Some((page, _)) = chunk.pages.range(page..).find(|(_, page)| listed(page)) {
-                return Next::Window(PageKey {
-                    chunk: *key,
-                    page: *page,
-                });
+            for (key, chunk) in self.catalog.chunks_in(*from).skip_while(|(key, _)| **key < first) {
+                if looked == WALK_CHUNKS_MAX {
+                    return Next::Far(cursor(*key, 0));
+                }
+                looked += 1;
+                let page = if *key == first { page_of(from_block) } else { 0 };
+                let listed = |page: &&Page| !matches!(page, Page::Uniform(_));
+                let last = PAGES_PER_CHUNK as u8 - 1;
+                if let Some((page, _)) = chunk.pages.range(page..=last).find(|(_, page)| listed(page)) {
+                    return Next::Window(PageKey { chunk: *key, page });
+                }
             }
         }
         Next::End
+    }
+
+    /// Where the leaf after this one begins; `None` if it is the last.
+    pub(super) fn behind_leaf(&self, from: ChunkKey) -> Option<ScrubCursor> {
+        self.catalog.leaf_end(from).map(|end| cursor(end, 0))
     }
 
     /// Opens a window, and reads its index page if need be.
@@ -223,8 +241,8 @@ impl Engine {
             Some(Page::Broken) => return Opened::Lost,
             Some(Page::OnDisk(home)) => (None, Some(*home)),
             Some(Page::Resident(resident)) => {
-                // While a checkpoint is being written, what it has may not be on the device yet.
-                let is_there = walker == Walker::Scrub && !resident.dirty && self.checkpoint.is_none();
+                // What a checkpoint that is being written has may not be on the device yet.
+                let is_there = walker == Walker::Scrub && resident.epoch <= self.catalog.stored;
                 (Some(resident.entries.to_vec()), resident.home.filter(|_| is_there))
             }
         };
@@ -329,12 +347,14 @@ pub(super) fn behind(key: PageKey) -> ScrubCursor {
     }
 }
 
-fn cursor(group: GroupId, key: ChunkKey, block: u32) -> ScrubCursor {
+/// The place of a block.
+fn cursor(key: ChunkKey, block: u32) -> ScrubCursor {
     let at = Cursor {
         chunk: key.chunk,
         layer: key.layer,
         block,
     };
+    let group = key.group;
     ScrubCursor { group, at }
 }
 

@@ -290,7 +290,7 @@ fn summary(header: &CheckpointHeader, used: Option<u64>) -> CheckpointSummary {
         directory_blocks: header.directory_blocks.into(),
         seals: header.seals,
         replicas: header.replicas,
-        chunks: header.chunks,
+        leaves: header.leaves,
         data_blocks: header.data_blocks,
         used: used == Some(header.sequence),
     }

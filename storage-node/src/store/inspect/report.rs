@@ -70,8 +70,8 @@ pub struct CheckpointSummary {
     pub seals: u64,
     /// Replicas in it.
     pub replicas: u64,
-    /// Chunks in it.
-    pub chunks: u64,
+    /// Leaves of the directory in it.
+    pub leaves: u64,
     /// Blocks of data as of it.
     pub data_blocks: u64,
     /// Whether the contents were read from it.

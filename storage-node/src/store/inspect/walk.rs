@@ -7,9 +7,11 @@ use super::report::{Damage, DamageKind, DamageList, DamagedBlocks, LayerSummary,
 use super::verify::{BlockCheck, DataCheck};
 use super::{BlockReader, InspectOptions, InspectProgress};
 use crate::store::allocator::Bitmap;
+use crate::store::catalog::Effects;
 use crate::store::chunk::{ChunkKey, Home, Page, PageKey, Resident};
 use crate::store::engine::Engine;
 use crate::store::entry::Entry;
+use crate::store::leaf::LeafState;
 use crate::store::limits::PAGE_ENTRIES;
 
 /// Index pages that are read together.
@@ -53,7 +55,7 @@ impl<'a> Walk<'a> {
         damage: &'a mut DamageList,
         progress: &'a mut dyn FnMut(InspectProgress),
     ) -> Walk<'a> {
-        let pages_in_all = engine.catalog.pages as u64;
+        let pages_in_all = engine.space.index_blocks;
         Walk {
             seen: Bitmap::new(engine.identity.blocks),
             data: DataCheck::new(options.verify, engine.space.data_blocks),
@@ -90,25 +92,65 @@ impl<'a> Walk<'a> {
             .collect()
     }
 
+    /// Reads the leaves that may have chunks of a group.
+    fn load_leaves(&mut self, group: GroupId) {
+        let end = (self.engine.identity.blocks - 1) as u32;
+        let first = ChunkKey { group, ..ChunkKey::MIN };
+        let catalog = &self.engine.catalog;
+        let (from, _) = catalog.leaf_of(first);
+        let leaves = catalog.leaves.range(from..).take_while(|(key, _)| key.group <= group);
+        let leaves: Vec<(ChunkKey, LeafState)> = leaves.map(|(key, leaf)| (*key, leaf.state)).collect();
+        for together in leaves.chunks(PAGES_TOGETHER) {
+            let homes = together.iter().filter_map(|(key, state)| match state {
+                LeafState::OnDisk(home) => Some((*key, *home)),
+                _ => None,
+            });
+            let homes: Vec<(ChunkKey, Home)> = homes.collect();
+            let wanted: Vec<(DeviceBlock, u32)> = homes
+                .iter()
+                .map(|(_, home)| (DeviceBlock(home.place.into()), 1))
+                .collect();
+            for ((key, home), block) in homes.into_iter().zip(self.reader.read(&wanted)) {
+                let mut effects = Effects::default();
+                let catalog = &mut self.engine.catalog;
+                catalog.loaded_leaf(key, home, &block.unwrap_or_default(), end, &mut effects);
+                if catalog.leaves[&key].state == LeafState::Broken {
+                    self.lost_leaf(Some(home), "a leaf of the directory can't be read or its CRC is wrong");
+                }
+            }
+            for _ in together.iter().filter(|(_, state)| *state == LeafState::Broken) {
+                self.lost_leaf(None, "the device knows that it has lost a leaf of its directory");
+            }
+        }
+    }
+
+    /// Nothing is known of its chunks.
+    fn lost_leaf(&mut self, home: Option<Home>, words: &str) {
+        self.lost_pages += 1;
+        let place = home.map(|home| DeviceBlock(home.place.into()));
+        self.damage.add_own(DamageKind::IndexPage, place, words.to_string());
+    }
+
     /// The pages of a group, in order, each with its chunk. Chunks without pages come with none.
     fn pages_of(&self, group: GroupId) -> Vec<(ChunkKey, Option<(u8, Found)>)> {
         let mut pages = Vec::new();
         for (key, chunk) in self.engine.catalog.chunks_of(group) {
             pages.push((*key, None));
-            for (number, page) in &chunk.pages {
+            for (number, page) in chunk.pages.iter() {
                 let found = match page {
                     Page::Uniform(_) => continue,
                     Page::Resident(resident) => Found::Entries(Box::new(resident.entries), resident.home),
                     Page::OnDisk(home) => Found::OnDisk(*home),
                     Page::Broken => Found::Lost,
                 };
-                pages.push((*key, Some((*number, found))));
+                pages.push((*key, Some((number, found))));
             }
         }
         pages
     }
 
     fn group(&mut self, group: GroupId) -> Vec<LayerSummary> {
+        self.load_leaves(group);
         let mut layers: Vec<LayerSummary> = Vec::new();
         let mut extents = Extents::default();
         let mut pages = self.pages_of(group).into_iter().peekable();
@@ -211,15 +253,15 @@ impl<'a> Walk<'a> {
 
     /// A place of the index itself.
     fn own(&mut self, key: PageKey, place: u32) {
-        let words = if self.seen.set(place, true) {
-            "its index page stands where something else does"
-        } else if self.engine.space.data.get(place) {
-            "its index page stands where data is said to be"
+        let (kind, words) = if self.seen.set(place, true) {
+            (DamageKind::Double, "its index page stands where something else does")
+        } else if !self.engine.space.data.get(place) {
+            (DamageKind::Unmapped, "the free-space map does not know its index page")
         } else {
             return;
         };
         self.damage.add(Damage {
-            kind: DamageKind::Double,
+            kind,
             blocks: Some(DamagedBlocks {
                 count: PAGE_ENTRIES,
                 ..blocks_at(key, 0, None)

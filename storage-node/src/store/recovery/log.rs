@@ -9,8 +9,8 @@ use cairn_proto::limits::BLOCK_BYTES;
 
 use super::reads::BlockRead;
 use super::{Outcome, Phase, Recovery};
-use crate::store::catalog::Unknown;
-use crate::store::chunk::{Home, PageKey, Resident};
+use crate::store::catalog::{Effects, Unknown};
+use crate::store::chunk::{ChunkKey, Home, PageKey, Resident};
 use crate::store::engine::LogPosition;
 use crate::store::limits::{RECOVERY_READ_BLOCKS_MAX, REPLAY_BATCHES_MAX};
 use crate::store::record::{BatchHeader, HeaderError, LogAhead, Record};
@@ -52,6 +52,13 @@ pub(super) struct DataBlock {
     volume_block: u64,
     place: u32,
     checksum: Checksum,
+}
+
+/// What of the index is being read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted {
+    Leaf(ChunkKey, Home),
+    Page(PageKey, Home),
 }
 
 /// What follows when records are applied.
@@ -195,32 +202,53 @@ impl Recovery {
         Ok(None)
     }
 
+    /// Wants what of the index the records need: leaves first, then pages.
     fn load_pages(&mut self, records: Vec<ReadRecord>, after: After) {
-        let mut keys = BTreeMap::new();
+        let mut wanted = BTreeMap::new();
         for record in records.iter().flat_map(|record| &record.records) {
             for unknown in self.loaded.catalog.unknown_of(record) {
-                if let Unknown::OnDisk(key, home) = unknown {
-                    keys.insert(key, home);
+                match unknown {
+                    Unknown::Leaf(key, home) => drop(wanted.insert(home.place, Wanted::Leaf(key, home))),
+                    Unknown::OnDisk(key, home) => drop(wanted.insert(home.place, Wanted::Page(key, home))),
+                    Unknown::Broken => {}
                 }
             }
         }
-        let keys: Vec<(PageKey, Home)> = keys.into_iter().collect();
-        let wanted = keys.iter().map(|(_, home)| home.place.into()).collect();
-        self.phase = Phase::Pages(keys, records, after);
-        self.read(wanted);
+        let places = wanted.keys().map(|place| u64::from(*place)).collect();
+        self.phase = Phase::Pages(wanted.into_values().collect(), records, after);
+        self.read(places);
     }
 
     pub(super) fn pages(
         &mut self,
-        keys: Vec<(PageKey, Home)>,
+        wanted: Vec<Wanted>,
         records: Vec<ReadRecord>,
         after: After,
         results: Vec<BlockRead>,
     ) -> Step {
         let end = self.end();
-        for ((key, home), result) in keys.into_iter().zip(results) {
-            let page = result.ok().and_then(|block| Resident::decode(&block, home, end));
-            self.loaded.catalog.loaded(key, home, page);
+        let mut effects = Effects::default();
+        let more = wanted.iter().any(|wanted| matches!(wanted, Wanted::Leaf(..)));
+        for (wanted, result) in wanted.into_iter().zip(results) {
+            match wanted {
+                Wanted::Leaf(key, home) => {
+                    let block = result.unwrap_or_default();
+                    self.loaded.catalog.loaded_leaf(key, home, &block, end, &mut effects);
+                }
+                Wanted::Page(key, home) => {
+                    let page = result.ok().and_then(|block| Resident::decode(&block, home, end));
+                    self.loaded.index_lost |= page.is_none();
+                    self.loaded.catalog.loaded_page(key, home, page, &mut effects);
+                }
+            }
+        }
+        self.loaded.index_lost |= !effects.stale_leaves.is_empty();
+        self.loaded.account(effects).map_err(|place| OpenError::Damaged {
+            words: format!("its free-space map does not know the index page at block {place}"),
+        })?;
+        if more {
+            self.load_pages(records, after);
+            return Ok(None);
         }
         for record in &records {
             self.loaded.apply(&record.header, &record.records)?;

@@ -149,7 +149,9 @@ fn small_limits(seed: u64) -> StoreLimits {
         checkpoint_log_pages: prng.between(2, 30),
         checkpoint_dirty_pages: prng.between(1, 10) as usize,
         checkpoint_writes_in_flight: prng.between(1, 4) as usize,
-        resident_pages_max: prng.between(1, 10) as usize,
+        checkpoint_step_blocks: prng.between(1, 6) as usize,
+        leaf_bytes_max: prng.between(60, 400) as usize,
+        index_memory_max: prng.between(1, 50) as usize * 1024,
         zero_ahead: prng.chance(1, 3),
         ..StoreLimits::tiny()
     }

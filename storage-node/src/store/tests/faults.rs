@@ -340,7 +340,7 @@ fn nothing_is_served_before_it_is_open() {
 #[test]
 fn an_index_page_that_can_not_be_read_fails_who_needs_it_and_may_come_back() {
     let limits = StoreLimits {
-        resident_pages_max: 1,
+        index_memory_max: 5 << 10,
         ..StoreLimits::tiny()
     };
     let mut rig = Rig::new(1024, limits, 1);
@@ -368,7 +368,7 @@ fn an_index_page_that_can_not_be_read_fails_who_needs_it_and_may_come_back() {
 #[test]
 fn blocks_whose_index_page_is_rotten_are_neither_read_nor_written_and_the_others_are() {
     let limits = StoreLimits {
-        resident_pages_max: 1,
+        index_memory_max: 5 << 10,
         ..StoreLimits::tiny()
     };
     let mut rig = Rig::new(1024, limits, 1);

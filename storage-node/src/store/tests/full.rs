@@ -87,7 +87,7 @@ fn trimming_a_fresh_tebibyte_takes_no_space_and_little_memory() {
 #[test]
 fn index_pages_leave_memory_and_come_back() {
     let limits = StoreLimits {
-        resident_pages_max: 4,
+        index_memory_max: 20 << 10,
         ..StoreLimits::tiny()
     };
     let mut rig = Rig::new(4096, limits, 1);

@@ -264,7 +264,7 @@ pub(super) fn move_limits(seed: u64) -> StoreLimits {
         overwrite_reserve_blocks: 32,
         run_blocks: prng.between(1, 20) as u32,
         checkpoint_log_pages: prng.between(2, 20),
-        resident_pages_max: prng.between(1, 4) as usize,
+        index_memory_max: prng.between(1, 20) as usize * 1024,
         ..StoreLimits::tiny()
     }
 }

@@ -130,7 +130,9 @@ impl CrashRun {
                 checkpoint_log_pages: prng.between(2, 24),
                 checkpoint_dirty_pages: prng.between(1, 10) as usize,
                 checkpoint_writes_in_flight: prng.between(1, 4) as usize,
-                resident_pages_max: prng.between(1, 10) as usize,
+                checkpoint_step_blocks: prng.between(1, 6) as usize,
+                leaf_bytes_max: prng.between(60, 400) as usize,
+                index_memory_max: prng.between(1, 50) as usize * 1024,
                 overwrite_reserve_blocks: prng.between(16, 64),
                 zero_ahead: prng.chance(1, 4),
                 ..StoreLimits::tiny()
@@ -242,10 +244,10 @@ impl CrashRun {
         cuts
     }
 
-    /// Opens a device. All index pages may stay in memory, so that all of them can be compared.
+    /// Opens a device. All of the index may stay in memory, so that all of them can be compared.
     fn recovered(&self, device: MemoryDevice, seed: u64) -> Result<Rig, String> {
         let limits = StoreLimits {
-            resident_pages_max: 4096,
+            index_memory_max: 16 << 20,
             ..self.limits.clone()
         };
         let mut rig = Rig::opening(device, limits, seed);

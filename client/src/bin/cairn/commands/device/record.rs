@@ -65,7 +65,7 @@ pub(super) struct CheckpointRecord {
     pub(super) directory_bytes: Option<u64>,
     pub(super) seals: Option<u64>,
     pub(super) replicas: Option<u64>,
-    pub(super) chunks: Option<u64>,
+    pub(super) leaves: Option<u64>,
     pub(super) data_bytes: Option<u64>,
 }
 
@@ -228,7 +228,7 @@ fn checkpoint(slot: &CheckpointSlot) -> CheckpointRecord {
         directory_bytes: valid.map(|found| bytes(found.directory_blocks)),
         seals: valid.map(|found| found.seals),
         replicas: valid.map(|found| found.replicas),
-        chunks: valid.map(|found| found.chunks),
+        leaves: valid.map(|found| found.leaves),
         data_bytes: valid.map(|found| bytes(found.data_blocks)),
     }
 }

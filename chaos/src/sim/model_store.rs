@@ -15,7 +15,7 @@ use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::time::Time;
 use cairn_proto::units::BlockRange;
 use cairn_storage_node::host::ReplicaStore;
-use cairn_storage_node::store::api::WriteContent;
+use cairn_storage_node::store::api::{DamagedBlock, ScrubState, WriteContent};
 use cairn_storage_node::store::{StoreAction, StoreError, StoreReply, StoreRequest, Ticket};
 
 use crate::rng::Rng;
@@ -363,5 +363,21 @@ impl ReplicaStore for ModelStore {
 
     fn failed(&self) -> Option<DiskError> {
         None
+    }
+
+    fn scrub_state(&self) -> ScrubState {
+        ScrubState::default()
+    }
+
+    fn data_blocks(&self) -> u64 {
+        self.used_blocks()
+    }
+
+    fn damaged_blocks(&self) -> u64 {
+        0
+    }
+
+    fn is_damaged(&self, _block: &DamagedBlock) -> bool {
+        false
     }
 }

@@ -9,6 +9,7 @@ use cairn_proto::frame::FrameError;
 use cairn_proto::ids::{ClusterId, CommitSeq, DeviceId, GroupId};
 use cairn_proto::message::Envelope;
 
+use super::background::{BackgroundConfig, ScrubStatus};
 use super::limits::HostLimits;
 
 /// A connection of a peer to the device. Chosen by the driver, never reused.
@@ -32,19 +33,22 @@ pub struct HostConfig {
     pub device: DeviceId,
     /// Bounds and times.
     pub limits: HostLimits,
+    /// What it does when nobody asks.
+    pub background: BackgroundConfig,
     /// A planted bug, for the checkers to find.
     #[cfg(feature = "canary")]
     pub canary: Canary,
 }
 
 impl HostConfig {
-    /// With the default limits.
+    /// With the default limits, and without background work.
     pub fn new(cluster: ClusterId, cluster_key: ClusterKey, device: DeviceId) -> HostConfig {
         HostConfig {
             cluster,
             cluster_key,
             device,
             limits: HostLimits::default(),
+            background: BackgroundConfig::OFF,
             #[cfg(feature = "canary")]
             canary: Canary::None,
         }
@@ -106,6 +110,8 @@ pub enum HostEvent {
         /// Which groups.
         groups: Vec<GroupId>,
     },
+    /// An operator wants all that the device holds to be verified: a pass of the scrub begins, unless one is under way.
+    Scrub,
 }
 
 /// What the host wants done, in this order.
@@ -183,4 +189,6 @@ pub struct HostStatus {
     pub requests: usize,
     /// Of these, how many wait to be given to the store.
     pub queued: usize,
+    /// How the scrub and the mover are.
+    pub scrub: ScrubStatus,
 }

@@ -135,11 +135,15 @@ impl<S: ReplicaStore> DeviceHost<S> {
         }
         let waiting = self.queues.take(
             |(volume, _)| volume == holder.volume,
-            |queued| queued.request.holder.generation < holder.generation,
+            |queued| {
+                queued
+                    .request
+                    .is_some_and(|request| request.holder.generation < holder.generation)
+            },
         );
-        for queued in waiting {
+        for request in waiting.into_iter().filter_map(|queued| queued.request) {
             let fenced = Message::Failed(Failed::fenced(holder.generation));
-            self.answer(&queued.request, fenced);
+            self.answer(&request, fenced);
         }
     }
 

@@ -103,7 +103,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
 
     fn enqueue(&mut self, request: &Request, cost: u32, task: Task, work: StoreRequest) {
         let key = (request.holder.volume, request.class);
-        let request = *request;
+        let request = Some(*request);
         self.queues.push(key, cost, Queued { request, task, work });
     }
 

@@ -59,5 +59,28 @@ pub const REPAIR_QUANTUM_BLOCKS: u32 = 256;
 /// The same for verification.
 pub const SCRUB_QUANTUM_BLOCKS: u32 = 64;
 
+/// Bytes a second that the scrub verifies at the most, unless told otherwise.
+pub const SCRUB_RATE_DEFAULT: u64 = 16 << 20;
+/// From the end of a pass of the scrub to the begin of the next, unless told otherwise.
+pub const SCRUB_INTERVAL_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Bytes a second that are moved together at the most, unless told otherwise.
+pub const MOVE_RATE_DEFAULT: u64 = 8 << 20;
+/// Blocks that the scrub asks for at a time; up to 255 more are checked.
+pub const SCRUB_STEP_BLOCKS: u32 = 256;
+/// What a step of scrub or mover counts for at the least: it looks at index pages too.
+pub const STEP_BLOCKS_MIN: u64 = 16;
+/// After so many blocks (256 MiB) the device keeps how far the pass is.
+pub const SCRUB_SAVE_BLOCKS: u64 = 64 << 10;
+/// When the first pass begins on a device that never had one.
+pub const SCRUB_START_DELAY: Duration = Duration::from_secs(3600);
+/// How long the mover rests after a round that moved nothing, or when there is no space.
+pub const MOVE_PAUSE: Duration = Duration::from_secs(600);
+/// Requests of guests in the last second or two above which nothing is moved.
+pub const MOVE_GUEST_REQUESTS_MAX: u64 = 100;
+/// How long a step that failed is not tried again.
+pub const RETRY_PAUSE: Duration = Duration::from_secs(10);
+/// Damaged blocks that a host lists at the most, and as many damaged parts of metadata.
+pub const DAMAGE_MAX: usize = 1024;
+
 const _: () = assert!(GUEST_QUANTUM_BLOCKS >= FRAME_BLOCKS_MAX, "a turn passes any request");
 const _: () = assert!(FRAME_DATA_BYTES_MAX as u64 <= REQUEST_BYTES_IN_FLIGHT_MAX);

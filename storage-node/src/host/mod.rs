@@ -2,6 +2,7 @@
 //! driver (or the simulator) tells it what came in, and does what it wants done. DESIGN.md, "Replica host".
 
 mod api;
+mod background;
 mod control;
 mod data;
 pub mod limits;
@@ -17,19 +18,22 @@ use std::time::Duration;
 #[cfg(feature = "canary")]
 pub use api::Canary;
 pub use api::{CloseReason, ConnId, HostAction, HostConfig, HostEvent, HostStatus};
+use background::{Background, Chore};
+pub use background::{BackgroundConfig, ScrubStatus};
 use cairn_proto::collections::Map;
 use cairn_proto::frame::{Class, Flags};
 use cairn_proto::ids::{Correlation, GroupId, Version};
 use cairn_proto::message::{Empty, Envelope, Failed, FailureKind, Holder, Message};
 use cairn_proto::replica::ReplicaRules;
 use cairn_proto::time::Time;
-use limits::SWEEP_INTERVAL;
+use limits::{SCRUB_STEP_BLOCKS, SWEEP_INTERVAL};
 use queue::Queues;
 use seals::Seals;
 use session::Connection;
 pub use session::Peer;
 pub use store::ReplicaStore;
 
+use crate::store::api::{DamagedBlock, DamagedMetadata};
 use crate::store::{Store, StoreAction, StoreRequest, Ticket};
 
 /// A request of a peer that has no answer yet. It is counted against its connection until it is answered.
@@ -50,7 +54,8 @@ struct Request {
 
 /// A request that waits for its turn at the store.
 struct Queued {
-    request: Request,
+    /// `None` for what no peer has asked for.
+    request: Option<Request>,
     task: Task,
     work: StoreRequest,
 }
@@ -65,6 +70,7 @@ enum Task {
     Copy,
     Read { blocks: u32 },
     Collect,
+    Chore(Chore),
 }
 
 /// A request that the store works on.
@@ -90,6 +96,7 @@ pub struct DeviceHost<S = Store> {
     working: Map<Ticket, Working>,
     /// Requests and bytes of `working` that count for the store's window.
     window: (usize, u64),
+    background: Background,
     /// The highest stable watermark that a holder has told, by group.
     stables: BTreeMap<GroupId, Version>,
     actions: VecDeque<HostAction>,
@@ -104,7 +111,9 @@ impl<S: ReplicaStore> DeviceHost<S> {
     pub fn new(now: Time, config: HostConfig, store: S) -> DeviceHost<S> {
         let mut rules = ReplicaRules::new(now, config.limits.read_grant, store.seals());
         plant(&config, &mut rules);
+        let background = Background::new(now, config.background, store.scrub_state());
         DeviceHost {
+            background,
             config,
             store,
             rules,
@@ -131,6 +140,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
             HostEvent::Disconnected { conn } => self.forget(conn),
             HostEvent::Disk(done) => self.store.disk_done(now, done),
             HostEvent::Drop { groups } => self.drop_replicas(groups),
+            HostEvent::Scrub => self.background.want_scrub(now),
         }
     }
 
@@ -167,7 +177,8 @@ impl<S: ReplicaStore> DeviceHost<S> {
     /// When to call [`handle_timeout`](Self::handle_timeout) if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
         let sweep = (!self.connections.is_empty()).then_some(self.next_sweep);
-        [self.store.poll_timeout(), self.seals.wake(), sweep]
+        let background = self.background.wake();
+        [self.store.poll_timeout(), self.seals.wake(), sweep, background]
             .into_iter()
             .flatten()
             .min()
@@ -196,9 +207,29 @@ impl<S: ReplicaStore> DeviceHost<S> {
             inventory_digest: digest(&self.store.replicas()),
             peers,
             strangers: self.connections.len() - peers,
-            requests: self.queues.len() + self.working.len() + self.seals.len(),
+            requests: self.queues.len() + self.working.len() + self.seals.len() - self.background.chores(),
             queued: self.queues.len(),
+            scrub: ScrubStatus {
+                blocks: self.store.data_blocks(),
+                damaged_blocks: self.store.damaged_blocks(),
+                ..self.background.status()
+            },
         }
+    }
+
+    /// Blocks that were found damaged and are not mended yet: a bounded number of them, in no order. A copy of the same
+    /// version from another replica mends one. They are not known any more after a restart, until a read or the next pass
+    /// finds them again.
+    pub fn damage(&self) -> impl Iterator<Item = &DamagedBlock> {
+        self.background
+            .damage()
+            .iter()
+            .filter(|found| self.store.is_damaged(found))
+    }
+
+    /// What the last pass of the scrub, or the one under way, has found damaged of the device's own metadata.
+    pub fn damaged_metadata(&self) -> &[DamagedMetadata] {
+        self.background.damaged_metadata()
     }
 
     /// The groups that have a replica here, in order.
@@ -236,7 +267,10 @@ impl<S: ReplicaStore> DeviceHost<S> {
     /// The connection is gone: what waits is dropped, and the answers to what the store works on will be.
     fn forget(&mut self, conn: ConnId) {
         self.connections.remove(&conn);
-        self.queues.take(|_| true, |queued| queued.request.conn == conn);
+        self.queues.take(
+            |_| true,
+            |queued| queued.request.is_some_and(|request| request.conn == conn),
+        );
         self.seals.forget(conn);
     }
 
@@ -360,19 +394,36 @@ impl<S: ReplicaStore> DeviceHost<S> {
     /// Gives the store what it has room for.
     fn pump(&mut self) {
         let limits = self.config.limits;
+        let is_quiet = self.queues.len() == 0;
+        while let Some((chore, work)) = self.background.poll(self.now, is_quiet) {
+            let queued = Queued {
+                request: None,
+                task: Task::Chore(chore),
+                work,
+            };
+            let key = (background::queue_of(chore), Class::Scrub);
+            self.queues.push(key, SCRUB_STEP_BLOCKS, queued);
+        }
         while self.window.0 < limits.store_requests && self.window.1 < limits.store_bytes {
             let connections = &self.connections;
-            let congested = |queued: &Queued| connections.get(&queued.request.conn).is_some_and(|c| c.congested);
+            let congested = |queued: &Queued| {
+                let conn = queued.request.and_then(|request| connections.get(&request.conn));
+                conn.is_some_and(|connection| connection.congested)
+            };
             let Some(queued) = self.queues.next(congested) else {
                 return;
             };
             let bytes = match queued.task {
                 Task::Read { blocks } => u64::from(blocks) * cairn_proto::limits::BLOCK_BYTES as u64,
-                _ => queued.request.bytes,
+                Task::Chore(_) => u64::from(SCRUB_STEP_BLOCKS) * cairn_proto::limits::BLOCK_BYTES as u64,
+                _ => queued.request.map_or(0, |request| request.bytes),
             };
             self.window.0 += 1;
             self.window.1 += bytes;
-            self.submit(Some(queued.request), queued.task, Some(bytes), queued.work);
+            let is_guest = queued.request.is_some_and(|request| request.class == Class::Guest);
+            let is_write = matches!(queued.task, Task::Write { .. } | Task::Copy);
+            self.background.note_request(self.now, is_guest, is_write);
+            self.submit(queued.request, queued.task, Some(bytes), queued.work);
         }
     }
 
@@ -399,7 +450,7 @@ impl Task {
     fn changes_the_volume(self) -> bool {
         match self {
             Task::Join { .. } | Task::Write { .. } | Task::Copy => true,
-            Task::Seal(_) | Task::Drop | Task::Read { .. } | Task::Collect => false,
+            Task::Seal(_) | Task::Drop | Task::Read { .. } | Task::Collect | Task::Chore(_) => false,
         }
     }
 }

@@ -19,8 +19,14 @@ impl<S: ReplicaStore> DeviceHost<S> {
             self.window.0 -= 1;
             self.window.1 -= bytes;
         }
-        if let Task::Seal(holder) = working.task {
-            return self.seal_stored(holder, reply);
+        match working.task {
+            Task::Seal(holder) => return self.seal_stored(holder, reply),
+            Task::Chore(chore) => {
+                self.background.replied(self.now, chore, reply);
+                let store = &self.store;
+                return self.background.forget_mended(|found| store.is_damaged(found));
+            }
+            _ => {}
         }
         let Some(request) = working.request else {
             return;

@@ -4,6 +4,7 @@ use cairn_proto::disk::{DiskDone, DiskError};
 use cairn_proto::ids::{CommitSeq, Generation, GroupId, VolumeId};
 use cairn_proto::time::Time;
 
+use crate::store::api::{DamagedBlock, ScrubState};
 use crate::store::{Store, StoreAction, StoreRequest, StoreState, Ticket};
 
 /// A store that is open: recovery is over.
@@ -34,6 +35,14 @@ pub trait ReplicaStore {
     fn used_blocks(&self) -> u64;
     /// Why it acknowledges nothing any more.
     fn failed(&self) -> Option<DiskError>;
+    /// How far the scrub of the device is.
+    fn scrub_state(&self) -> ScrubState;
+    /// Blocks that hold data.
+    fn data_blocks(&self) -> u64;
+    /// Blocks known to be damaged.
+    fn damaged_blocks(&self) -> u64;
+    /// Whether this block is still known to be damaged.
+    fn is_damaged(&self, block: &DamagedBlock) -> bool;
 }
 
 impl ReplicaStore for Store {
@@ -93,5 +102,21 @@ impl ReplicaStore for Store {
             StoreState::Poisoned(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn scrub_state(&self) -> ScrubState {
+        Store::scrub_state(self)
+    }
+
+    fn data_blocks(&self) -> u64 {
+        self.space().data
+    }
+
+    fn damaged_blocks(&self) -> u64 {
+        Store::damaged_blocks(self)
+    }
+
+    fn is_damaged(&self, block: &DamagedBlock) -> bool {
+        Store::is_damaged(self, block)
     }
 }

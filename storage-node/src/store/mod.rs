@@ -247,6 +247,23 @@ impl Store {
             .unwrap_or_default()
     }
 
+    /// Blocks known to be damaged: found by reads or by the scrub, and neither mended nor overwritten since. A bounded
+    /// number is remembered, until the store is closed.
+    pub fn damaged_blocks(&self) -> u64 {
+        self.engine().map_or(0, |engine| engine.damaged.len() as u64)
+    }
+
+    /// Whether a block that was found damaged is still known to be.
+    pub fn is_damaged(&self, found: &api::DamagedBlock) -> bool {
+        let key = chunk::ChunkKey {
+            group: found.group,
+            chunk: found.chunk,
+            layer: found.layer,
+        };
+        self.engine()
+            .is_some_and(|engine| engine.damaged.contains(&(key, found.block)))
+    }
+
     /// What it has done since it was opened.
     pub fn counters(&self) -> Counters {
         match &self.inner {

@@ -1,3 +1,4 @@
+mod background;
 mod fencing;
 mod sessions;
 mod support;

@@ -10,7 +10,9 @@ use cairn_proto::time::Time;
 use cairn_proto::units::BlockRange;
 
 use crate::host::*;
-use crate::store::api::{BlockState, StoreAction, StoreError, StoreReply, StoreRequest, Ticket};
+use crate::store::api::{
+    BlockState, DamagedBlock, ScrubState, StoreAction, StoreError, StoreReply, StoreRequest, Ticket,
+};
 
 pub(super) const CLUSTER: ClusterId = ClusterId([3; 16]);
 pub(super) const KEY: ClusterKey = ClusterKey([5; 32]);
@@ -27,7 +29,8 @@ pub(super) struct HeldStore {
     pub(super) roles: BTreeMap<GroupId, u8>,
     pub(super) commit: u64,
     pub(super) failed: Option<DiskError>,
-    actions: VecDeque<StoreAction>,
+    pub(super) scrub: ScrubState,
+    pub(super) actions: VecDeque<StoreAction>,
 }
 
 impl ReplicaStore for HeldStore {
@@ -68,6 +71,18 @@ impl ReplicaStore for HeldStore {
     }
     fn failed(&self) -> Option<DiskError> {
         self.failed
+    }
+    fn scrub_state(&self) -> ScrubState {
+        self.scrub
+    }
+    fn data_blocks(&self) -> u64 {
+        1000
+    }
+    fn damaged_blocks(&self) -> u64 {
+        0
+    }
+    fn is_damaged(&self, _block: &DamagedBlock) -> bool {
+        true
     }
 }
 
@@ -293,6 +308,13 @@ impl World {
         }
     }
 
+    /// Ends what matches, if there is any.
+    pub(super) fn store_ends_if(&mut self, which: impl Fn(&StoreRequest) -> bool) {
+        if self.host.store.asked.values().any(&which) {
+            self.store_ends_only(which);
+        }
+    }
+
     /// Ends what matches.
     pub(super) fn store_ends_only(&mut self, which: impl Fn(&StoreRequest) -> bool) {
         let asked = self.host.store.asked.iter();
@@ -302,6 +324,13 @@ impl World {
             self.host.store.finish(ticket);
             self.settle();
         }
+    }
+
+    /// Ends one request with this answer.
+    pub(super) fn store_answers(&mut self, ticket: Ticket, reply: StoreReply) {
+        self.host.store.asked.remove(&ticket).expect("it was asked");
+        self.host.store.actions.push_back(StoreAction::Reply(ticket, reply));
+        self.settle();
     }
 
     /// Ends everything badly.

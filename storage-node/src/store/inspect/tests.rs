@@ -1,9 +1,9 @@
 use cairn_proto::disk::{DeviceBlock, DiskError, DiskGeometry};
-use cairn_proto::ids::VolumeId;
+use cairn_proto::ids::{Layer, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::*;
-use crate::store::api::WriteContent;
+use crate::store::api::{StoreRequest, WriteContent};
 use crate::store::tests::rig::*;
 use crate::store::{StoreLimits, StoreState};
 use crate::testing::{MemoryDevice, Prng};
@@ -258,4 +258,114 @@ fn what_is_no_store_is_said() {
     };
     let inspection = look(&mut MemoryDevice::new(short), VERIFY);
     assert_eq!(inspection.contents.unwrap_err(), OpenError::Length { blocks: 100 });
+}
+
+/// What the walk says of a device whose state in memory was changed after it was opened.
+fn walked(device: &mut MemoryDevice, change: impl FnOnce(&mut Engine)) -> Vec<DamageKind> {
+    let geometry = MemoryDevice::geometry(device);
+    let mut engine = open(device, geometry).expect("it is sound");
+    change(&mut engine);
+    let mut damage = DamageList::default();
+    let mut progress = |_: InspectProgress| {};
+    let mut walk = Walk::new(
+        &mut engine,
+        device,
+        InspectOptions::default(),
+        &mut damage,
+        &mut progress,
+    );
+    let replicas = walk.replicas();
+    walk.finish(&replicas);
+    damage.listed.iter().map(|damage| damage.kind).collect()
+}
+
+#[test]
+fn a_map_that_does_not_agree_with_the_index_is_reported() {
+    let rig = used();
+    let data = place(&rig, 1).0 as u32;
+    let mut device = rig.device;
+    assert_eq!(walked(&mut device, |_| {}), []);
+    let free = |engine: &Engine| {
+        let places = 4..engine.identity.blocks as u32 - 1;
+        let homes: Vec<u32> = places.filter(|place| !engine.space.data.get(*place)).collect();
+        *homes.last().expect("it is not full")
+    };
+    let found = walked(&mut device, |engine| {
+        engine.space.data.set(data, false);
+    });
+    assert_eq!(found, [DamageKind::Unmapped]);
+    let found = walked(&mut device, |engine| {
+        let place = free(engine);
+        engine.space.data.set(place, true);
+    });
+    assert_eq!(found, [DamageKind::Leak]);
+    let found = walked(&mut device, |engine| {
+        engine.catalog.replicas.get_mut(&GROUP).expect("it is there").blocks += 1;
+    });
+    assert_eq!(found, [DamageKind::Count]);
+}
+
+#[test]
+fn layers_are_counted_apart() {
+    let mut rig = used();
+    let before = rig.store.space().data;
+    for (layer, blocks) in [(3, 7), (1, 4)] {
+        let StoreRequest::Write {
+            group,
+            range,
+            version,
+            content,
+            ..
+        } = write_request(0, 100, blocks, 400)
+        else {
+            unreachable!("it is a write")
+        };
+        let layer = Layer(layer);
+        rig.call(StoreRequest::Write {
+            group,
+            layer,
+            range,
+            version,
+            content,
+        });
+    }
+    let inspection = look(&mut rig.device, VERIFY);
+    assert_eq!(inspection.damage, DamageList::default());
+    let layers = &contents_of(&inspection).replicas[0].layers;
+    let found: Vec<(u32, u64)> = layers.iter().map(|layer| (layer.layer.0, layer.data_blocks)).collect();
+    assert_eq!(found, [(0, before), (1, 4), (3, 7)]);
+}
+
+#[test]
+fn nothing_that_stands_on_a_device_makes_it_panic() {
+    let sound = used().device;
+    let blocks = MemoryDevice::geometry(&sound).blocks;
+    for seed in 0..60 {
+        let mut prng = Prng::new(seed);
+        let mut device = sound.clone();
+        for _ in 0..prng.between(1, 12) {
+            // Half of the damage hits what everything begins with.
+            let end = if prng.chance(1, 2) { 12 } else { blocks };
+            let at = DeviceBlock(prng.below(end));
+            match prng.below(3) {
+                0 => device.rot(at, prng.below(BLOCK_BYTES as u64 * 8) as usize),
+                1 => {
+                    // Sound, and in the wrong place.
+                    let other = *device.peek(DeviceBlock(prng.below(blocks)));
+                    device.poke(at, &other);
+                }
+                _ => device.poke(at, &[prng.below(256) as u8; BLOCK_BYTES]),
+            }
+        }
+        let inspection = look(&mut device, VERIFY);
+        let mut opened = Rig::opening(device, StoreLimits::tiny(), seed);
+        opened.settle();
+        let can_be_opened = opened.store.state() == StoreState::Open;
+        assert_eq!(
+            inspection.contents.is_ok(),
+            can_be_opened,
+            "seed {seed}: {:?}",
+            inspection.contents
+        );
+    }
 }

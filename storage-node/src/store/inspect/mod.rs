@@ -152,6 +152,7 @@ fn contents(engine: &Engine, replicas: Vec<ReplicaSummary>, verified: Option<Ver
             discarded: engine.io.counters.discarded_at_open > 0,
         },
         space: super::space_of(engine),
+        scrub: engine.catalog.scrub,
         seals: engine.catalog.seals.iter().map(|(volume, at)| (*volume, *at)).collect(),
         replicas,
         verified,

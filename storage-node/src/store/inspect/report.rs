@@ -6,6 +6,7 @@ use cairn_proto::disk::{DeviceBlock, DiskGeometry};
 use cairn_proto::ids::{ChunkIndex, Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::limits::BLOCKS_PER_CHUNK;
 
+use crate::store::scrub_state::ScrubState;
 use crate::store::status::{OpenError, Space};
 use crate::store::superblock::{Identity, Probe, Superblock};
 
@@ -85,6 +86,8 @@ pub struct Contents {
     pub log: LogSummary,
     /// Space.
     pub space: Space,
+    /// How far its scrub is; `None` if there never was one.
+    pub scrub: Option<ScrubState>,
     /// The highest generation sealed, per volume.
     pub seals: Vec<(VolumeId, Generation)>,
     /// The replicas, in order of the groups; only those of the volume that was asked for.

@@ -1,5 +1,5 @@
 use cairn_proto::disk::{DeviceBlock, DiskError, DiskGeometry};
-use cairn_proto::ids::{Layer, VolumeId};
+use cairn_proto::ids::{GroupId, GroupIndex, Layer, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::*;
@@ -334,6 +334,79 @@ fn layers_are_counted_apart() {
     let layers = &contents_of(&inspection).replicas[0].layers;
     let found: Vec<(u32, u64)> = layers.iter().map(|layer| (layer.layer.0, layer.data_blocks)).collect();
     assert_eq!(found, [(0, before), (1, 4), (3, 7)]);
+}
+
+/// Two groups in many leaves of the directory, most of them not in memory when the device is opened.
+fn spread() -> Rig {
+    let mut rig = Rig::new(4096, StoreLimits::tiny(), 3);
+    rig.create();
+    let group = GroupId {
+        index: GroupIndex(2),
+        ..GROUP
+    };
+    rig.call(StoreRequest::CreateReplica { group, role: 2 });
+    for seq in 1..=120 {
+        let StoreRequest::Write {
+            layer,
+            range,
+            version,
+            content,
+            ..
+        } = write_request((seq % 40) as u32, 7, 3, seq)
+        else {
+            unreachable!("it is a write")
+        };
+        let group = if seq % 3 == 0 { group } else { GROUP };
+        rig.call(StoreRequest::Write {
+            group,
+            layer,
+            range,
+            version,
+            content,
+        });
+    }
+    rig.pass_time();
+    rig
+}
+
+#[test]
+fn groups_that_share_leaves_are_counted_apart() {
+    let mut rig = spread();
+    let in_all = rig.store.space().data;
+    let inspection = look(&mut rig.device, VERIFY);
+    assert_eq!(inspection.damage, DamageList::default());
+    let replicas = &contents_of(&inspection).replicas;
+    let chunks: Vec<u64> = replicas.iter().map(|replica| replica.layers[0].chunks).collect();
+    assert_eq!(chunks, [40, 40]);
+    let blocks: u64 = replicas.iter().map(|replica| replica.layers[0].data_blocks).sum();
+    assert_eq!(blocks, in_all);
+}
+
+#[test]
+fn a_leaf_that_rots_is_reported_once_and_nothing_is_concluded_from_it() {
+    let rig = spread();
+    let mut reported = 0;
+    for place in 4..rig.device.geometry().blocks - 1 {
+        if !rig.device.peek(DeviceBlock(place)).starts_with(b"CAIRNLEF") || reported == 5 {
+            continue;
+        }
+        let mut device = rig.device.clone();
+        device.rot(DeviceBlock(place), 900);
+        let inspection = look(&mut device, InspectOptions::default());
+        match inspection.damage.listed.as_slice() {
+            // A leaf that is not used any more, or is in the log as well.
+            [] => {}
+            [damage] => {
+                assert_eq!(
+                    (damage.kind, damage.place),
+                    (DamageKind::IndexPage, Some(DeviceBlock(place)))
+                );
+                reported += 1;
+            }
+            more => panic!("{more:?}"),
+        }
+    }
+    assert!(reported > 1, "{reported}");
 }
 
 #[test]

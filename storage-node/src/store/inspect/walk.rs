@@ -1,5 +1,7 @@
 //! Walking the index: every page of every chunk, against its CRC and against the free-space map.
 
+use std::collections::BTreeSet;
+
 use cairn_proto::disk::{DeviceBlock, DiskError};
 use cairn_proto::ids::{GroupId, Layer};
 
@@ -16,6 +18,8 @@ use crate::store::limits::PAGE_ENTRIES;
 
 /// Index pages that are read together.
 const PAGES_TOGETHER: usize = 256;
+/// Leaves of the directory that are in memory together.
+const LEAVES_TOGETHER: usize = 256;
 
 /// A walk over a device that was opened for reading.
 pub(super) struct Walk<'a> {
@@ -30,6 +34,7 @@ pub(super) struct Walk<'a> {
     pages_read: u64,
     pages_in_all: u64,
     lost_pages: u64,
+    lost_leaves: BTreeSet<ChunkKey>,
 }
 
 /// What is known of a page before it is read.
@@ -38,6 +43,9 @@ enum Found {
     OnDisk(Home),
     Lost,
 }
+
+/// A chunk, or one of its pages.
+type ChunkPage = (ChunkKey, Option<(u8, Found)>);
 
 /// A run of data within a chunk, while it grows.
 #[derive(Default)]
@@ -67,6 +75,7 @@ impl<'a> Walk<'a> {
             pages_read: 0,
             pages_in_all,
             lost_pages: 0,
+            lost_leaves: BTreeSet::new(),
         }
     }
 
@@ -92,49 +101,69 @@ impl<'a> Walk<'a> {
             .collect()
     }
 
-    /// Reads the leaves that may have chunks of a group.
-    fn load_leaves(&mut self, group: GroupId) {
-        let end = (self.engine.identity.blocks - 1) as u32;
+    /// The leaves that may have chunks of a group.
+    fn leaves_of(&self, group: GroupId) -> Vec<ChunkKey> {
         let first = ChunkKey { group, ..ChunkKey::MIN };
         let catalog = &self.engine.catalog;
         let (from, _) = catalog.leaf_of(first);
         let leaves = catalog.leaves.range(from..).take_while(|(key, _)| key.group <= group);
-        let leaves: Vec<(ChunkKey, LeafState)> = leaves.map(|(key, leaf)| (*key, leaf.state)).collect();
-        for together in leaves.chunks(PAGES_TOGETHER) {
-            let homes = together.iter().filter_map(|(key, state)| match state {
-                LeafState::OnDisk(home) => Some((*key, *home)),
-                _ => None,
-            });
-            let homes: Vec<(ChunkKey, Home)> = homes.collect();
-            let wanted: Vec<(DeviceBlock, u32)> = homes
-                .iter()
-                .map(|(_, home)| (DeviceBlock(home.place.into()), 1))
-                .collect();
-            for ((key, home), block) in homes.into_iter().zip(self.reader.read(&wanted)) {
-                let mut effects = Effects::default();
-                let catalog = &mut self.engine.catalog;
-                catalog.loaded_leaf(key, home, &block.unwrap_or_default(), end, &mut effects);
-                if catalog.leaves[&key].state == LeafState::Broken {
-                    self.lost_leaf(Some(home), "a leaf of the directory can't be read or its CRC is wrong");
+        leaves.map(|(key, _)| *key).collect()
+    }
+
+    /// Reads leaves that are not in memory. Returns those.
+    fn load(&mut self, leaves: &[ChunkKey]) -> Vec<ChunkKey> {
+        let end = (self.engine.identity.blocks - 1) as u32;
+        let mut homes: Vec<(ChunkKey, Home)> = Vec::new();
+        for key in leaves {
+            match self.engine.catalog.leaves[key].state {
+                LeafState::OnDisk(home) => homes.push((*key, home)),
+                LeafState::Broken => {
+                    self.lost_leaf(*key, None, "the device knows that it has lost a leaf of its directory")
                 }
+                LeafState::Loaded => {}
             }
-            for _ in together.iter().filter(|(_, state)| *state == LeafState::Broken) {
-                self.lost_leaf(None, "the device knows that it has lost a leaf of its directory");
+        }
+        let wanted = homes.iter().map(|(_, home)| (DeviceBlock(home.place.into()), 1));
+        let wanted: Vec<(DeviceBlock, u32)> = wanted.collect();
+        let mut loaded = Vec::new();
+        for ((key, home), block) in homes.into_iter().zip(self.reader.read(&wanted)) {
+            let catalog = &mut self.engine.catalog;
+            catalog.loaded_leaf(key, home, &block.unwrap_or_default(), end, &mut Effects::default());
+            if catalog.leaves[&key].state == LeafState::Broken {
+                self.lost_leaf(
+                    key,
+                    Some(home),
+                    "a leaf of the directory can't be read or its CRC is wrong",
+                );
+            } else {
+                loaded.push(key);
             }
+        }
+        loaded
+    }
+
+    /// Forgets leaves again, so that memory does not grow with the device.
+    fn unload(&mut self, leaves: &[ChunkKey]) {
+        for key in leaves {
+            // The first attempt finds that it was used, the second that it was not used since.
+            let catalog = &mut self.engine.catalog;
+            let _ = catalog.evict_leaf(*key) || catalog.evict_leaf(*key);
         }
     }
 
-    /// Nothing is known of its chunks.
-    fn lost_leaf(&mut self, home: Option<Home>, words: &str) {
-        self.lost_pages += 1;
-        let place = home.map(|home| DeviceBlock(home.place.into()));
-        self.damage.add_own(DamageKind::IndexPage, place, words.to_string());
+    /// Nothing is known of its chunks. A leaf may have chunks of several groups: it is reported once.
+    fn lost_leaf(&mut self, key: ChunkKey, home: Option<Home>, words: &str) {
+        if self.lost_leaves.insert(key) {
+            let place = home.map(|home| DeviceBlock(home.place.into()));
+            self.damage.add_own(DamageKind::IndexPage, place, words.to_string());
+        }
     }
 
-    /// The pages of a group, in order, each with its chunk. Chunks without pages come with none.
-    fn pages_of(&self, group: GroupId) -> Vec<(ChunkKey, Option<(u8, Found)>)> {
+    /// The pages that a group has in some leaves, in order, each with its chunk. Each chunk comes once without a page first.
+    fn pages_of(&self, group: GroupId, leaves: &[ChunkKey]) -> Vec<ChunkPage> {
         let mut pages = Vec::new();
-        for (key, chunk) in self.engine.catalog.chunks_of(group) {
+        let chunks = leaves.iter().flat_map(|leaf| self.engine.catalog.chunks_in(*leaf));
+        for (key, chunk) in chunks.filter(|(key, _)| key.group == group) {
             pages.push((*key, None));
             for (number, page) in chunk.pages.iter() {
                 let found = match page {
@@ -150,10 +179,19 @@ impl<'a> Walk<'a> {
     }
 
     fn group(&mut self, group: GroupId) -> Vec<LayerSummary> {
-        self.load_leaves(group);
         let mut layers: Vec<LayerSummary> = Vec::new();
         let mut extents = Extents::default();
-        let mut pages = self.pages_of(group).into_iter().peekable();
+        for leaves in self.leaves_of(group).chunks(LEAVES_TOGETHER) {
+            let loaded = self.load(leaves);
+            let pages = self.pages_of(group, leaves);
+            self.pages(pages, &mut layers, &mut extents);
+            self.unload(&loaded);
+        }
+        layers
+    }
+
+    fn pages(&mut self, pages: Vec<ChunkPage>, layers: &mut Vec<LayerSummary>, extents: &mut Extents) {
+        let mut pages = pages.into_iter().peekable();
         while pages.peek().is_some() {
             let together: Vec<_> = pages.by_ref().take(PAGES_TOGETHER).collect();
             let wanted: Vec<(DeviceBlock, u32)> = together
@@ -165,7 +203,7 @@ impl<'a> Walk<'a> {
                 .collect();
             let mut blocks = self.reader.read(&wanted).into_iter();
             for (chunk, page) in together {
-                let layer = layer_of(&mut layers, chunk.layer);
+                let layer = layer_of(layers, chunk.layer);
                 let Some((number, found)) = page else {
                     layer.chunks += 1;
                     continue;
@@ -179,14 +217,13 @@ impl<'a> Walk<'a> {
                 layer.index_pages += 1;
                 self.pages_read += 1;
                 match content {
-                    Ok((entries, home)) => self.page(key, &entries, home, layer, &mut extents),
+                    Ok((entries, home)) => self.page(key, &entries, home, layer, extents),
                     Err(words) => self.lost(key, words),
                 }
             }
             (self.progress)(InspectProgress::Index(self.pages_read, self.pages_in_all));
             self.data.go_on(self.reader, self.damage, self.progress);
         }
-        layers
     }
 
     fn decode(
@@ -292,7 +329,7 @@ impl<'a> Walk<'a> {
     pub(super) fn finish(mut self, replicas: &[ReplicaSummary]) -> Verified {
         self.data.finish(self.reader, self.damage, self.progress);
         // What lost pages say is not known: nothing can be concluded from what was not seen.
-        if self.lost_pages == 0 {
+        if self.lost_pages == 0 && self.lost_leaves.is_empty() {
             for replica in replicas {
                 let found: u64 = replica.layers.iter().map(|layer| layer.data_blocks).sum();
                 if found != replica.blocks_counted {

@@ -7,7 +7,7 @@ use cairn_storage_node::driver::DeviceReader;
 use cairn_storage_node::store::inspect::{
     CheckpointContent, CheckpointSlot, Contents, Damage, Inspection, LogSummary, ReplicaSummary, SuperblockCopy,
 };
-use cairn_storage_node::store::{OpenError, Probe, superblock};
+use cairn_storage_node::store::{OpenError, Probe, ScrubState, superblock};
 use serde::Serialize;
 
 use super::inspect::bytes;
@@ -31,6 +31,7 @@ pub(super) struct Record {
     pub(super) checkpoints: Vec<CheckpointRecord>,
     pub(super) log: Option<LogRecord>,
     pub(super) space: Option<SpaceRecord>,
+    pub(super) scrub: Option<ScrubRecord>,
     pub(super) seals: Vec<SealRecord>,
     pub(super) volumes: Vec<VolumeRecord>,
     pub(super) replicas: Vec<ReplicaRecord>,
@@ -85,6 +86,20 @@ pub(super) struct SpaceRecord {
     pub(super) reserved_bytes: u64,
     pub(super) data_bytes: u64,
     pub(super) metadata_bytes: u64,
+}
+
+/// Times are `null` where they were not known.
+#[derive(Serialize, Clone, Debug)]
+pub(super) struct ScrubRecord {
+    pub(super) pass: u64,
+    pub(super) running: bool,
+    pub(super) begun_unix_ms: Option<u64>,
+    pub(super) checked_bytes: u64,
+    pub(super) damaged_blocks: u64,
+    pub(super) finished_pass: Option<u64>,
+    pub(super) finished_unix_ms: Option<u64>,
+    pub(super) finished_checked_bytes: u64,
+    pub(super) finished_damaged_blocks: u64,
 }
 
 #[derive(Serialize, Clone, Debug)]
@@ -176,6 +191,7 @@ impl Record {
             checkpoints: found.checkpoints.iter().map(checkpoint).collect(),
             log: contents.map(|found| log(&found.log)),
             space: contents.map(space),
+            scrub: contents.and_then(|found| found.scrub).map(|state| scrub(&state)),
             seals: contents.into_iter().flat_map(|found| &found.seals).map(seal).collect(),
             volumes: volumes(&replicas),
             replicas,
@@ -255,6 +271,22 @@ fn space(found: &Contents) -> SpaceRecord {
         reserved_bytes: bytes(space.reserved),
         data_bytes: bytes(space.data),
         metadata_bytes: bytes(space.capacity.saturating_sub(space.free + space.data)),
+    }
+}
+
+fn scrub(state: &ScrubState) -> ScrubRecord {
+    let known = |number: u64| Some(number).filter(|number| *number > 0);
+    let time = |seconds: u64| known(seconds).map(|seconds| seconds.saturating_mul(1000));
+    ScrubRecord {
+        pass: state.pass,
+        running: state.cursor.is_some(),
+        begun_unix_ms: time(state.begun_s),
+        checked_bytes: bytes(state.checked),
+        damaged_blocks: state.damaged,
+        finished_pass: known(state.finished_pass),
+        finished_unix_ms: time(state.finished_s),
+        finished_checked_bytes: bytes(state.finished_checked),
+        finished_damaged_blocks: state.finished_damaged,
     }
 }
 

@@ -93,6 +93,23 @@ fn head(record: &Record) -> String {
         );
         table.row(["space".to_string(), words]);
     }
+    if let Some(scrub) = &record.scrub {
+        let words = |pass: u64, doing: &str, bytes: u64, damaged: u64| {
+            format!("pass {pass} {doing}, {} checked, {damaged} damaged", ByteSize(bytes))
+        };
+        let running = words(scrub.pass, "under way", scrub.checked_bytes, scrub.damaged_blocks);
+        let finished = |pass| {
+            words(
+                pass,
+                "finished",
+                scrub.finished_checked_bytes,
+                scrub.finished_damaged_blocks,
+            )
+        };
+        let finished = scrub.finished_pass.map(finished);
+        let parts = [scrub.running.then_some(running), finished].into_iter().flatten();
+        table.row(["scrub".to_string(), parts.collect::<Vec<_>>().join("; ")]);
+    }
     if let Some(verified) = &record.verified {
         let words = format!(
             "{} of data and {} of index read, {}",

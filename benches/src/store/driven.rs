@@ -1,6 +1,7 @@
 //! The production store on a device, driven as the device's thread does it: completions in, actions out, one submit.
 
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cairn_proto::block::Content as BlockContent;
@@ -11,8 +12,8 @@ use cairn_proto::ids::{
     ChunkIndex, ClusterId, DeviceUuid, Generation, GroupId, GroupIndex, Incarnation, Layer, Seq, Version, VolumeId,
 };
 use cairn_proto::limits::BLOCKS_PER_CHUNK;
+use cairn_proto::time::Time;
 use cairn_proto::units::BlockRange;
-use cairn_storage_node::driver::clock;
 use cairn_storage_node::store::api::WriteContent;
 use cairn_storage_node::store::{FormatParams, Store, StoreAction, StoreReply, StoreRequest, StoreState, Ticket};
 
@@ -85,7 +86,7 @@ impl<D: Disk> Driven<D> {
     /// # Errors
     /// The store refused, in words.
     pub fn alone(&mut self, request: StoreRequest) -> Result<StoreReply, String> {
-        self.store.submit(clock::now(), ALONE, request);
+        self.store.submit(now(), ALONE, request);
         loop {
             self.turn()?;
             match self.replies.pop() {
@@ -111,33 +112,36 @@ impl<D: Disk> Driven<D> {
         if !self.replies.is_empty() {
             return Ok(());
         }
-        let now = clock::now();
-        let timer = self.store.poll_timeout().map(|at| at.saturating_since(now));
+        let at = now();
+        let timer = self.store.poll_timeout().map(|until| until.saturating_since(at));
         self.disk.wait(timer.unwrap_or(PATIENCE).min(PATIENCE))?;
-        let now = clock::now();
+        let at = now();
         while let Some(done) = self.disk.completion() {
-            self.tell(now, done);
+            self.store.handle_disk(at, done);
         }
-        if self.store.poll_timeout().is_some_and(|at| at <= now) {
-            self.store.handle_timeout(now);
+        if self.store.poll_timeout().is_some_and(|until| until <= at) {
+            self.store.handle_timeout(at);
         }
-        self.act();
+        // Answers first: what the load asks for in their place shares the next commit.
+        while let Some(action) = self.store.poll_ready() {
+            self.do_action(action);
+        }
         Ok(())
-    }
-
-    fn tell(&mut self, now: cairn_proto::time::Time, done: DiskDone) {
-        self.store.handle_disk(now, done);
     }
 
     fn act(&mut self) {
         while let Some(action) = self.store.poll_action() {
-            match action {
-                StoreAction::Disk(op) => {
-                    self.device_bytes += written(&op);
-                    self.disk.submit(op);
-                }
-                StoreAction::Reply(ticket, reply) => self.replies.push((ticket, reply)),
+            self.do_action(action);
+        }
+    }
+
+    fn do_action(&mut self, action: StoreAction) {
+        match action {
+            StoreAction::Disk(op) => {
+                self.device_bytes += written(&op);
+                self.disk.submit(op);
             }
+            StoreAction::Reply(ticket, reply) => self.replies.push((ticket, reply)),
         }
     }
 
@@ -175,6 +179,13 @@ impl<D: Disk> Driven<D> {
     }
 }
 
+/// Time since the first call.
+fn now() -> Time {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let elapsed = START.get_or_init(Instant::now).elapsed();
+    Time::from_nanos(elapsed.as_nanos() as u64)
+}
+
 fn version(seq: u64) -> Version {
     let generation = Generation::new(1).expect("not zero");
     Version::new(generation, Seq::new(seq).expect("a bench writes less than 2^40 times"))
@@ -200,14 +211,14 @@ pub fn on_null_device(
             .for_each(|done| formatter.handle_disk(done));
     }
     // Recovery reads what the format wrote; from then on nothing is read back.
-    let mut store = Store::open(Default::default(), disk.geometry(), limits, clock::now());
+    let mut store = Store::open(Default::default(), disk.geometry(), limits, now());
     while store.state() != StoreState::Open {
         while let Some(action) = store.poll_action() {
             let StoreAction::Disk(op) = action else { continue };
             memory.submit(op);
         }
         for done in memory_done(&mut memory) {
-            store.handle_disk(clock::now(), done);
+            store.handle_disk(now(), done);
         }
         if let StoreState::Refused(error) = store.state() {
             return Err(error.to_string());
@@ -235,7 +246,7 @@ fn op_token(op: &cairn_proto::disk::DiskOp) -> cairn_proto::disk::DiskToken {
 impl<D: Disk> Target for Driven<D> {
     fn submit(&mut self, id: usize, work: Work) {
         let request = self.request(work);
-        self.store.submit(clock::now(), Ticket(id as u64), request);
+        self.store.submit(now(), Ticket(id as u64), request);
     }
 
     fn wait(&mut self, done: &mut Vec<usize>) -> Result<(), String> {

@@ -17,6 +17,8 @@ use super::stats::{Latencies, Spread};
 
 /// Blocks of data in one batch.
 const BATCHES: [u32; 2] = [1, 64];
+/// How long one way is measured before it is the next one's turn.
+const SLICE: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where the record goes.
@@ -60,34 +62,44 @@ const WAYS: [(Layout, Flush, &str); 8] = [
 /// The device failed, in words.
 pub fn run(rounds: u32, runtime: Duration, size: ByteSize, dir: Option<&Path>) -> Result<(), String> {
     let dir = super::bench_dir(dir)?;
-    let mut found = vec![Vec::new(); WAYS.len() * BATCHES.len()];
-    for round in 0..rounds {
+    let mut found = vec![Vec::<Figures>::new(); WAYS.len() * BATCHES.len()];
+    for round in 0..rounds as usize {
         let files = tempfile::Builder::new().prefix("layouts-").tempdir_in(&dir);
         let files = files.map_err(|error| format!("{}: {error}", dir.display()))?;
         let device = prepare(&files.path().join("device"), size)?;
         let mut bench = Bench::new(device)?;
         for (batch, blocks) in BATCHES.into_iter().enumerate() {
-            for turn in 0..WAYS.len() {
-                let way = (turn + round as usize) % WAYS.len();
-                let (layout, flush, name) = WAYS[way];
-                let mean = bench.measure(layout, flush, blocks, runtime)?;
-                eprintln!("round {}: {blocks:>2} blocks, {name}: {mean:.0} µs", round + 1);
-                found[batch * WAYS.len() + way].push(mean);
+            let figures = bench.round(blocks, round, runtime)?;
+            for (way, figures) in figures.into_iter().enumerate() {
+                found[batch * WAYS.len() + way].push(figures);
             }
         }
+        eprintln!("round {} of {rounds} done", round + 1);
     }
-    println!("Mean microseconds per batch, record page included: median (lowest–highest) of the rounds.");
+    println!("Microseconds per batch, record page included; of the rounds: median (lowest–highest).");
     for (batch, blocks) in BATCHES.into_iter().enumerate() {
-        println!("\n{blocks} blocks of data");
+        println!(
+            "\n{:<34} {:<20} {:<20}",
+            format!("{blocks} blocks of data"),
+            "half are quicker",
+            "mean"
+        );
         for (way, (_, _, name)) in WAYS.into_iter().enumerate() {
-            let spread = Spread::of(found[batch * WAYS.len() + way].iter().copied());
-            println!(
-                "  {name:<32} {:>6.0} ({:.0}–{:.0})",
-                spread.median, spread.lowest, spread.highest
-            );
+            let of = |figure: fn(&Figures) -> f64| {
+                let spread = Spread::of(found[batch * WAYS.len() + way].iter().map(figure));
+                format!("{:.0} ({:.0}–{:.0})", spread.median, spread.lowest, spread.highest)
+            };
+            println!("  {name:<32} {:<20} {:<20}", of(|f| f.p50_us), of(|f| f.mean_us));
         }
     }
     Ok(())
+}
+
+/// Of one way in one round.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+struct Figures {
+    p50_us: f64,
+    mean_us: f64,
 }
 
 struct Bench {
@@ -123,16 +135,25 @@ impl Bench {
         })
     }
 
-    /// The mean time of a batch, in microseconds.
-    fn measure(&mut self, layout: Layout, flush: Flush, blocks: u32, runtime: Duration) -> Result<f64, String> {
-        let mut latencies = Latencies::default();
-        let begun = Instant::now();
-        while begun.elapsed() < runtime {
-            let start = Instant::now();
-            self.batch(layout, flush, blocks)?;
-            latencies.add(start.elapsed());
+    /// All ways in turn, a short time each, again and again: what disturbs the machine disturbs all of them.
+    fn round(&mut self, blocks: u32, first: usize, runtime: Duration) -> Result<Vec<Figures>, String> {
+        let mut latencies = vec![Latencies::default(); WAYS.len()];
+        let slices = (runtime.as_millis() / SLICE.as_millis()).max(1) as usize;
+        for turn in 0..slices * WAYS.len() {
+            let way = (first + turn) % WAYS.len();
+            let (layout, flush, _) = WAYS[way];
+            let end = Instant::now() + SLICE;
+            while Instant::now() < end {
+                let start = Instant::now();
+                self.batch(layout, flush, blocks)?;
+                latencies[way].add(start.elapsed());
+            }
         }
-        Ok(latencies.mean_us())
+        let figures = latencies.iter().map(|latencies| Figures {
+            p50_us: latencies.quantiles_us([0.5])[0],
+            mean_us: latencies.mean_us(),
+        });
+        Ok(figures.collect())
     }
 
     fn batch(&mut self, layout: Layout, flush: Flush, blocks: u32) -> Result<(), String> {

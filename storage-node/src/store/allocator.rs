@@ -72,6 +72,87 @@ impl Bitmap {
         }
     }
 
+    /// The bits of a word that are clear and lie in a range.
+    fn clear_bits(&self, word: u64, range: &Range<u64>) -> u64 {
+        let (first, end) = (word * 64, word * 64 + 64);
+        let mut clear = !self.words[word as usize];
+        if range.start > first {
+            clear &= u64::MAX << (range.start - first);
+        }
+        if range.end < end {
+            clear &= u64::MAX >> (end - range.end);
+        }
+        clear
+    }
+
+    /// The length of the longest run of clear bits of a range that is not empty.
+    fn longest_clear(&self, range: &Range<u64>) -> u32 {
+        let (mut longest, mut open) = (0, 0);
+        for word in range.start / 64..=(range.end - 1) / 64 {
+            let clear = self.clear_bits(word, range);
+            longest = longest.max(open + clear.trailing_ones());
+            if clear == u64::MAX {
+                open += 64;
+                continue;
+            }
+            open = clear.leading_ones();
+            // Each step takes one bit of every run.
+            let (mut runs, mut length) = (clear, 0);
+            while runs != 0 {
+                runs &= runs << 1;
+                length += 1;
+            }
+            longest = longest.max(length);
+        }
+        longest
+    }
+
+    /// Where the first run of `count` clear bits of a range begins.
+    fn find_clear(&self, range: &Range<u64>, count: u32) -> Option<u64> {
+        if range.is_empty() {
+            return None;
+        }
+        if count > 64 {
+            return self.find_long_clear(range, count);
+        }
+        let last = (range.end - 1) / 64;
+        for word in range.start / 64..=last {
+            let low = self.clear_bits(word, range);
+            let high = if word < last {
+                self.clear_bits(word + 1, range)
+            } else {
+                0
+            };
+            // A bit stays where a run of so many begins.
+            let mut begins = u128::from(low) | u128::from(high) << 64;
+            let mut length = 1;
+            while length < count {
+                let step = length.min(count - length);
+                begins &= begins >> step;
+                length += step;
+            }
+            if begins as u64 != 0 {
+                return Some(word * 64 + u64::from(begins.trailing_zeros()));
+            }
+        }
+        None
+    }
+
+    fn find_long_clear(&self, range: &Range<u64>, count: u32) -> Option<u64> {
+        let mut at = range.start;
+        loop {
+            let start = self.find(at, range.end, false)?;
+            let limit = start + u64::from(count);
+            if limit > range.end {
+                return None;
+            }
+            match self.find(start, limit, true) {
+                None => return Some(start),
+                Some(taken) => at = taken,
+            }
+        }
+    }
+
     /// The first block from `from` on, before `end`, whose bit is `value`.
     fn find(&self, from: u64, end: u64, value: bool) -> Option<u64> {
         let mut at = from;
@@ -279,8 +360,8 @@ impl Allocator {
     fn refresh(&mut self) {
         while let Some(region) = self.longest.stale.pop() {
             self.longest.is_stale.set(region, false);
-            let run = self.run_within(self.region(region as usize), REGION_BLOCKS as u32);
-            self.longest.set(region, run.map_or(0, |run| run.count as u16));
+            let longest = self.taken.longest_clear(&self.region(region as usize));
+            self.longest.set(region, longest as u16);
         }
     }
 
@@ -288,24 +369,6 @@ impl Allocator {
     fn region(&self, region: usize) -> Range<u64> {
         let start = region as u64 * REGION_BLOCKS;
         start.max(self.space.start)..(start + REGION_BLOCKS).min(self.space.end)
-    }
-
-    /// The first run of `want` blocks of a range, or the first of the longest.
-    fn run_within(&self, range: Range<u64>, want: u32) -> Option<Extent> {
-        let mut longest: Option<Extent> = None;
-        let mut at = range.start;
-        while let Some(start) = self.taken.find(at, range.end, false) {
-            let count = self.free_from(start, (start + u64::from(want)).min(range.end));
-            if longest.is_none_or(|longest| longest.count < count) {
-                let place = start as u32;
-                longest = Some(Extent { place, count });
-                if count == want {
-                    break;
-                }
-            }
-            at = start + u64::from(count);
-        }
-        longest
     }
 
     /// A run of `want` blocks in a range, looked for from the hint on, or one of the longest.
@@ -336,32 +399,18 @@ impl Allocator {
         if enough == 0 {
             return None;
         }
-        // The hint's own region may have it before the hint, and a region at the end of the range beyond it: what is
-        // found there is a little shorter.
+        // The hint's own region may have it before the hint. A region that the range ends in may have it beyond the end:
+        // then anything will do.
         let found = self.longest.first(from, end, enough);
         let found = found.or_else(|| self.longest.first(first, from, enough))?;
         let blocks = self.region(found);
         let within = blocks.start.max(range.start)..blocks.end.min(range.end);
         let ahead = within.start.max(if found == from { hint } else { 0 })..within.end;
-        let run = self
-            .run_within(ahead, want)
-            .filter(|run| run.count >= u32::from(enough));
-        let mut run = match run {
-            Some(run) => run,
-            None => self
-                .run_within(within, want)
-                .or_else(|| self.any_run(range.clone(), want))?,
-        };
+        let enough = u32::from(enough);
+        let start = self.taken.find_clear(&ahead, enough);
+        let start = start.or_else(|| self.taken.find_clear(&within, enough));
+        let start = start.or_else(|| self.taken.find(range.start, range.end, false))?;
         // It may go on in the next region.
-        let end = u64::from(run.place) + u64::from(run.count);
-        let limit = (u64::from(run.place) + u64::from(want)).min(range.end);
-        run.count += self.free_from(end, limit);
-        Some(run)
-    }
-
-    /// Whatever is free in a range whose last region has its run beyond the end.
-    fn any_run(&self, range: Range<u64>, want: u32) -> Option<Extent> {
-        let start = self.taken.find(range.start, range.end, false)?;
         let count = self.free_from(start, (start + u64::from(want)).min(range.end));
         let place = start as u32;
         Some(Extent { place, count })
@@ -384,8 +433,16 @@ mod tests {
     /// The longest run of free blocks that lies in one region.
     fn longest(allocator: &Allocator) -> u32 {
         let regions = allocator.space.end.div_ceil(REGION_BLOCKS) as usize;
-        let runs = (0..regions).filter_map(|region| allocator.run_within(allocator.region(region), u32::MAX));
-        runs.map(|run| run.count).max().unwrap_or(0)
+        let longest_of = |region| {
+            let mut longest = 0;
+            let mut run = 0;
+            for block in allocator.region(region) {
+                run = if allocator.is_taken(block as u32) { 0 } else { run + 1 };
+                longest = longest.max(run);
+            }
+            longest
+        };
+        (0..regions).map(longest_of).max().unwrap_or(0)
     }
 
     #[test]

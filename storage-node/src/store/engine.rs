@@ -8,7 +8,7 @@ use cairn_proto::collections::Map;
 use cairn_proto::disk::{DiskDone, DiskError, DiskGeometry};
 use cairn_proto::time::Time;
 
-use super::api::{StoreError, StoreReply, StoreRequest, Ticket};
+use super::api::{StoreAction, StoreError, StoreReply, StoreRequest, Ticket};
 use super::batch::{Batch, Queued};
 use super::catalog::Catalog;
 use super::checkpoint::{Checkpoint, Checkpoints};
@@ -128,7 +128,7 @@ impl Engine {
             StoreRequest::Defragment { from } => self.submit_defragment(ticket, from),
             request => self.enqueue(now, ticket, request),
         }
-        self.pump(now);
+        self.io.stir(now);
     }
 
     fn enqueue(&mut self, now: Time, ticket: Ticket, request: StoreRequest) {
@@ -164,7 +164,7 @@ impl Engine {
                 Err(error) => self.poison(error),
             },
         }
-        self.pump(now);
+        self.io.stir(now);
     }
 
     fn write_done(&mut self, now: Time, purpose: Purpose) {
@@ -214,7 +214,24 @@ impl Engine {
     }
 
     pub(super) fn handle_timeout(&mut self, now: Time) {
+        self.io.stir(now);
+    }
+
+    /// What is to be done next. What could begin is looked for when nothing else is left to be said: so all requests that
+    /// come in one turn of the caller share a batch.
+    pub(super) fn poll_action(&mut self) -> Option<StoreAction> {
+        let action = self.io.pop();
+        if action.is_some() {
+            return action;
+        }
+        let now = self.io.stirred.take()?;
         self.pump(now);
+        self.io.pop()
+    }
+
+    /// What is to be done or answered already, without looking for what could begin.
+    pub(super) fn poll_ready(&mut self) -> Option<StoreAction> {
+        self.io.pop()
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Time> {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use cairn_proto::disk::{DeviceBlock, DiskOp, DiskToken, WRITE_BUFFERS_MAX};
 use cairn_proto::limits::BLOCK_BYTES;
+use cairn_proto::time::Time;
 
 use super::api::{StoreAction, StoreReply, Ticket};
 use super::status::Counters;
@@ -14,12 +15,18 @@ use super::status::Counters;
 pub(super) struct Io {
     next_token: u64,
     actions: VecDeque<StoreAction>,
+    /// When something last came in, if what could begin was not looked for since.
+    pub(super) stirred: Option<Time>,
     pub(super) counters: Counters,
 }
 
 impl Io {
     pub(super) fn pop(&mut self) -> Option<StoreAction> {
         self.actions.pop_front()
+    }
+
+    pub(super) fn stir(&mut self, now: Time) {
+        self.stirred = Some(now);
     }
 
     pub(super) fn reply(&mut self, ticket: Ticket, reply: StoreReply) {

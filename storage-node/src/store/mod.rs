@@ -136,12 +136,22 @@ impl Store {
         }
     }
 
-    /// What the store wants done next. Take until it is `None` after each call of the others.
+    /// What the store wants done next. Take until it is `None` after each call of the others, or after several: the
+    /// requests that come between share a commit.
     pub fn poll_action(&mut self) -> Option<StoreAction> {
         match &mut self.inner {
-            Inner::Running(engine) => engine.io.pop(),
+            Inner::Running(engine) => engine.poll_action(),
             Inner::Opening(recovery) => recovery.io.pop(),
             Inner::Refused(refused) => refused.io.pop(),
+        }
+    }
+
+    /// Like [`Store::poll_action`], but begins nothing new. For a caller that answers requests with new ones at once: taken
+    /// before `poll_action`, it lets those share the next commit.
+    pub fn poll_ready(&mut self) -> Option<StoreAction> {
+        match &mut self.inner {
+            Inner::Running(engine) => engine.poll_ready(),
+            Inner::Opening(_) | Inner::Refused(_) => self.poll_action(),
         }
     }
 

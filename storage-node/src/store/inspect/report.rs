@@ -134,7 +134,7 @@ pub struct LayerSummary {
     pub chunks: u64,
     /// Of those, chunks with data.
     pub data_chunks: u64,
-    /// Index pages that take a block.
+    /// Index pages that are more than one hole: on the device, or to be written by the next checkpoint.
     pub index_pages: u64,
     /// Blocks of data.
     pub data_blocks: u64,

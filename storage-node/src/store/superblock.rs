@@ -307,6 +307,11 @@ fn foreign_words(first: &[u8]) -> &'static str {
         "a partition table (GPT)"
     } else if has(1080, &[0x53, 0xef]) {
         "an ext2, ext3 or ext4 file system"
+    } else if CHECKPOINT_PLACES
+        .iter()
+        .any(|place| has(place.0 as usize * BLOCK_BYTES, b"CAIRNCKP"))
+    {
+        "what is left of a Cairn device whose formatting did not end"
     } else if has(0, b"XFSB") {
         "an XFS file system"
     } else if has(512, b"LABELONE") {
@@ -399,6 +404,12 @@ mod tests {
             panic!("an ext4 file system is foreign")
         };
         assert!(words.contains("ext4"));
+        let mut half = zero.clone();
+        half[3 * BLOCK_BYTES..3 * BLOCK_BYTES + 8].copy_from_slice(b"CAIRNCKP");
+        let Probe::Foreign { words } = probe(&half, &last, GEOMETRY) else {
+            panic!("it may have held data before")
+        };
+        assert!(words.contains("formatting did not end"), "{words}");
         let short = DiskGeometry {
             blocks: BLOCKS - 1,
             ..GEOMETRY

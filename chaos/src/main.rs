@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cairn_chaos::faults;
-use cairn_chaos::fuzz::TARGETS;
 use cairn_chaos::sim::batch::{Batch, Totals, run_batch};
 use cairn_chaos::sim::run::{Report, StoreKind, run_seed, run_seed_on};
 use cairn_chaos::sim::trace::{Keep, first_difference};
@@ -403,9 +402,7 @@ fn twice(first: u64, seeds: u64) -> ExitCode {
 }
 
 fn fuzz(target: Option<&str>, seed: u64, runs: u64) -> ExitCode {
-    let chosen = TARGETS
-        .iter()
-        .filter(|candidate| target.is_none_or(|name| candidate.name == name));
+    let chosen = cairn_chaos::fuzz::targets().filter(|candidate| target.is_none_or(|name| candidate.name == name));
     let mut count = 0;
     for target in chosen {
         count += 1;
@@ -413,10 +410,11 @@ fn fuzz(target: Option<&str>, seed: u64, runs: u64) -> ExitCode {
             println!("{failure}");
             return ExitCode::FAILURE;
         }
-        println!("{}: {runs} inputs of seed {seed}: {}", target.name, target.what);
+        let inputs = runs.div_ceil(target.cost);
+        println!("{}: {inputs} inputs of seed {seed}: {}", target.name, target.what);
     }
     if count == 0 {
-        let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+        let names: Vec<&str> = cairn_chaos::fuzz::targets().map(|target| target.name).collect();
         println!("there is no such target: choose one of {}", names.join(", "));
     }
     exit_code(count > 0)

@@ -65,6 +65,7 @@ impl StoreTotals {
             "commits": self.done.commits,
             "checkpoints": self.done.checkpoints,
             "no_space": self.done.no_space,
+            "blocks_moved": self.done.moved,
             "blocks_written": self.done.blocks_written,
             "moments": self.done.moments,
             "recoveries": self.done.recoveries,
@@ -78,13 +79,14 @@ impl std::fmt::Display for StoreTotals {
         let done = &self.done;
         write!(
             f,
-            "{} seeds, {} failed; {} operations, {} commits, {} checkpoints, {} requests refused for space; power cut at \
+            "{} seeds, {} failed; {} operations, {} commits, {} checkpoints, {} blocks moved, {} requests refused for space; power cut at \
              {} moments, {} recoveries, {} more from cuts during recovery",
             self.seeds,
             self.failed.len(),
             done.operations,
             done.commits,
             done.checkpoints,
+            done.moved,
             done.no_space,
             done.moments,
             done.recoveries,

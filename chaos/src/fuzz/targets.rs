@@ -15,11 +15,12 @@ use cairn_proto::units::{BlockRange, ByteSize};
 
 use super::Target;
 
-/// Every target.
-pub const TARGETS: &[Target] = &[
+/// What is said on connections and command lines.
+pub(super) const TARGETS: &[Target] = &[
     Target {
         name: "frame",
         what: "frames of the data plane: header, control part and data",
+        cost: 1,
         corpus: frames,
         mend: mend_frame,
         run: run_frame,
@@ -27,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "nbd-handshake",
         what: "what an NBD client says before transmission",
+        cost: 1,
         corpus: handshakes,
         mend: |_| (),
         run: run_handshake,
@@ -34,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "nbd-transmission",
         what: "what an NBD client says in transmission",
+        cost: 1,
         corpus: transmissions,
         mend: |_| (),
         run: run_transmission,
@@ -41,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "size",
         what: "sizes as people write them",
+        cost: 1,
         corpus: || {
             ["10GiB", "512M", "4096", "1 TiB", "0"]
                 .map(|text| text.as_bytes().to_vec())

@@ -23,6 +23,7 @@ fn power_cut_at_any_operation_loses_nothing_and_brings_nothing_back() {
     assert!(run.volatile_cache);
     let totals = passes(&run);
     assert!(totals.checkpoints >= 3 && totals.nested > 100, "{totals:?}");
+    assert!(totals.moved > 0, "{totals:?}");
     // With completion and acknowledgement, there are more moments than operations that change something.
     assert!(totals.moments > totals.commits * 3, "{totals:?}");
 }

@@ -15,7 +15,7 @@ use super::model::{Model, difference};
 use super::rig::{Moment, Rig, formatted};
 use super::workload::Workload;
 use crate::store::api::{StoreError, StoreReply, StoreRequest};
-use crate::store::{StoreLimits, StoreState};
+use crate::store::{ScrubCursor, StoreLimits, StoreState};
 use crate::testing::{Cut, MemoryDevice, Prng};
 
 /// What is run, and how much of it.
@@ -59,6 +59,8 @@ pub struct CrashTotals {
     pub checkpoints: u64,
     /// Requests refused because the device was full.
     pub no_space: u64,
+    /// Blocks that were moved together.
+    pub moved: u64,
     /// Blocks that were written to the device.
     pub blocks_written: u64,
     /// Moments at which power was cut.
@@ -75,6 +77,7 @@ impl std::ops::AddAssign for CrashTotals {
         self.commits += other.commits;
         self.checkpoints += other.checkpoints;
         self.no_space += other.no_space;
+        self.moved += other.moved;
         self.blocks_written += other.blocks_written;
         self.moments += other.moments;
         self.recoveries += other.recoveries;
@@ -189,7 +192,11 @@ impl CrashRun {
         while left > 0 || !learned.open.is_empty() {
             if left > 0 && (learned.open.len() as u64) < in_flight_max && prng.chance(2, 3) {
                 left -= 1;
-                let request = workload.request(&mut prng, learned.open.is_empty());
+                let request = if prng.chance(1, 10) {
+                    learned.housekeeping(&mut prng)
+                } else {
+                    workload.request(&mut prng, learned.open.is_empty())
+                };
                 learned.submit(&mut rig, request);
             } else if !rig.step() {
                 rig.pass_time();
@@ -284,6 +291,16 @@ impl Learned {
         self.open.push((ticket, request));
     }
 
+    /// What goes on in the background of a device.
+    fn housekeeping(&self, prng: &mut Prng) -> StoreRequest {
+        let from = ScrubCursor::START;
+        if prng.chance(2, 3) {
+            StoreRequest::Defragment { from }
+        } else {
+            StoreRequest::Scrub { from, blocks_max: 256 }
+        }
+    }
+
     fn take_replies(&mut self, rig: &mut Rig) -> Result<(), String> {
         for (ticket, reply) in rig.take_replies() {
             let Some(at) = self.open.iter().position(|(open, _)| *open == ticket) else {
@@ -293,7 +310,11 @@ impl Learned {
             match reply {
                 StoreReply::Durable { commit, .. } => self.acknowledged(commit.0, &request)?,
                 StoreReply::Failed(StoreError::NoSpace) => self.totals.no_space += 1,
-                StoreReply::Failed(StoreError::NoReplica) => {}
+                StoreReply::Failed(StoreError::NoReplica | StoreError::Busy) => {}
+                StoreReply::Defragmented { moved, damaged, .. } if damaged.is_empty() => {
+                    self.totals.moved += u64::from(moved);
+                }
+                StoreReply::Scrubbed { damaged, metadata, .. } if damaged.is_empty() && metadata.is_empty() => {}
                 other => return Err(format!("{} was answered {other:?}", brief(&request))),
             }
         }

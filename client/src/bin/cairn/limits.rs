@@ -46,6 +46,8 @@ pub(crate) const PROBES_MAX: usize = 16;
 pub(crate) const LOG_FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 /// How often `cairn dev` says what it waits for.
 pub(crate) const PATIENCE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a device that is in use is waited for: who had it may just be ending.
+pub(crate) const IN_USE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a long look at a device says how far it is: on a terminal, and in a log.
 pub(crate) const PROGRESS_INTERVAL_TERMINAL: Duration = Duration::from_millis(100);
 /// See [`PROGRESS_INTERVAL_TERMINAL`].

@@ -4,18 +4,28 @@ use std::io::{self, IsTerminal as _};
 
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::units::ByteSize;
+use cairn_storage_node::driver::DeviceError;
 use cairn_storage_node::process::NodeError;
 use cairn_storage_node::process::format::{FormatPlan, Formatted, Loss};
 use cairn_storage_node::store::Identity;
 use serde::Serialize;
 
-use super::failure_of;
+use super::{failure_of, patiently};
 use crate::args::{FormatDevice, Global};
 use crate::failure::{Failure, Kind};
 use crate::output;
 
 pub(crate) fn run(global: &Global, args: &FormatDevice) -> Result<(), Failure> {
-    let plan = FormatPlan::open(&args.path, args.size).map_err(failure)?;
+    let in_use = |error: &NodeError| {
+        matches!(
+            error,
+            NodeError::Device {
+                error: DeviceError::InUse,
+                ..
+            }
+        )
+    };
+    let plan = patiently(|| FormatPlan::open(&args.path, args.size), in_use).map_err(failure)?;
     let bytes = plan.geometry().blocks * BLOCK_BYTES as u64;
     if let Some(size) = args
         .size

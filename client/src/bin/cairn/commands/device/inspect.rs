@@ -1,19 +1,21 @@
 //! `cairn node inspect`.
 
 use cairn_proto::limits::BLOCK_BYTES;
-use cairn_storage_node::driver::DeviceReader;
+use cairn_storage_node::driver::{DeviceError, DeviceReader};
 use cairn_storage_node::store::inspect::{InspectOptions, Inspection, inspect};
 use cairn_storage_node::store::{OpenError, Probe};
 
-use super::failure_of;
 use super::progress::Progress;
 use super::record::Record;
+use super::{failure_of, patiently};
 use crate::args::{Global, InspectDevice};
 use crate::failure::{Failure, Kind};
 use crate::output;
 
 pub(crate) fn run(global: &Global, args: &InspectDevice) -> Result<(), Failure> {
-    let mut device = DeviceReader::open(&args.path).map_err(|error| failure_of(&args.path, &error))?;
+    let in_use = |error: &DeviceError| matches!(error, DeviceError::InUse);
+    let opened = patiently(|| DeviceReader::open(&args.path), in_use);
+    let mut device = opened.map_err(|error| failure_of(&args.path, &error))?;
     let options = InspectOptions {
         verify: args.verify,
         volume: args.volume,

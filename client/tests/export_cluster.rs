@@ -20,6 +20,7 @@ use cairn_proto::capability::ClusterKey;
 use cairn_proto::control::v1;
 use cairn_proto::units::ByteSize;
 use cairn_storage_node::config::{DeviceConfig, FailureDomain, NodeConfig, NodeLimits};
+use cairn_storage_node::host::BackgroundConfig;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -119,6 +120,7 @@ impl Cluster {
                 ..FailureDomain::default()
             },
             metrics_listen: None,
+            background: BackgroundConfig::default(),
             limits: NodeLimits::default(),
             name,
         };

@@ -7,6 +7,7 @@ use cairn_proto::capability::ClusterKey;
 use cairn_proto::units::ByteSize;
 
 use crate::driver::DriverLimits;
+use crate::host::BackgroundConfig;
 use crate::host::limits::HostLimits;
 use crate::store::StoreLimits;
 
@@ -36,6 +37,8 @@ pub struct NodeConfig {
     pub domain: FailureDomain,
     /// Where Prometheus metrics are served; `None` for nowhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// What its devices do when nobody asks. The wall clock is the machine's, whatever it says here.
+    pub background: BackgroundConfig,
     /// Bounds, for tests and unusual machines.
     pub limits: NodeLimits,
 }

@@ -10,7 +10,7 @@ use cairn_proto::limits::BLOCK_BYTES;
 
 use crate::config::NodeConfig;
 use crate::driver::WriteCache;
-use crate::host::HostStatus;
+use crate::host::{HostStatus, ScrubStatus};
 use crate::process::device::{Device, Phase, random};
 
 /// The highest feature level that this version understands.
@@ -262,6 +262,7 @@ fn report_of(device: &Device) -> Option<v1::DeviceHeartbeat> {
         failed: status.failed.is_some() || ended.is_some(),
         trouble: ended.or_else(|| status.failed.clone()).unwrap_or_default(),
         write_cache: write_cache(device.write_cache).into(),
+        scrub: Some(wire_scrub(&status.scrub)),
     };
     let mut end = report.trouble.len().min(TROUBLE_BYTES_MAX);
     while !report.trouble.is_char_boundary(end) {
@@ -277,6 +278,22 @@ fn write_cache(cache: WriteCache) -> v1::WriteCache {
         (false, false) => v1::WriteCache::None,
         (true, true) => v1::WriteCache::VolatileByOperator,
         (false, true) => v1::WriteCache::NoneByOperator,
+    }
+}
+
+fn wire_scrub(scrub: &ScrubStatus) -> v1::DeviceScrub {
+    let state = &scrub.state;
+    v1::DeviceScrub {
+        pass: state.pass,
+        under_way: state.cursor.is_some(),
+        begun_s: state.begun_s,
+        checked_blocks: state.checked,
+        data_blocks: scrub.blocks,
+        finished_pass: state.finished_pass,
+        finished_s: state.finished_s,
+        damaged_blocks: scrub.damaged_blocks,
+        damaged_metadata: scrub.damaged_metadata,
+        moved_blocks: scrub.moved_blocks,
     }
 }
 

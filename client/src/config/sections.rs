@@ -63,6 +63,16 @@ pub struct NodeSection {
     /// How large a device file is made that does not exist yet; without it a missing file is an error.
     #[serde(skip_serializing_if = "Option::is_none", with = "size")]
     pub device_size: Option<ByteSize>,
+    /// Bytes a second that each device verifies of what it holds, at the most; `0` for no verification.
+    #[serde(skip_serializing_if = "Option::is_none", with = "size")]
+    pub scrub_rate: Option<ByteSize>,
+    /// Days from the end of a verification of all that a device holds to the begin of the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub_interval_days: Option<u32>,
+    /// Bytes a second of fragmented data that each device moves together while guests ask for little, at the most; `0` for
+    /// nothing.
+    #[serde(skip_serializing_if = "Option::is_none", with = "size")]
+    pub move_rate: Option<ByteSize>,
     /// The host, as a failure domain; the node's name unless told otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,

@@ -181,6 +181,7 @@ pub(super) fn to_device(id: &DeviceId, world: &World<'_>, groups: u64) -> Option
         groups,
         trouble: trouble.unwrap_or(&device.trouble).clone(),
         write_cache: world.soft.write_cache(id).into(),
+        scrub: world.soft.scrub(id),
     })
 }
 

@@ -132,6 +132,23 @@ fn device_problem(world: &World<'_>, id: &DeviceId, device: &Device) -> Option<(
             ),
         ));
     }
+    if let Some(scrub) = found
+        .scrub
+        .filter(|scrub| scrub.damaged_blocks + scrub.damaged_metadata > 0)
+    {
+        let metadata = match scrub.damaged_metadata {
+            0 => String::new(),
+            parts => format!(" and {parts} parts of its own metadata"),
+        };
+        return Some((
+            "device-damaged",
+            format!(
+                "device {id} of node `{node}` holds {} blocks that can't be read as they were written{metadata}: other \
+                 copies are read instead; see to the disk",
+                scrub.damaged_blocks
+            ),
+        ));
+    }
     if device.state == DeviceState::Active && found.used_bytes / FULL_PERCENT >= (found.capacity_bytes / 100).max(1) {
         return Some((
             "device-full",

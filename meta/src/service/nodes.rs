@@ -159,6 +159,7 @@ impl Nodes for NodesService {
                     send_inventory.push(to_device_id(&id));
                 }
                 world.soft.heard_write_cache(&id, device.write_cache());
+                world.soft.heard_scrub(&id, device.scrub);
             }
             Ok(HeartbeatResponse {
                 heartbeat_interval_ms: NODE_HEARTBEAT_MS,

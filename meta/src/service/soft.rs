@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cairn_proto::control::v1::WriteCache;
+use cairn_proto::control::v1::{DeviceScrub, WriteCache};
 use cairn_proto::ids::{DeviceId, NodeId};
 use cairn_proto::time::Time;
 
@@ -18,6 +18,7 @@ struct SoftDevice {
     report: DeviceReport,
     digest: u64,
     write_cache: WriteCache,
+    scrub: Option<DeviceScrub>,
     /// Digest and count of deletions when its inventory was last looked at completely.
     inventory: Option<(u64, u64)>,
     /// The page of an inventory that is expected next, and the count of deletions at its first.
@@ -90,6 +91,7 @@ impl Soft {
             report: report.clone(),
             digest,
             write_cache: WriteCache::Unspecified,
+            scrub: None,
             inventory: None,
             pages: (0, 0),
             written: Time::ZERO,
@@ -104,6 +106,18 @@ impl Soft {
         if let Some(device) = self.devices.get_mut(device) {
             device.write_cache = write_cache;
         }
+    }
+
+    /// Notes how the verification of a device that was heard of is.
+    pub(super) fn heard_scrub(&mut self, device: &DeviceId, scrub: Option<DeviceScrub>) {
+        if let Some(device) = self.devices.get_mut(device) {
+            device.scrub = scrub;
+        }
+    }
+
+    /// How the verification of a device is, as it has said.
+    pub(super) fn scrub(&self, device: &DeviceId) -> Option<DeviceScrub> {
+        self.devices.get(device)?.scrub
     }
 
     /// What a device has said about its write cache.

@@ -281,6 +281,12 @@ async fn a_single_server_does_all_that_clients_and_nodes_ask() {
 }
 
 async fn inventory_of_a_deleted_volume(client: &MetaClient, node_id: u64, volume_id: u64) {
+    let scrub = DeviceScrub {
+        pass: 3,
+        under_way: true,
+        damaged_blocks: 2,
+        ..DeviceScrub::default()
+    };
     let heartbeat = |digest| HeartbeatRequest {
         node_id,
         run_id: vec![1; 16],
@@ -291,6 +297,7 @@ async fn inventory_of_a_deleted_volume(client: &MetaClient, node_id: u64, volume
             commit_seq: 9,
             inventory_digest: digest,
             write_cache: WriteCache::NoneByOperator.into(),
+            scrub: Some(scrub),
             ..DeviceHeartbeat::default()
         }],
     };
@@ -315,11 +322,22 @@ async fn inventory_of_a_deleted_volume(client: &MetaClient, node_id: u64, volume
         .await
         .unwrap()
         .devices;
-    let told = devices
+    let found = devices.iter().find(|found| found.id == device(1).id).unwrap();
+    assert_eq!(
+        found.write_cache(),
+        WriteCache::NoneByOperator,
+        "what a node says is shown"
+    );
+    assert_eq!(found.scrub, Some(scrub));
+    let problems = client.status().await.unwrap().problems;
+    let damaged: Vec<_> = problems
         .iter()
-        .find(|found| found.id == device(1).id)
-        .map(Device::write_cache);
-    assert_eq!(told, Some(WriteCache::NoneByOperator), "what a node says is shown");
+        .filter(|problem| problem.code == "device-damaged")
+        .collect();
+    assert!(
+        damaged.len() == 1 && damaged[0].message.contains("holds 2 blocks"),
+        "{problems:?}"
+    );
     assert_eq!(client.report_inventory(inventory(1)).await.unwrap().drop, []);
     assert_eq!(client.heartbeat(heartbeat(1)).await.unwrap().send_inventory.len(), 0);
     client

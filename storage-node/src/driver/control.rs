@@ -16,6 +16,8 @@ use crate::host::HostStatus;
 pub(super) enum Control {
     /// Forget these groups: their volumes are deleted for good.
     Drop(Vec<GroupId>),
+    /// Verify all that the device holds.
+    Scrub,
     /// Say how the device is.
     Status(oneshot::Sender<HostStatus>),
     /// Say which groups it holds.

@@ -27,6 +27,18 @@ pub(super) struct Meters {
     used: Gauge,
     capacity: Gauge,
     failed: Gauge,
+    scrub: ScrubMeters,
+}
+
+/// Of the device's background work.
+struct ScrubMeters {
+    pass: Gauge,
+    progress: Gauge,
+    checked: Gauge,
+    finished: Gauge,
+    damaged: Gauge,
+    damaged_metadata: Gauge,
+    moved: Counter,
 }
 
 impl Meters {
@@ -54,6 +66,15 @@ impl Meters {
             used: gauge("cairn_node_used_blocks"),
             capacity: gauge("cairn_node_capacity_blocks"),
             failed: gauge("cairn_node_device_failed"),
+            scrub: ScrubMeters {
+                pass: gauge("cairn_node_scrub_pass"),
+                progress: gauge("cairn_node_scrub_progress_ratio"),
+                checked: gauge("cairn_node_scrub_checked_blocks"),
+                finished: gauge("cairn_node_scrub_finished_timestamp_seconds"),
+                damaged: gauge("cairn_node_damaged_blocks"),
+                damaged_metadata: gauge("cairn_node_damaged_metadata"),
+                moved: counter!("cairn_node_moved_blocks_total", "device" => device.clone()),
+            },
             device,
         }
     }
@@ -114,6 +135,17 @@ impl Meters {
         self.used.set(status.used_blocks as f64);
         self.capacity.set(status.capacity_blocks as f64);
         self.failed.set(if status.failed.is_some() { 1.0 } else { 0.0 });
+        let (meters, scrub) = (&self.scrub, &status.scrub);
+        meters.pass.set(scrub.state.pass as f64);
+        // Between passes all is done.
+        meters
+            .progress
+            .set(scrub.percent().map_or(1.0, |percent| f64::from(percent) / 100.0));
+        meters.checked.set(scrub.state.checked as f64);
+        meters.finished.set(scrub.state.finished_s as f64);
+        meters.damaged.set(scrub.damaged_blocks as f64);
+        meters.damaged_metadata.set(scrub.damaged_metadata as f64);
+        meters.moved.absolute(scrub.moved_blocks);
     }
 }
 

@@ -265,6 +265,7 @@ impl Serving {
         while let Some(message) = self.control.pop() {
             match message {
                 Control::Drop(groups) => self.host.handle(self.now, HostEvent::Drop { groups }),
+                Control::Scrub => self.host.handle(self.now, HostEvent::Scrub),
                 // Whoever asked may have given up meanwhile.
                 Control::Status(reply) => drop(reply.send(self.host.status())),
                 Control::Inventory(reply) => drop(reply.send(self.host.inventory())),

@@ -17,7 +17,7 @@ use super::ring::Ring;
 use super::serve::Serving;
 use super::{clock, open};
 use crate::host::limits::HostLimits;
-use crate::host::{DeviceHost, HostConfig, HostStatus};
+use crate::host::{BackgroundConfig, DeviceHost, HostConfig, HostStatus};
 use crate::store::{FormatParams, Identity, OpenError, OpenExpectation, StoreLimits};
 
 /// What a device's thread needs.
@@ -34,6 +34,8 @@ pub struct ThreadConfig {
     pub cluster_key: ClusterKey,
     /// Bounds of the host.
     pub host: HostLimits,
+    /// What it does when nobody asks; the wall clock is the machine's.
+    pub background: BackgroundConfig,
     /// Bounds of the store.
     pub store: StoreLimits,
     /// Bounds of the driver.
@@ -133,6 +135,11 @@ impl DeviceThread {
         self.control.push(Control::Drop(groups))
     }
 
+    /// Begin to verify all that it holds, unless that is under way. False when the thread is stuck.
+    pub fn scrub(&self) -> bool {
+        self.control.push(Control::Scrub)
+    }
+
     /// Asks it to end: nothing new is accepted, what is in flight ends.
     pub fn stop(&self) {
         self.control.stop();
@@ -194,6 +201,10 @@ fn run(config: ThreadConfig, control: &Arc<ControlQueue>, opened: oneshot::Sende
     tracing::info!(device = %identity.device, commit = %recovered, "opened");
     let mut host_config = HostConfig::new(identity.cluster, config.cluster_key, identity.device);
     host_config.limits = config.host;
+    host_config.background = BackgroundConfig {
+        wall_clock: clock::since_1970(),
+        ..config.background
+    };
     let host = DeviceHost::new(started, host_config, store);
     let _ = opened.send(Opened { identity, recovered });
     Serving::new(

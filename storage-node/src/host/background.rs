@@ -11,8 +11,8 @@ use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::time::Time;
 
 use super::limits::{
-    DAMAGE_MAX, MOVE_GUEST_REQUESTS_MAX, MOVE_PAUSE, RETRY_PAUSE, SCRUB_SAVE_BLOCKS, SCRUB_START_DELAY,
-    SCRUB_STEP_BLOCKS, STEP_BLOCKS_MIN,
+    DAMAGE_MAX, MOVE_GUEST_REQUESTS_MAX, MOVE_PAUSE, MOVE_RATE_DEFAULT, RETRY_PAUSE, SCRUB_INTERVAL_DEFAULT,
+    SCRUB_RATE_DEFAULT, SCRUB_SAVE_BLOCKS, SCRUB_START_DELAY, SCRUB_STEP_BLOCKS, STEP_BLOCKS_MIN,
 };
 use crate::store::api::{DamagedBlock, DamagedMetadata, ScrubCursor, ScrubState, StoreError, StoreReply, StoreRequest};
 
@@ -27,6 +27,18 @@ pub struct BackgroundConfig {
     pub move_rate: u64,
     /// What the wall clock says at the start, since 1970. `None` if it is not to be trusted.
     pub wall_clock: Option<Duration>,
+}
+
+impl Default for BackgroundConfig {
+    /// The usual rates, without a wall clock.
+    fn default() -> BackgroundConfig {
+        BackgroundConfig {
+            scrub_rate: SCRUB_RATE_DEFAULT,
+            scrub_interval: SCRUB_INTERVAL_DEFAULT,
+            move_rate: MOVE_RATE_DEFAULT,
+            wall_clock: None,
+        }
+    }
 }
 
 impl BackgroundConfig {
@@ -199,7 +211,7 @@ impl Background {
             self.wanted = true;
             // Without a rate of its own it goes at the usual one.
             if self.scrub.rate == 0 {
-                self.scrub.rate = super::limits::SCRUB_RATE_DEFAULT;
+                self.scrub.rate = SCRUB_RATE_DEFAULT;
             }
             self.scrub.next = now;
         }

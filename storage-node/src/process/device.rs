@@ -244,6 +244,7 @@ fn start_thread(
         listener,
         cluster_key: config.cluster_key.clone(),
         host: config.limits.host,
+        background: config.background,
         store,
         driver: config.limits.driver,
     });

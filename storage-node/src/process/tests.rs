@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::config::{DeviceConfig, FailureDomain, NodeLimits};
 use crate::driver::DeviceError;
+use crate::host::BackgroundConfig;
 use crate::store::OpenError;
 
 const KEY: ClusterKey = ClusterKey([5; 32]);
@@ -42,6 +43,7 @@ fn config(dir: &Path, meta: &str) -> NodeConfig {
             ..FailureDomain::default()
         },
         metrics_listen: None,
+        background: BackgroundConfig::default(),
         limits: NodeLimits::default(),
     }
 }

@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
+use cairn_proto::units::ByteSize;
+
 /// How long a command waits for the metadata servers in all.
 pub(crate) const META_DEADLINE: Duration = Duration::from_secs(5);
 /// Entries that are asked for in one page of a list.
 pub(crate) const LIST_PAGE: u32 = 1000;
+/// The lowest rate of background work, in bytes a second, beside none.
+pub(crate) const RATE_MIN: ByteSize = ByteSize(64 << 10);
+/// Days between two verifications of a device at the most.
+pub(crate) const SCRUB_INTERVAL_DAYS_MAX: u32 = 3650;
 /// Storage nodes that `cairn dev` starts at the most.
 pub(crate) const DEV_NODES_MAX: i64 = 32;
 /// Metadata servers that `cairn dev` starts at the most.

@@ -71,7 +71,63 @@ struct DeviceRecord {
     groups: u64,
     /// Not known while its node is silent.
     write_cache: Option<&'static str>,
+    /// Not known while its node is silent.
+    scrub: Option<ScrubRecord>,
     trouble: Option<String>,
+}
+
+/// How the verification of a device is.
+#[derive(Serialize, Clone, PartialEq, Eq, Debug)]
+struct ScrubRecord {
+    pass: u64,
+    under_way: bool,
+    /// Seconds since 1970; not known, or never.
+    begun_s: Option<u64>,
+    checked_blocks: u64,
+    data_blocks: u64,
+    finished_pass: u64,
+    finished_s: Option<u64>,
+    damaged_blocks: u64,
+    damaged_metadata: u64,
+    moved_blocks: u64,
+}
+
+impl From<v1::DeviceScrub> for ScrubRecord {
+    fn from(scrub: v1::DeviceScrub) -> ScrubRecord {
+        ScrubRecord {
+            pass: scrub.pass,
+            under_way: scrub.under_way,
+            begun_s: Some(scrub.begun_s).filter(|time| *time > 0),
+            checked_blocks: scrub.checked_blocks,
+            data_blocks: scrub.data_blocks,
+            finished_pass: scrub.finished_pass,
+            finished_s: Some(scrub.finished_s).filter(|time| *time > 0),
+            damaged_blocks: scrub.damaged_blocks,
+            damaged_metadata: scrub.damaged_metadata,
+            moved_blocks: scrub.moved_blocks,
+        }
+    }
+}
+
+impl ScrubRecord {
+    fn progress(&self) -> String {
+        match (self.pass, self.under_way) {
+            (0, _) => "not yet".to_string(),
+            (pass, false) => format!("pass {pass} done"),
+            (pass, true) => format!(
+                "pass {pass} {}",
+                percent(self.checked_blocks.min(self.data_blocks), self.data_blocks)
+            ),
+        }
+    }
+
+    fn damage(&self) -> String {
+        match (self.damaged_blocks, self.damaged_metadata) {
+            (0, 0) => "none".to_string(),
+            (blocks, 0) => format!("{blocks} blocks"),
+            (blocks, metadata) => format!("{blocks} blocks, {metadata} of its own"),
+        }
+    }
 }
 
 impl From<v1::Node> for NodeRecord {
@@ -119,6 +175,7 @@ impl From<v1::Device> for DeviceRecord {
             used_bytes: device.used_bytes,
             groups: device.groups,
             write_cache,
+            scrub: device.scrub.map(ScrubRecord::from),
             trouble: Some(device.trouble).filter(|trouble| !trouble.is_empty()),
         }
     }
@@ -214,6 +271,8 @@ fn describe(node: &NodeRecord) -> String {
         "USED",
         "GROUPS",
         "WRITE CACHE",
+        "VERIFIED",
+        "DAMAGED",
         "ADDRESS",
         "TROUBLE",
     ];
@@ -239,6 +298,8 @@ fn describe(node: &NodeRecord) -> String {
                 Some(detected) => detected,
             }
             .to_string(),
+            device.scrub.as_ref().map_or("?".to_string(), ScrubRecord::progress),
+            device.scrub.as_ref().map_or("?".to_string(), ScrubRecord::damage),
             device.addresses.join(" "),
             device.trouble.clone().unwrap_or_default(),
         ]);
@@ -276,6 +337,14 @@ mod tests {
                 seems_alive: alive,
                 groups: 5,
                 write_cache: v1::WriteCache::Volatile.into(),
+                scrub: Some(v1::DeviceScrub {
+                    pass: 3,
+                    under_way: true,
+                    checked_blocks: 25,
+                    data_blocks: 100,
+                    damaged_blocks: 2,
+                    ..v1::DeviceScrub::default()
+                }),
                 ..v1::Device::default()
             }],
         }
@@ -302,8 +371,8 @@ mod tests {
         assert!(text.starts_with("name     node-1\nid       1\nstate    up\n"), "{text}");
         assert!(
             text.ends_with(
-                "DEVICE    STATE   SIZE  USED  GROUPS  WRITE CACHE  ADDRESS         TROUBLE\n\
-                 01010101  up     8 GiB  25 %       5  volatile     127.0.0.1:7402\n"
+                "DEVICE    STATE   SIZE  USED  GROUPS  WRITE CACHE  VERIFIED     DAMAGED   ADDRESS         TROUBLE\n\
+                 01010101  up     8 GiB  25 %       5  volatile     pass 3 25 %  2 blocks  127.0.0.1:7402\n"
             ),
             "{text}"
         );
@@ -316,7 +385,7 @@ mod tests {
         assert_eq!(keys(&json), "alive devices domain heard_ms_ago id name version");
         assert_eq!(
             keys(&json["devices"][0]),
-            "addresses alive capacity_bytes groups incarnation state trouble used_bytes uuid write_cache"
+            "addresses alive capacity_bytes groups incarnation scrub state trouble used_bytes uuid write_cache"
         );
     }
 }

@@ -1,14 +1,19 @@
 //! `cairn node` without a subcommand: flags and configuration become a storage node.
 
+use std::time::Duration;
+
 use cairn_client::config::{Config, DeviceSection, WriteCache};
 use cairn_meta::metrics::MetricsError;
+use cairn_proto::units::ByteSize;
 use cairn_storage_node::config::{DeviceConfig, FailureDomain, NodeConfig, NodeLimits};
+use cairn_storage_node::host::BackgroundConfig;
 use cairn_storage_node::process::NodeError;
 
 use super::{Settings, host_name, key, required};
 use crate::args::{Global, Node};
 use crate::context::{named_config, process_meta_addresses};
 use crate::failure::{Failure, Kind};
+use crate::limits::{RATE_MIN, SCRUB_INTERVAL_DAYS_MAX};
 
 pub(crate) fn run(global: &Global, args: &Node) -> Result<(), Failure> {
     let config = named_config(global)?;
@@ -33,6 +38,7 @@ fn failure(error: &NodeError) -> Failure {
 
 fn node_config(global: &Global, args: &Node, config: &Config, settings: &Settings) -> Result<NodeConfig, Failure> {
     let section = config.node.clone().unwrap_or_default();
+    let background = BackgroundConfig::default();
     let name = args.name.clone().or(section.name).unwrap_or_else(host_name);
     let create_size = args.device_size.or(section.device_size);
     let mut devices = if args.devices.is_empty() {
@@ -77,16 +83,43 @@ fn node_config(global: &Global, args: &Node, config: &Config, settings: &Setting
             host: args.host.clone().or(section.host).unwrap_or_else(|| name.clone()),
         },
         metrics_listen: settings.metrics,
+        background: BackgroundConfig {
+            scrub_rate: rate("scrub_rate", section.scrub_rate, background.scrub_rate)?,
+            scrub_interval: interval(section.scrub_interval_days)?.unwrap_or(background.scrub_interval),
+            move_rate: rate("move_rate", section.move_rate, background.move_rate)?,
+            ..background
+        },
         limits: NodeLimits::default(),
         name,
     })
+}
+
+/// A rate in bytes a second, as the file says it.
+fn rate(key: &str, told: Option<ByteSize>, usual: u64) -> Result<u64, Failure> {
+    match told {
+        Some(ByteSize(rate)) if rate > 0 && rate < RATE_MIN.0 => Err(Failure::usage(format!(
+            "`{key}` under [node] is {rate} bytes a second, at which it would never get anywhere: write at least \
+             {RATE_MIN}, or 0 for none"
+        ))),
+        Some(ByteSize(rate)) => Ok(rate),
+        None => Ok(usual),
+    }
+}
+
+fn interval(days: Option<u32>) -> Result<Option<Duration>, Failure> {
+    match days {
+        Some(days) if days > SCRUB_INTERVAL_DAYS_MAX => Err(Failure::usage(format!(
+            "`scrub_interval_days` under [node] is {days}: write at most {SCRUB_INTERVAL_DAYS_MAX}, or `scrub_rate = \"0\"` for \
+             no verification"
+        ))),
+        days => Ok(days.map(|days| Duration::from_secs(u64::from(days) * 24 * 3600))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use cairn_proto::units::ByteSize;
     use clap::Parser as _;
 
     use super::*;
@@ -148,6 +181,34 @@ mod tests {
             failure.to_string().contains("/w, which is none of the devices"),
             "{failure}"
         );
+    }
+
+    #[test]
+    fn background_work_has_rates_that_can_be_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("k");
+        key::create(&key).unwrap();
+        let told = |lines: &str| {
+            let file = format!(
+                "version = 1\n[cluster]\nmeta = ['h:1']\nkey_file = '{}'\n[node]\nname = 'a'\nlisten = '127.0.0.1:1'\n\
+                 devices = ['/x']\n{lines}",
+                key.display()
+            );
+            parse("cairn node", &file).map(|config| config.background)
+        };
+        let usual = told("").unwrap();
+        assert_eq!((usual.scrub_rate, usual.move_rate), (16 << 20, 8 << 20));
+        assert_eq!(usual.scrub_interval, Duration::from_secs(7 * 24 * 3600));
+        let config = told("scrub_rate = '100MiB'\nscrub_interval_days = 30\nmove_rate = '0'\n").unwrap();
+        assert_eq!((config.scrub_rate, config.move_rate), (100 << 20, 0));
+        assert_eq!(config.scrub_interval, Duration::from_secs(30 * 24 * 3600));
+        let failure = told("scrub_rate = '100'\n").unwrap_err().to_string();
+        assert!(
+            failure.contains("`scrub_rate`") && failure.contains("at least 64 KiB"),
+            "{failure}"
+        );
+        let failure = told("scrub_interval_days = 5000\n").unwrap_err().to_string();
+        assert!(failure.contains("at most 3650"), "{failure}");
     }
 
     #[test]

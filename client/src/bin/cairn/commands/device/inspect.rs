@@ -65,7 +65,7 @@ fn verdict(args: &InspectDevice, device: &DeviceReader, found: &Inspection) -> R
     }
 }
 
-/// Blocks as bytes.
+/// Blocks as bytes. What a damaged device counts may be any number.
 pub(super) fn bytes(blocks: u64) -> u64 {
-    blocks * BLOCK_BYTES as u64
+    blocks.saturating_mul(BLOCK_BYTES as u64)
 }

@@ -329,7 +329,8 @@ fn replica(found: &ReplicaSummary) -> ReplicaRecord {
 fn volumes(replicas: &[ReplicaRecord]) -> Vec<VolumeRecord> {
     let mut volumes: BTreeMap<u64, u64> = BTreeMap::new();
     for replica in replicas {
-        *volumes.entry(replica.volume_id).or_default() += replica.data_bytes;
+        let sum = volumes.entry(replica.volume_id).or_default();
+        *sum = sum.saturating_add(replica.data_bytes);
     }
     let record = |(volume_id, data_bytes)| VolumeRecord { volume_id, data_bytes };
     volumes.into_iter().map(record).collect()

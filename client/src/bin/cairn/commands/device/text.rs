@@ -69,7 +69,7 @@ fn head(record: &Record) -> String {
             0 => format!("empty, after commit {}", log.checkpoint_commit),
             _ => format!(
                 "commits {} to {}, {}",
-                log.checkpoint_commit + 1,
+                log.checkpoint_commit.saturating_add(1),
                 log.last_commit,
                 count(log.record_pages, "record page")
             ),

@@ -11,7 +11,7 @@ use cairn_proto::block::{Apply, BlockState, Content, Cursor, Run};
 use cairn_proto::buffer::BlockBuf;
 use cairn_proto::disk::{DeviceBlock, DiskDone, DiskError, DiskOp, DiskToken};
 use cairn_proto::ids::{ChunkIndex, CommitSeq, Generation, GroupId, Layer, VolumeId};
-use cairn_proto::limits::BLOCK_BYTES;
+use cairn_proto::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK};
 use cairn_proto::time::Time;
 use cairn_proto::units::BlockRange;
 use cairn_storage_node::host::ReplicaStore;
@@ -176,6 +176,23 @@ impl Kept {
                         version: block.version,
                     };
                     self.put((group, range.chunk(), layer, at), state, content, apply);
+                }
+            }
+            StoreRequest::DeleteLayer { group, layer } => {
+                self.blocks.retain(|place, _| (place.0, place.2) != (group, layer));
+            }
+            StoreRequest::RaiseFloor {
+                group,
+                layer,
+                chunk,
+                version,
+            } => {
+                for block in 0..BLOCKS_PER_CHUNK {
+                    let held = self.blocks.entry((group, chunk, layer, block));
+                    let (state, _) = held.or_insert((BlockState::ABSENT, Bytes::new()));
+                    if state.content == Content::Absent {
+                        state.version = state.version.max(version);
+                    }
                 }
             }
             StoreRequest::SaveScrub { .. } => {}

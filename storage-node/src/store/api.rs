@@ -6,7 +6,7 @@ use bytes::Bytes;
 pub use cairn_proto::block::{Apply, BlockState, Content, Cursor, Run};
 use cairn_proto::checksum::Checksum;
 use cairn_proto::disk::{DiskError, DiskOp};
-use cairn_proto::ids::{CommitSeq, Generation, GroupId, Layer, Version, VolumeId};
+use cairn_proto::ids::{ChunkIndex, CommitSeq, Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
 pub use super::scrub::{DamagedBlock, DamagedMetadata, MetadataKind};
@@ -59,10 +59,30 @@ pub enum StoreRequest {
         /// What the store keeps of it, opaque here.
         role: u8,
     },
-    /// Forget a group's replica and give its space back. Seals stay.
+    /// Forget a group's replica. It is gone when this is durable; its space is given back in the background, and a new
+    /// replica of the group waits for that. Seals stay.
     DropReplica {
         /// Which group.
         group: GroupId,
+    },
+    /// Delete a layer of a group's replica. It is gone when this is durable; its space is given back in the background, and
+    /// a write to a layer of that number waits for that.
+    DeleteLayer {
+        /// Which group; its replica must exist.
+        group: GroupId,
+        /// Which layer. It need not have anything.
+        layer: Layer,
+    },
+    /// Absent blocks of a chunk get at least this version: tombstones below it need not be kept one by one.
+    RaiseFloor {
+        /// Which group; its replica must exist.
+        group: GroupId,
+        /// Which layer.
+        layer: Layer,
+        /// Which chunk.
+        chunk: ChunkIndex,
+        /// The version.
+        version: Version,
     },
     /// Write a range under one version.
     Write {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use cairn_proto::ids::{GroupId, Version};
+use cairn_proto::ids::Version;
 use cairn_proto::limits::BLOCKS_PER_CHUNK;
 use cairn_proto::units::BlockRange;
 
@@ -57,11 +57,10 @@ impl Catalog {
                 *held = (*held).max(*generation);
             }
             Record::Replica { group, role } => self.replicas.entry(*group).or_default().role = *role,
-            Record::DropReplica { group } => {
-                self.forget_chunks(*group, |_| true, effects);
-                self.replicas.remove(group);
-            }
-            Record::DeleteLayer { group, layer } => self.forget_chunks(*group, |key| key.layer == *layer, effects),
+            Record::DropReplica { group } => self.drop_replica(*group),
+            Record::DeleteLayer { group, layer } => self.delete_layer(*group, *layer),
+            Record::Reclaim { key, first, last } => self.reclaim(*key, (*first, *last), effects),
+            Record::Reclaimed { doomed } => self.reclaimed(*doomed, effects),
             Record::Move { at, moves } => {
                 for (block, moved) in (at.range.start()..).zip(moves) {
                     let entry = self.chunks.get(&at.key()).and_then(|chunk| chunk.entry(block));
@@ -129,7 +128,7 @@ impl Catalog {
         }
         let size = leaf.size;
         self.chunk_memory = self.chunk_memory + size.memory - memory;
-        self.count_blocks(key.group, delta);
+        self.count_blocks(key, delta);
         if size.bytes > self.leaf_bytes_max && size.chunks > 1 {
             self.split(from, key);
         } else if size.chunks == 0 {
@@ -227,12 +226,16 @@ impl Catalog {
         });
     }
 
-    pub(super) fn count_blocks(&mut self, group: GroupId, delta: i64) {
-        if let Some(replica) = self.replicas.get_mut(&group) {
-            replica.blocks = replica
-                .blocks
-                .checked_add_signed(delta)
-                .expect("a replica's blocks are counted");
+    fn count_blocks(&mut self, key: ChunkKey, delta: i64) {
+        let Some(replica) = self.replicas.get_mut(&key.group).filter(|_| delta != 0) else {
+            return;
+        };
+        let layer = self.layers.entry((key.group, key.layer)).or_default();
+        for count in [&mut replica.blocks, &mut *layer] {
+            *count = count.checked_add_signed(delta).expect("blocks of data are counted");
+        }
+        if *layer == 0 {
+            self.layers.remove(&(key.group, key.layer));
         }
     }
 
@@ -258,18 +261,6 @@ impl Catalog {
             drop_what_the_floor_says(chunk);
             delta
         });
-    }
-
-    fn forget_chunks(&mut self, group: GroupId, matches: impl Fn(&ChunkKey) -> bool, effects: &mut Effects) {
-        let keys: Vec<ChunkKey> = self.chunks_of(group).map(|(key, _)| *key).filter(matches).collect();
-        for key in keys {
-            self.change(key, effects, |chunk, pages| {
-                let numbers = chunk.pages.keys();
-                let freed: i64 = numbers.map(|page| pages.forget(chunk, page)).sum();
-                chunk.floor = Uniform::NEVER;
-                -freed
-            });
-        }
     }
 }
 
@@ -355,8 +346,8 @@ impl Pages<'_> {
         }
     }
 
-    /// Takes a page out of its chunk; returns how many blocks of data it had.
-    fn forget(&mut self, chunk: &mut Chunk, page: u8) -> i64 {
+    /// Takes a page out of its chunk, and whatever data it has; returns how many blocks.
+    pub(super) fn forget(&mut self, chunk: &mut Chunk, page: u8) -> i64 {
         let key = self.key(page);
         match chunk.pages.remove(page) {
             None | Some(Page::Uniform(_) | Page::Broken) => 0,
@@ -370,6 +361,18 @@ impl Pages<'_> {
                 self.effects.freed.extend(places);
                 (self.effects.freed.len() - before) as i64
             }
+        }
+    }
+
+    /// Takes a page out of its chunk, whether it can be read or not. What data it has, if it is not in memory, belongs to
+    /// nobody from now on.
+    pub(super) fn abandon(&mut self, chunk: &mut Chunk, page: u8) {
+        match chunk.pages.get(&page) {
+            Some(Page::OnDisk(home)) => {
+                self.effects.stale.push(home.place);
+                chunk.pages.remove(page);
+            }
+            _ => drop(self.forget(chunk, page)),
         }
     }
 }

@@ -80,6 +80,7 @@ impl Engine {
         kept.into_iter().rev().for_each(|queued| queue.push_front(queued));
         self.queue = queue;
         self.add_move(&mut building);
+        self.add_reclaim(&mut building);
         self.loads.failed_for_writes.clear();
         if building.drafts.is_empty() {
             if self.confirm_at.is_some_and(|at| at <= now) {

@@ -2,13 +2,14 @@
 //! when a batch has become durable and when it is replayed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::ops::{Bound, RangeInclusive};
 
 use cairn_proto::ids::{Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
 use super::canary::Canary;
 use super::chunk::{Chunk, ChunkKey, Home, PAGE_MEMORY, Page, PageKey, Resident, page_of, slot_of};
+use super::doomed::Doomed;
 use super::entry::Entry;
 use super::freeze::Frozen;
 use super::leaf::{LEAF_CAPACITY, LEAF_MEMORY, Leaf, LeafSize, LeafState, decode_leaf};
@@ -46,6 +47,10 @@ pub(super) struct Effects {
 pub(super) struct Catalog {
     pub(super) seals: BTreeMap<VolumeId, Generation>,
     pub(super) replicas: BTreeMap<GroupId, Replica>,
+    /// Blocks of data by layer, where there are any.
+    pub(super) layers: BTreeMap<(GroupId, Layer), u64>,
+    /// What was dropped and still takes space.
+    pub(super) doomed: BTreeSet<Doomed>,
     /// How far the scrub is; `None` if there never was one.
     pub(super) scrub: Option<ScrubState>,
     /// The leaves, each under the lowest key it may have; together they cover all keys.
@@ -114,6 +119,8 @@ impl Catalog {
         Catalog {
             seals: BTreeMap::new(),
             replicas: BTreeMap::new(),
+            layers: BTreeMap::new(),
+            doomed: BTreeSet::new(),
             scrub: None,
             leaves: BTreeMap::from([(ChunkKey::MIN, Leaf::empty())]),
             chunks: BTreeMap::new(),
@@ -185,8 +192,11 @@ impl Catalog {
 
     /// What of a range must be loaded, or can't be: its leaf, or pages of it.
     pub(super) fn unknown(&self, key: ChunkKey, range: BlockRange) -> impl Iterator<Item = Unknown> {
+        self.unknown_pages(key, page_of(range.start())..=page_of(range.end() - 1))
+    }
+
+    fn unknown_pages(&self, key: ChunkKey, pages: RangeInclusive<u8>) -> impl Iterator<Item = Unknown> {
         let leaf = self.unknown_chunk(key);
-        let pages = page_of(range.start())..=page_of(range.end() - 1);
         let chunk = self.chunks.get(&key).filter(|_| leaf.is_none());
         let pages = chunk
             .into_iter()
@@ -203,35 +213,28 @@ impl Catalog {
             | Record::Discard { at, .. }
             | Record::Copy { at, .. }
             | Record::Move { at, .. } => self.unknown(at.key(), at.range).collect(),
-            Record::DropReplica { group } => self.unknown_where(*group, |_| true),
-            Record::DeleteLayer { group, layer } => self.unknown_where(*group, |key| key.layer == *layer),
             Record::Floor {
                 group, layer, chunk, ..
-            } => self.unknown_where(*group, |key| key.layer == *layer && key.chunk == *chunk),
-            Record::Seal { .. } | Record::Replica { .. } | Record::Marker { .. } | Record::Scrub(_) => Vec::new(),
+            } => {
+                let key = ChunkKey {
+                    group: *group,
+                    chunk: *chunk,
+                    layer: *layer,
+                };
+                self.unknown(key, BlockRange::whole(*chunk)).collect()
+            }
+            Record::Reclaim { key, first, last } => self.unknown_pages(*key, *first..=*last).collect(),
+            Record::Reclaimed { doomed } if doomed.layer.is_none() => self.unknown_leaves(doomed.group),
+            Record::Seal { .. }
+            | Record::Replica { .. }
+            | Record::DropReplica { .. }
+            | Record::DeleteLayer { .. }
+            | Record::Reclaimed { .. }
+            | Record::Marker { .. }
+            | Record::Scrub(_) => Vec::new(),
         };
         unknown.retain(|unknown| *unknown != Unknown::Broken);
         unknown
-    }
-
-    fn unknown_where(&self, group: GroupId, matches: impl Fn(&ChunkKey) -> bool) -> Vec<Unknown> {
-        let first = ChunkKey { group, ..ChunkKey::MIN };
-        let (from, _) = self.leaf_of(first);
-        let leaves = self.leaves.range(from..).take_while(|(key, _)| key.group <= group);
-        let leaves = leaves.filter_map(|(key, leaf)| self.unknown_leaf(*key, leaf));
-        let chunks = self.chunks_of(group).filter(|(key, _)| matches(key));
-        let pages = chunks.flat_map(|(key, chunk)| chunk.pages.iter().map(move |(page, state)| (*key, page, state)));
-        let pages = pages.filter_map(|(chunk, page, state)| unknown_page(PageKey { chunk, page }, state));
-        leaves.chain(pages).collect()
-    }
-
-    /// The pages of a group that are pages.
-    pub(super) fn pages_of_group(&self, group: GroupId) -> impl Iterator<Item = PageKey> {
-        let pages = |(chunk, pages): (&ChunkKey, &Chunk)| {
-            let chunk = *chunk;
-            pages.pages.keys().map(move |page| PageKey { chunk, page })
-        };
-        self.chunks_of(group).flat_map(pages)
     }
 
     /// The chunks of a group, in order.
@@ -288,6 +291,19 @@ impl Catalog {
             }
         }
         any.then_some(older)
+    }
+
+    /// Whether a chunk has absent blocks of a lower version. All of its pages must be in memory.
+    pub(super) fn has_lower(&self, key: ChunkKey, version: Version) -> bool {
+        let never = Chunk::NEVER;
+        let chunk = self.chunks.get(&key).unwrap_or(&never);
+        let lower = |entry: &Entry| entry.is_absent() && entry.version < version;
+        let in_page = |page: &Page| match page {
+            Page::Uniform(uniform) => lower(&uniform.entry()),
+            Page::Resident(resident) => resident.entries.iter().any(lower),
+            Page::OnDisk(_) | Page::Broken => panic!("pages are loaded before they are used"),
+        };
+        lower(&chunk.floor.entry()) || chunk.pages.values().any(in_page)
     }
 
     /// Marks the pages of a range as used, so that they stay in memory a while.
@@ -441,7 +457,7 @@ pub(super) fn pages_between(from: ChunkKey, end: Option<ChunkKey>) -> (Bound<Pag
     (Bound::Included(first(from)), end)
 }
 
-fn unknown_page(key: PageKey, page: &Page) -> Option<Unknown> {
+pub(super) fn unknown_page(key: PageKey, page: &Page) -> Option<Unknown> {
     match page {
         Page::OnDisk(home) => Some(Unknown::OnDisk(key, *home)),
         Page::Broken => Some(Unknown::Broken),

@@ -353,6 +353,7 @@ impl Engine {
         last.covered = checkpoint.header.covered;
         last.directory = checkpoint.directory;
         self.catalog.checkpoint_stored();
+        self.reclaim.stuck = None;
         let after = self.reads.next_number();
         self.space.free_after(after, free);
         self.io.counters.checkpoints += 1;

@@ -160,6 +160,28 @@ impl ChunkKey {
         layer: Layer(0),
     };
 
+    /// One of its pages.
+    pub(super) fn page(self, page: u8) -> PageKey {
+        PageKey { chunk: self, page }
+    }
+
+    /// The next key after it; itself if it is the last that can be.
+    pub(super) fn next(self) -> ChunkKey {
+        let ChunkKey { group, chunk, layer } = self;
+        match (layer.0.checked_add(1), chunk.0.checked_add(1)) {
+            (Some(next), _) => ChunkKey {
+                layer: Layer(next),
+                ..self
+            },
+            (None, Some(next)) => ChunkKey {
+                group,
+                chunk: ChunkIndex(next),
+                layer: Layer(0),
+            },
+            (None, None) => self,
+        }
+    }
+
     /// Group, chunk, layer.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         put_group(out, self.group);

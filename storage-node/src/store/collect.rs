@@ -134,7 +134,8 @@ impl Engine {
                 return Err(Stop::Unknown(unknown, Cursor { chunk, layer, block }));
             }
             let chunks = self.catalog.chunks_in(*from).skip_while(|(key, _)| **key < first);
-            for (key, chunk) in chunks.take_while(|(key, _)| **key <= last) {
+            let chunks = chunks.take_while(|(key, _)| **key <= last);
+            for (key, chunk) in chunks.filter(|(key, _)| !self.catalog.is_doomed(key)) {
                 let from = if *key == first { request.from.block } else { 0 };
                 let to = if *key == last {
                     request.to.block

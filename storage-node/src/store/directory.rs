@@ -5,16 +5,17 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use cairn_proto::buffer::BlockBuf;
 use cairn_proto::codec::{DecodeError, Put, Reader};
-use cairn_proto::ids::{DeviceId, DeviceUuid, Generation, GroupId, Incarnation, VolumeId};
+use cairn_proto::ids::{DeviceId, DeviceUuid, Generation, GroupId, Incarnation, Layer, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::catalog::{Catalog, Replica};
 use super::chunk::{ChunkKey, Home, KEY_BYTES};
 use super::crc;
+use super::doomed::Doomed;
 use super::entry::check_place;
 use super::freeze::LeafRef;
 use super::leaf::LeafState;
-use super::record::{get_group, put_group};
+use super::record::{DOOMED_BYTES, get_group, put_group};
 use super::scrub_state::ScrubState;
 
 const MAGIC: [u8; 8] = *b"CAIRNDIR";
@@ -34,6 +35,10 @@ pub(super) enum DirectoryEntry {
     Leaf(ChunkKey, Option<LeafState>),
     MapPage(u32, Home),
     Scrub(ScrubState),
+    /// Blocks of data of a layer.
+    Layer(GroupId, Layer, u64),
+    /// What was dropped and still takes space.
+    Doomed(Doomed),
 }
 
 /// Entries packed into blocks, before the blocks have places.
@@ -58,6 +63,16 @@ impl DirectoryWriter {
                 out.put_bytes(&[0; 3]);
                 out.put_u64(replica.blocks);
             });
+        }
+        for ((group, layer), blocks) in &catalog.layers {
+            self.add(6, |out| {
+                put_group(out, *group);
+                out.put_u32(layer.0);
+                out.put_u64(*blocks);
+            });
+        }
+        for doomed in &catalog.doomed {
+            self.add(7, |out| doomed.encode(out));
         }
         if let Some(state) = &catalog.scrub {
             self.add(5, |out| state.encode(out));
@@ -233,6 +248,12 @@ fn decode_entry(reader: &mut Reader<'_>, end: u32) -> Result<DirectoryEntry, Dec
             check_place(place, end)?;
             DirectoryEntry::MapPage(page, Home { place, crc })
         }
+        6 => {
+            let group = get_group(&mut body)?;
+            let layer = Layer(body.u32()?);
+            DirectoryEntry::Layer(group, layer, body.u64()?)
+        }
+        7 => DirectoryEntry::Doomed(Doomed::decode(&mut body)?),
         5 => DirectoryEntry::Scrub(ScrubState::decode(&mut body)?),
         _ => return Err(DecodeError::Invalid("entry type")),
     };
@@ -244,6 +265,8 @@ fn decode_entry(reader: &mut Reader<'_>, end: u32) -> Result<DirectoryEntry, Dec
 pub(super) fn blocks_max(catalog: &Catalog, map_pages: usize) -> u64 {
     let bytes = catalog.seals.len() * 16
         + catalog.replicas.len() * 28
+        + catalog.layers.len() * 28
+        + catalog.doomed.len() * (HEAD_BYTES + DOOMED_BYTES)
         + catalog.leaves.len() * LEAF_ENTRY_BYTES
         + map_pages * 16
         + HEAD_BYTES
@@ -264,7 +287,7 @@ mod tests {
     use super::super::leaf::Leaf;
     use super::super::limits::StoreLimits;
     use super::*;
-    use cairn_proto::ids::{ChunkIndex, GroupIndex, Layer};
+    use cairn_proto::ids::{ChunkIndex, GroupIndex};
 
     const END: u32 = 10_000;
 
@@ -289,6 +312,11 @@ mod tests {
         catalog.seals.insert(VolumeId(9), Generation::new(77).unwrap());
         let replica = Replica { role: 2, blocks: 12345 };
         catalog.replicas.insert(group(1), replica);
+        catalog.layers.insert((group(1), Layer(3)), 12345);
+        for layer in [None, Some(Layer(3))] {
+            let group = group(2);
+            catalog.doomed.insert(Doomed { group, layer });
+        }
         catalog.scrub = Some(ScrubState {
             pass: 3,
             ..ScrubState::default()
@@ -357,12 +385,17 @@ mod tests {
                         DirectoryEntry::Leaf(key, state) => drop(found.leaves.insert(key, Leaf::listed(state))),
                         DirectoryEntry::MapPage(..) => map_pages += 1,
                         DirectoryEntry::Scrub(state) => found.scrub = Some(state),
+                        DirectoryEntry::Layer(group, layer, blocks) => {
+                            found.layers.insert((group, layer), blocks);
+                        }
+                        DirectoryEntry::Doomed(doomed) => drop(found.doomed.insert(doomed)),
                     }
                 }
             }
             prop_assert_eq!(map_pages, 1);
             prop_assert_eq!(format!("{:?}", found.leaves), format!("{:?}", catalog.leaves));
             prop_assert_eq!(found.scrub, catalog.scrub);
+            prop_assert_eq!((found.layers, found.doomed), (catalog.layers, catalog.doomed));
             prop_assert_eq!((found.seals, found.replicas), (catalog.seals, catalog.replicas));
         }
 

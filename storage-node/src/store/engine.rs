@@ -20,6 +20,7 @@ use super::load::Loads;
 use super::mend::Mends;
 use super::mover::Mover;
 use super::read::Reads;
+use super::reclaim::Reclaim;
 use super::record::MarkerKind;
 use super::scrub::Scrub;
 use super::space::SpaceMap;
@@ -88,6 +89,7 @@ pub(super) struct Engine {
     pub(super) loads: Loads,
     pub(super) scrub: Scrub,
     pub(super) mover: Mover,
+    pub(super) reclaim: Reclaim,
     pub(super) checkpoint: Option<Box<Checkpoint>>,
     pub(super) checkpoints: Checkpoints,
     pub(super) zero_ahead: ZeroAhead,

@@ -76,6 +76,8 @@ pub struct StoreLimits {
     /// Bytes of memory that the index may take before what the device has as well is evicted: index pages (4 KiB and 200
     /// bytes each), leaves of the directory, and the table of the leaves.
     pub index_memory_max: usize,
+    /// Index pages of dropped replicas and layers that one batch gives back at the most; an eighth of it beside requests.
+    pub reclaim_pages_max: usize,
     /// Free blocks that only overwrites may use, so that a full device can still be overwritten; at least
     /// [`REQUEST_BLOCKS_MAX`].
     pub overwrite_reserve_blocks: u64,
@@ -107,6 +109,7 @@ impl Default for StoreLimits {
             recovery_reads_in_flight: 32,
             walk_reads_in_flight: 4,
             index_memory_max: 32 << 20,
+            reclaim_pages_max: 64,
             overwrite_reserve_blocks: 1024,
             confirm_after: Duration::from_millis(100),
             zero_ahead: false,
@@ -133,6 +136,7 @@ impl StoreLimits {
             recovery_reads_in_flight: 4,
             walk_reads_in_flight: 2,
             index_memory_max: 40 << 10,
+            reclaim_pages_max: 3,
             overwrite_reserve_blocks: 256,
             zero_ahead_blocks: 16,
             zero_ahead_runs: 2,

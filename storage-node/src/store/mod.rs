@@ -12,6 +12,7 @@ mod chunk;
 mod collect;
 mod crc;
 mod directory;
+mod doomed;
 mod engine;
 mod entry;
 mod format;
@@ -26,6 +27,7 @@ mod mover;
 mod page_table;
 mod plan;
 mod read;
+mod reclaim;
 mod record;
 mod recovery;
 mod scrub;
@@ -37,7 +39,7 @@ mod window;
 mod zero_ahead;
 
 use cairn_proto::disk::{DiskDone, DiskGeometry};
-use cairn_proto::ids::{CommitSeq, Generation, GroupId, VolumeId};
+use cairn_proto::ids::{CommitSeq, Generation, GroupId, Layer, VolumeId};
 use cairn_proto::time::Time;
 
 pub use api::{StoreAction, StoreError, StoreReply, StoreRequest, Ticket};
@@ -240,6 +242,22 @@ impl Store {
     pub fn replica_of(&self, group: GroupId) -> Option<ReplicaInfo> {
         let replica = self.engine()?.catalog.replicas.get(&group)?;
         Some(info(group, replica))
+    }
+
+    /// The layers of a group's replica that have data, in order, and their blocks of data. Durable ones only.
+    pub fn layers_of(&self, group: GroupId) -> impl Iterator<Item = (Layer, u64)> {
+        let all = (group, Layer(0))..=(group, Layer(u32::MAX));
+        let engine = self.engine().into_iter();
+        let layers = engine.flat_map(move |engine| engine.catalog.layers.range(all.clone()));
+        layers.map(|((_, layer), blocks)| (*layer, *blocks))
+    }
+
+    /// What was dropped and still takes space, which is given back in the background: replicas (`None`), and layers of
+    /// replicas.
+    pub fn reclaiming(&self) -> impl Iterator<Item = (GroupId, Option<Layer>)> {
+        let engine = self.engine().into_iter();
+        let doomed = engine.flat_map(|engine| &engine.catalog.doomed);
+        doomed.map(|doomed| (doomed.group, doomed.layer))
     }
 
     /// Space. All zero before the store is open.

@@ -14,9 +14,10 @@ use super::api::{CopiedBlock, StoreError, StoreRequest, Ticket, WriteContent};
 use super::batch::{Queued, target};
 use super::catalog::Unknown;
 use super::chunk::ChunkKey;
+use super::doomed::Doomed;
 use super::engine::Engine;
 use super::entry::{Entry, Hole};
-use super::limits::{BATCH_BLOCKS_MAX, PAGE_ENTRIES, REQUEST_BLOCKS_MAX, StoreLimits};
+use super::limits::{BATCH_BLOCKS_MAX, PAGE_ENTRIES, PAGES_PER_CHUNK, REQUEST_BLOCKS_MAX, StoreLimits};
 use super::load::For;
 use super::record::{Record, Target, body_capacity};
 
@@ -192,6 +193,14 @@ impl Engine {
                 {
                     return Verdict::Answer(Ok(()));
                 }
+                let dropped = Doomed {
+                    group: *group,
+                    layer: None,
+                };
+                if self.catalog.doomed.contains(&dropped) {
+                    self.reclaim.stuck = None;
+                    return Verdict::Wait;
+                }
                 Verdict::Take(Plan::of(Record::Replica {
                     group: *group,
                     role: *role,
@@ -204,17 +213,29 @@ impl Engine {
                 if !self.catalog.replicas.contains_key(group) {
                     return Verdict::Answer(Ok(()));
                 }
-                let record = Record::DropReplica { group: *group };
-                match self.load_all(self.catalog.unknown_of(&record), For::Write) {
-                    Err(error) => return Verdict::Answer(Err(StoreError::Unreadable(error))),
-                    Ok(true) => {}
-                    Ok(false) => {
-                        let pages = self.catalog.pages_of_group(*group);
-                        self.loads.pinned_for_writes.extend(pages);
-                        return Verdict::Wait;
-                    }
+                Verdict::Take(Plan::of(Record::DropReplica { group: *group }))
+            }
+            StoreRequest::DeleteLayer { group, layer } => {
+                if building.written.contains(group) || building.remade.contains(group) {
+                    return Verdict::Wait;
                 }
-                Verdict::Take(Plan::of(record))
+                let (group, layer) = (*group, *layer);
+                if !self.catalog.replicas.contains_key(&group) {
+                    return Verdict::Answer(Err(StoreError::NoReplica));
+                }
+                if self.catalog.doomed.contains(&Doomed {
+                    group,
+                    layer: Some(layer),
+                }) {
+                    return Verdict::Answer(Ok(()));
+                }
+                Verdict::Take(Plan::of(Record::DeleteLayer { group, layer }))
+            }
+            StoreRequest::RaiseFloor {
+                group, layer, chunk, ..
+            } => {
+                let whole = BlockRange::whole(*chunk);
+                self.judge_blocks(building, &queued.request, target(*group, *layer, whole))
             }
             StoreRequest::Write {
                 group, layer, range, ..
@@ -246,6 +267,10 @@ impl Engine {
         if !self.catalog.replicas.contains_key(&at.group) {
             return Verdict::Answer(Err(StoreError::NoReplica));
         }
+        if self.catalog.is_doomed(&at.key()) {
+            self.reclaim.stuck = None;
+            return Verdict::Wait;
+        }
         let unknown: Vec<Unknown> = self.catalog.unknown(at.key(), at.range).collect();
         if unknown.contains(&Unknown::Broken) {
             return Verdict::Answer(Err(StoreError::IndexDamaged));
@@ -267,7 +292,8 @@ impl Engine {
             StoreRequest::Copy {
                 blocks, bytes, apply, ..
             } => self.plan_copy(at, blocks, bytes, *apply),
-            _ => unreachable!("only writes and copies are judged here"),
+            StoreRequest::RaiseFloor { version, .. } => self.plan_floor(at, *version),
+            _ => unreachable!("only writes, copies and floors are judged here"),
         };
         match plan {
             None => Verdict::Answer(Ok(())),
@@ -327,6 +353,19 @@ impl Engine {
             gives_back: older.data,
             pages: older.pages + LEAVES_PER_CHANGE,
             ..Plan::of(record)
+        })
+    }
+
+    fn plan_floor(&self, at: Target, version: Version) -> Option<Plan> {
+        let lower = self.catalog.has_lower(at.key(), version);
+        lower.then(|| Plan {
+            pages: PAGES_PER_CHUNK + LEAVES_PER_CHANGE,
+            ..Plan::of(Record::Floor {
+                group: at.group,
+                layer: at.layer,
+                chunk: at.range.chunk(),
+                version,
+            })
         })
     }
 
@@ -449,7 +488,16 @@ impl Building {
                 self.ranges.insert((at.key(), range.start()), range.end());
                 self.written.insert(group);
             }
-            StoreRequest::CreateReplica { group, .. } | StoreRequest::DropReplica { group } => {
+            StoreRequest::RaiseFloor {
+                group, layer, chunk, ..
+            } => {
+                let at = target(group, layer, BlockRange::whole(chunk));
+                self.ranges.insert((at.key(), 0), at.range.end());
+                self.written.insert(group);
+            }
+            StoreRequest::CreateReplica { group, .. }
+            | StoreRequest::DropReplica { group }
+            | StoreRequest::DeleteLayer { group, .. } => {
                 self.remade.insert(group);
             }
             _ => {}

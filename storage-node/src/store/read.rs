@@ -135,6 +135,12 @@ impl Engine {
             self.fail(ticket, StoreError::NoReplica);
             return true;
         }
+        if self.catalog.is_doomed(&at.key()) {
+            let blocks = vec![BlockState::ABSENT; at.range.count() as usize];
+            let bytes = Vec::new();
+            self.io.reply(ticket, StoreReply::Read { blocks, bytes });
+            return true;
+        }
         let unknown: Vec<Unknown> = self.catalog.unknown(at.key(), at.range).collect();
         if unknown.contains(&Unknown::Broken) {
             self.fail(ticket, StoreError::IndexDamaged);

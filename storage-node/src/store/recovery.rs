@@ -387,6 +387,7 @@ impl Recovery {
             loads: Default::default(),
             scrub: Default::default(),
             mover: Default::default(),
+            reclaim: Default::default(),
             checkpoint: None,
             checkpoints: Checkpoints {
                 sequence: header.sequence,
@@ -452,6 +453,8 @@ impl Loaded {
                 let there = self.homes.get_mut(page as usize);
                 there.is_some_and(|there| there.replace(home).is_none())
             }
+            DirectoryEntry::Layer(group, layer, blocks) => self.catalog.layers.insert((group, layer), blocks).is_none(),
+            DirectoryEntry::Doomed(doomed) => self.catalog.doomed.insert(doomed),
             DirectoryEntry::Scrub(state) => self.catalog.scrub.replace(state).is_none(),
         }
     }

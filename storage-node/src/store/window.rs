@@ -212,7 +212,8 @@ impl Engine {
                 LeafState::OnDisk(home) => return Next::Leaf(*from, home),
                 LeafState::Broken => return Next::LostLeaf(*from),
             }
-            for (key, chunk) in self.catalog.chunks_in(*from).skip_while(|(key, _)| **key < first) {
+            let chunks = self.catalog.chunks_in(*from).skip_while(|(key, _)| **key < first);
+            for (key, chunk) in chunks.filter(|(key, _)| !self.catalog.is_doomed(key)) {
                 if looked == WALK_CHUNKS_MAX {
                     return Next::Far(cursor(*key, 0));
                 }

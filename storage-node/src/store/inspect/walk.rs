@@ -11,6 +11,7 @@ use super::{BlockReader, InspectOptions, InspectProgress};
 use crate::store::allocator::Bitmap;
 use crate::store::catalog::Effects;
 use crate::store::chunk::{ChunkKey, Home, Page, PageKey, Resident};
+use crate::store::doomed::Doomed;
 use crate::store::engine::Engine;
 use crate::store::entry::Entry;
 use crate::store::leaf::LeafState;
@@ -92,10 +93,22 @@ impl<'a> Walk<'a> {
                 layers: Vec::new(),
             })
             .collect();
+        // What was dropped takes space until that is given back.
+        let doomed = self.engine.catalog.doomed.clone();
+        for dropped in doomed.iter().filter(|doomed| doomed.layer.is_none()) {
+            if wanted.is_none_or(|volume| volume == dropped.group.volume) {
+                self.group(dropped.group);
+            }
+        }
         replicas
             .into_iter()
             .map(|mut replica| {
-                replica.layers = self.group(replica.group);
+                let group = replica.group;
+                replica.layers = self.group(group);
+                replica.layers.retain(|found| {
+                    let layer = Some(found.layer);
+                    !doomed.contains(&Doomed { group, layer })
+                });
                 replica
             })
             .collect()

@@ -8,6 +8,7 @@ mod header;
 mod layer;
 mod marker;
 mod moved;
+mod reclaim;
 mod replica;
 mod scrub;
 mod seal;
@@ -23,7 +24,10 @@ use cairn_proto::units::BlockRange;
 pub(super) use ahead::LogAhead;
 pub(super) use header::{BatchHeader, HeaderError, body_capacity};
 pub(super) use marker::MarkerKind;
+pub(super) use reclaim::DOOMED_BYTES;
 
+use super::chunk::ChunkKey;
+use super::doomed::Doomed;
 use super::entry::{Entry, check_place};
 use super::scrub_state::ScrubState;
 
@@ -87,6 +91,10 @@ pub(super) enum Record {
     },
     /// How far the scrub of the device is.
     Scrub(ScrubState),
+    /// Pages of a chunk that was dropped give their space back.
+    Reclaim { key: ChunkKey, first: u8, last: u8 },
+    /// All of what was dropped has given its space back.
+    Reclaimed { doomed: Doomed },
 }
 
 const HEAD_BYTES: usize = 4;
@@ -107,6 +115,8 @@ impl Record {
             Record::Marker { .. } => 10,
             Record::Floor { .. } => 11,
             Record::Scrub(_) => 12,
+            Record::Reclaim { .. } => 13,
+            Record::Reclaimed { .. } => 14,
         }
     }
 
@@ -124,6 +134,8 @@ impl Record {
                 Record::Marker { .. } => marker::BYTES,
                 Record::Floor { .. } => layer::FLOOR_BYTES,
                 Record::Scrub(_) => scrub::BYTES,
+                Record::Reclaim { .. } => reclaim::RECLAIM_BYTES,
+                Record::Reclaimed { .. } => reclaim::DOOMED_BYTES,
             }
     }
 
@@ -166,6 +178,8 @@ impl Record {
                 version,
             } => layer::encode_floor(out, *group, *layer, *chunk, *version),
             Record::Scrub(state) => scrub::encode(out, state),
+            Record::Reclaim { key, first, last } => reclaim::encode_reclaim(out, *key, *first, *last),
+            Record::Reclaimed { doomed } => doomed.encode(out),
         }
         debug_assert_eq!(out.len() - start, bytes, "length of {self:?}");
     }
@@ -193,6 +207,8 @@ impl Record {
             10 => marker::decode(&mut body),
             11 => layer::decode_floor(&mut body),
             12 => scrub::decode(&mut body),
+            13 => reclaim::decode_reclaim(&mut body),
+            14 => Doomed::decode(&mut body).map(|doomed| Record::Reclaimed { doomed }),
             _ => Err(DecodeError::Invalid("record type")),
         }?;
         body.finish()?;

@@ -151,6 +151,23 @@ fn record() -> impl Strategy<Value = Record> {
             group,
             layer: Layer(layer)
         }),
+        (group(), any::<u32>(), any::<u32>(), 0..64u8, 0..64u8).prop_map(|(group, layer, chunk, one, other)| {
+            Record::Reclaim {
+                key: ChunkKey {
+                    group,
+                    layer: Layer(layer),
+                    chunk: ChunkIndex(chunk),
+                },
+                first: one.min(other),
+                last: one.max(other),
+            }
+        }),
+        (group(), any::<Option<u32>>()).prop_map(|(group, layer)| Record::Reclaimed {
+            doomed: Doomed {
+                group,
+                layer: layer.map(Layer),
+            },
+        }),
         (any::<bool>(), any::<u64>()).prop_map(|(idle, recovered)| Record::Marker {
             kind: if idle { MarkerKind::Idle } else { MarkerKind::Recovered },
             recovered,

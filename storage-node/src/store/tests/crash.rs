@@ -110,7 +110,10 @@ pub(crate) fn crash_run(blocks: u64, limits: &StoreLimits, seed: u64, operations
         let quiet = history.open.iter().all(|(_, request)| {
             !matches!(
                 request,
-                StoreRequest::CreateReplica { .. } | StoreRequest::DropReplica { .. }
+                StoreRequest::CreateReplica { .. }
+                    | StoreRequest::DropReplica { .. }
+                    | StoreRequest::DeleteLayer { .. }
+                    | StoreRequest::RaiseFloor { .. }
             ) && !matches!(
                 request,
                 StoreRequest::Copy {

@@ -69,6 +69,17 @@ impl Model {
                     self.set(*layer, one_of(range, i), block.content, block.version, *apply);
                 }
             }
+            StoreRequest::DeleteLayer { layer, .. } => self.blocks.remove_layer(layer.0),
+            StoreRequest::RaiseFloor {
+                layer, chunk, version, ..
+            } => {
+                let lower = |held: BlockState| held.content == Content::Absent && held.version < *version;
+                let raised = |held: BlockState| {
+                    let version = *version;
+                    lower(held).then_some(BlockState { version, ..held })
+                };
+                self.blocks.update(layer.0, BlockRange::whole(*chunk), raised);
+            }
             StoreRequest::Read { .. }
             | StoreRequest::Collect { .. }
             | StoreRequest::Scrub { .. }

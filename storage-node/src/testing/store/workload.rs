@@ -59,7 +59,7 @@ impl Workload {
         let layer = Layer(u32::from(prng.chance(1, 6)));
         let version = self.version(prng);
         let at = range(chunk, start, count);
-        match prng.below(if alone { 24 } else { 20 }) {
+        match prng.below(if alone { 26 } else { 20 }) {
             0..=11 => write(layer, at, version, data(at, version)),
             12..=14 => {
                 let content = if prng.chance(1, 2) {
@@ -90,6 +90,13 @@ impl Workload {
                 let apply = Apply::Resync(Generation::new(self.generation).expect("small numbers"));
                 self.copy(prng, layer, at, apply)
             }
+            23 => StoreRequest::RaiseFloor {
+                group: GROUP,
+                layer,
+                chunk: at.chunk(),
+                version,
+            },
+            24 => StoreRequest::DeleteLayer { group: GROUP, layer },
             _ if prng.chance(1, 6) => StoreRequest::DropReplica { group: GROUP },
             _ => StoreRequest::CreateReplica {
                 group: GROUP,

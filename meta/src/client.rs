@@ -187,6 +187,8 @@ calls! {
     list_nodes(ListNodesRequest) -> ListNodesResponse, ControlClient, None, true;
     /// A page of the devices.
     list_devices(ListDevicesRequest) -> ListDevicesResponse, ControlClient, None, true;
+    /// Has devices verify all that they hold.
+    scrub_devices(ScrubDevicesRequest) -> ScrubDevicesResponse, ControlClient, None, true;
     /// Makes a node and its devices known. Needs the cluster key.
     register_node(RegisterNodeRequest) -> RegisterNodeResponse, NodesClient, Node, true;
     /// Says that a node is there. Needs the cluster key.

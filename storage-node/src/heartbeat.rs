@@ -184,6 +184,13 @@ impl Reporter {
             .await?;
         self.meta.set_endpoints(answer.members);
         self.set_interval(answer.heartbeat_interval_ms);
+        for wanted in &answer.scrub {
+            let is_wanted = |device: &&Device| id_of(device).map(wire_id).as_ref() == Some(wanted);
+            if let Some(Phase::Running(thread)) = devices.iter().find(is_wanted).map(|device| &device.phase) {
+                // A thread that is stuck is told again with the next heartbeat.
+                thread.scrub();
+            }
+        }
         for wanted in answer.send_inventory {
             let is_wanted = |device: &&Device| id_of(device).map(wire_id).as_ref() == Some(&wanted);
             if let Some(device) = devices.iter().find(is_wanted) {

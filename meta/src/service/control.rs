@@ -12,9 +12,9 @@ use tonic::{Request, Response, Status};
 use super::convert::*;
 use super::driver::{Failure, Handle, World};
 use super::health;
-use crate::limits::{CHANGES_MAX, PAGE_MAX};
+use crate::limits::{CHANGES_MAX, DEVICES_PER_NODE_MAX, PAGE_MAX};
 use crate::state::command::{self, Command};
-use crate::state::{Outcome, Refusal};
+use crate::state::{Outcome, Refusal, model};
 
 pub(super) struct ControlService {
     pub(super) handle: Handle,
@@ -322,6 +322,35 @@ impl Control for ControlService {
             })
         });
         read.await.map(Response::new)
+    }
+
+    async fn scrub_devices(&self, request: Request<ScrubDevicesRequest>) -> Answered<ScrubDevicesResponse> {
+        let request = request.into_inner();
+        if request.devices.len() > DEVICES_PER_NODE_MAX {
+            return Err(refuse(invalid(format!(
+                "at most {DEVICES_PER_NODE_MAX} devices can be named at a time"
+            ))));
+        }
+        let devices: Result<Vec<_>, Refusal> = request.devices.iter().map(|id| device_id(Some(id))).collect();
+        let devices = devices.map_err(refuse)?;
+        let asked = self.handle.look(move |world| {
+            world.check_leads()?;
+            let in_use = |id: &DeviceId| {
+                let device = world.state.devices().get(id);
+                device.is_some_and(|device| {
+                    matches!(device.state, model::DeviceState::Active | model::DeviceState::Failed)
+                })
+            };
+            if let Some(id) = devices.iter().find(|id| !in_use(id)) {
+                return Err(Refusal::new(
+                    Code::DeviceNotFound,
+                    format!("device {id} is not in use: `cairn node show` tells which are"),
+                ));
+            }
+            devices.into_iter().for_each(|id| world.soft.want_scrub(id));
+            Ok(ScrubDevicesResponse {})
+        });
+        asked.await.map(Response::new)
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Answered<StatusResponse> {

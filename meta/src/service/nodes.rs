@@ -148,6 +148,7 @@ impl Nodes for NodesService {
             world.soft.heard_node(node, world.now);
             let deletions = world.state.deletions();
             let mut send_inventory = Vec::new();
+            let mut scrub = Vec::new();
             for device in &request.devices {
                 let report = device_report(device)?;
                 let id = report.id;
@@ -159,11 +160,14 @@ impl Nodes for NodesService {
                     send_inventory.push(to_device_id(&id));
                 }
                 world.soft.heard_write_cache(&id, device.write_cache());
-                world.soft.heard_scrub(&id, device.scrub);
+                if world.soft.heard_scrub(&id, device.scrub) && known {
+                    scrub.push(to_device_id(&id));
+                }
             }
             Ok(HeartbeatResponse {
                 heartbeat_interval_ms: NODE_HEARTBEAT_MS,
                 send_inventory,
+                scrub,
                 members: world
                     .state
                     .members()

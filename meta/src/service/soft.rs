@@ -41,6 +41,8 @@ pub(super) struct Soft {
     /// When which device was last said to be served.
     served: BTreeMap<DeviceId, Time>,
     devices: BTreeMap<DeviceId, SoftDevice>,
+    /// Devices that an operator wants to be verified, with the pass that they were at, until they begin.
+    wanted_scrubs: BTreeMap<DeviceId, u64>,
     pub(super) members: BTreeMap<u64, SeenMember>,
 }
 
@@ -51,6 +53,7 @@ impl Soft {
         self.nodes.clear();
         self.served.clear();
         self.devices.clear();
+        self.wanted_scrubs.clear();
     }
 
     pub(super) fn heard_node(&mut self, node: NodeId, now: Time) {
@@ -108,11 +111,25 @@ impl Soft {
         }
     }
 
-    /// Notes how the verification of a device that was heard of is.
-    pub(super) fn heard_scrub(&mut self, device: &DeviceId, scrub: Option<DeviceScrub>) {
-        if let Some(device) = self.devices.get_mut(device) {
-            device.scrub = scrub;
+    /// An operator wants the device to be verified.
+    pub(super) fn want_scrub(&mut self, device: DeviceId) {
+        let pass = self.scrub(&device).map_or(0, |scrub| scrub.pass);
+        self.wanted_scrubs.insert(device, pass);
+    }
+
+    /// Notes how the verification of a device that was heard of is. Whether it should be told to begin.
+    pub(super) fn heard_scrub(&mut self, device: &DeviceId, scrub: Option<DeviceScrub>) -> bool {
+        if let Some(known) = self.devices.get_mut(device) {
+            known.scrub = scrub;
         }
+        let Some(pass) = self.wanted_scrubs.get(device) else {
+            return false;
+        };
+        let has_begun = scrub.is_some_and(|scrub| scrub.under_way || scrub.pass > *pass);
+        if has_begun {
+            self.wanted_scrubs.remove(device);
+        }
+        !has_begun
     }
 
     /// How the verification of a device is, as it has said.
@@ -221,6 +238,29 @@ mod tests {
         assert!(soft.is_served(&device, at(2000)) && !soft.is_served(&device, at(9001)));
         soft.heard_served(device, at(9000));
         assert!(soft.is_served(&device, at(9001)));
+    }
+
+    #[test]
+    fn a_device_is_told_to_verify_until_it_does() {
+        let (mut soft, id) = (Soft::default(), DeviceId::default());
+        soft.heard_device(report(), 7, 0);
+        let scrub = |pass, under_way| DeviceScrub {
+            pass,
+            under_way,
+            ..DeviceScrub::default()
+        };
+        assert!(!soft.heard_scrub(&id, Some(scrub(3, false))), "nobody wants it");
+        soft.want_scrub(id);
+        assert!(soft.heard_scrub(&id, Some(scrub(3, false))));
+        assert!(
+            soft.heard_scrub(&id, Some(scrub(3, false))),
+            "the answer may have been lost"
+        );
+        assert!(!soft.heard_scrub(&id, Some(scrub(4, true))));
+        soft.want_scrub(id);
+        // So short that it was over before the next heartbeat.
+        assert!(!soft.heard_scrub(&id, Some(scrub(5, false))));
+        assert!(!soft.heard_scrub(&id, Some(scrub(5, false))));
     }
 
     #[test]

@@ -562,6 +562,53 @@ async fn what_the_operator_says_of_a_write_cache_is_told_to_meta() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operator_has_a_device_verified_and_learns_of_its_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta::start(dir.path()).await;
+    let config = config(dir.path(), &meta.address);
+    let path = config.devices[0].path.clone();
+    let served = Served::start(config).await;
+    let whom = Whom::of(&meta).await;
+    let mut client = Client::attached(served.address, whom, 1);
+    let answer = client.write(1, 1, range(10, 200), 0x5a);
+    assert!(matches!(answer, Message::Durable(_)), "{answer:?}");
+    // One bit of one of the blocks rots on the disk.
+    let content = std::fs::read(&path).unwrap();
+    let mut blocks = content.chunks_exact(BLOCK_BYTES);
+    let rotten = blocks.position(|block| block.iter().all(|byte| *byte == 0x5a)).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[0x5b], (rotten * BLOCK_BYTES + 77) as u64).unwrap();
+    file.sync_all().unwrap();
+
+    let devices = vec![meta.device().await.id.unwrap()];
+    let request = v1::ScrubDevicesRequest { devices };
+    meta.client().scrub_devices(request).await.unwrap();
+    let finished = async {
+        loop {
+            if let Some(scrub) = meta.device().await.scrub.filter(|scrub| scrub.finished_pass > 0) {
+                return scrub;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let scrub = tokio::time::timeout(Duration::from_secs(20), finished).await;
+    let scrub = scrub.expect("the pass is over soon");
+    assert_eq!((scrub.pass, scrub.under_way, scrub.checked_blocks), (1, false, 200));
+    assert_eq!(
+        (scrub.damaged_blocks, scrub.damaged_metadata, scrub.data_blocks),
+        (1, 0, 200)
+    );
+    assert!(scrub.begun_s > 0 && scrub.finished_s >= scrub.begun_s);
+    let problems = meta.client().status().await.unwrap().problems;
+    assert!(
+        problems.iter().any(|problem| problem.code == "device-damaged"),
+        "{problems:?}"
+    );
+    served.running.stop().await;
+    meta.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_space_of_a_deleted_volume_comes_back() {
     let dir = tempfile::tempdir().unwrap();
     let meta = Meta::start(dir.path()).await;

@@ -58,6 +58,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             Some(NodeCommand::Format(args)) => commands::device::format::run(global, args),
             Some(NodeCommand::List) => commands::node::list(global),
             Some(NodeCommand::Show(args)) => commands::node::show(global, args),
+            Some(NodeCommand::Scrub(args)) => commands::node::scrub(global, args),
             None => process::node::run(global, args),
         },
         Command::Status(args) => commands::status::run(global, args),

@@ -92,6 +92,8 @@ pub(crate) enum NodeCommand {
     List,
     /// Show one storage node and its devices
     Show(ShowNode),
+    /// Have a node verify all that its devices hold, now
+    Scrub(ScrubNode),
     /// Look at a device that no node serves: what it holds, and whether all of it can be read
     Inspect(InspectDevice),
     /// Format a device, or make it blank
@@ -103,6 +105,18 @@ pub(crate) enum NodeCommand {
 pub(crate) struct ShowNode {
     /// Its name or number
     pub(crate) node: String,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Every device is verified now and then anyway. This begins at once, at the usual rate.\n\nExample:\n  cairn node scrub node-1\n  cairn node scrub node-1 --device 3f2a"
+)]
+pub(crate) struct ScrubNode {
+    /// Its name or number
+    pub(crate) node: String,
+    /// Only this device: the begin of its UUID; may be given more than once
+    #[arg(long = "device", value_name = "UUID")]
+    pub(crate) devices: Vec<String>,
 }
 
 /// Show how the cluster is.

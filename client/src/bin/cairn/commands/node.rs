@@ -1,4 +1,4 @@
-//! `cairn node list` and `cairn node show`.
+//! `cairn node list`, `cairn node show` and `cairn node scrub`.
 
 use cairn_meta::client::{ClientError, MetaClient};
 use cairn_proto::control::v1;
@@ -6,7 +6,7 @@ use cairn_proto::units::ByteSize;
 use serde::Serialize;
 
 use super::{ago, block_on, device_id, percent, short};
-use crate::args::{Global, ShowNode};
+use crate::args::{Global, ScrubNode, ShowNode};
 use crate::context::meta_client;
 use crate::failure::{Failure, Kind};
 use crate::limits::LIST_PAGE;
@@ -21,6 +21,72 @@ pub(crate) fn show(global: &Global, args: &ShowNode) -> Result<(), Failure> {
     let listing = listing(global)?;
     let node = find(&listing.nodes, &args.node)?;
     output::show(global.json, node, || describe(node))
+}
+
+/// Has devices of a node verify all that they hold.
+pub(crate) fn scrub(global: &Global, args: &ScrubNode) -> Result<(), Failure> {
+    let listing = listing(global)?;
+    let node = find(&listing.nodes, &args.node)?;
+    let devices = to_scrub(node, &args.devices)?;
+    let meta = meta_client(global)?;
+    let request = v1::ScrubDevicesRequest {
+        devices: devices.iter().map(|device| device.id.clone()).collect(),
+    };
+    block_on(meta.scrub_devices(request))
+        .map_err(|error| Failure::of_meta("have the devices verified", &meta.endpoints(), &error))?;
+    let asked = ScrubAsked {
+        devices: devices.iter().map(|device| device.uuid.clone()).collect(),
+    };
+    output::show(global.json, &asked, || {
+        format!(
+            "{} of node {} will be verified: `cairn node show {}` tells how far that is\n",
+            match asked.devices.len() {
+                1 => "1 device".to_string(),
+                count => format!("{count} devices"),
+            },
+            node.name,
+            node.name
+        )
+    })
+}
+
+/// The devices of a node that are named, by the begin of their UUID; all that are in use when none is.
+fn to_scrub<'a>(node: &'a NodeRecord, wanted: &[String]) -> Result<Vec<&'a DeviceRecord>, Failure> {
+    for wanted in wanted {
+        let count = node
+            .active()
+            .filter(|device| device.uuid.starts_with(wanted.as_str()))
+            .count();
+        if count != 1 {
+            let words = match count {
+                0 => "no device",
+                _ => "more than one device",
+            };
+            let failure = Failure::new(
+                Kind::NotFound,
+                format!(
+                    "node `{}` has {words} in use whose UUID begins with `{wanted}`",
+                    node.name
+                ),
+            );
+            return Err(failure.hint(format!("`cairn node show {} --json` tells them in full.", node.name)));
+        }
+    }
+    let is_wanted =
+        |device: &&DeviceRecord| wanted.is_empty() || wanted.iter().any(|w| device.uuid.starts_with(w.as_str()));
+    let devices: Vec<_> = node.active().filter(is_wanted).collect();
+    if devices.is_empty() {
+        return Err(Failure::new(
+            Kind::NotFound,
+            format!("node `{}` has no device in use", node.name),
+        ));
+    }
+    Ok(devices)
+}
+
+#[derive(Serialize)]
+struct ScrubAsked {
+    devices: Vec<String>,
 }
 
 fn listing(global: &Global) -> Result<Listing, Failure> {
@@ -60,6 +126,8 @@ struct DomainRecord {
 /// One device of a node.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
 struct DeviceRecord {
+    #[serde(skip)]
+    id: v1::DeviceId,
     uuid: String,
     /// As text: programs that know only floating-point numbers would round it.
     incarnation: String,
@@ -81,15 +149,19 @@ struct DeviceRecord {
 struct ScrubRecord {
     pass: u64,
     under_way: bool,
-    /// Seconds since 1970; not known, or never.
-    begun_s: Option<u64>,
+    /// Not known, or never.
+    begun_unix_ms: Option<u64>,
     checked_blocks: u64,
     data_blocks: u64,
     finished_pass: u64,
-    finished_s: Option<u64>,
+    finished_unix_ms: Option<u64>,
     damaged_blocks: u64,
     damaged_metadata: u64,
     moved_blocks: u64,
+}
+
+fn unix_ms(seconds: u64) -> Option<u64> {
+    (seconds > 0).then(|| seconds.saturating_mul(1000))
 }
 
 impl From<v1::DeviceScrub> for ScrubRecord {
@@ -97,11 +169,11 @@ impl From<v1::DeviceScrub> for ScrubRecord {
         ScrubRecord {
             pass: scrub.pass,
             under_way: scrub.under_way,
-            begun_s: Some(scrub.begun_s).filter(|time| *time > 0),
+            begun_unix_ms: unix_ms(scrub.begun_s),
             checked_blocks: scrub.checked_blocks,
             data_blocks: scrub.data_blocks,
             finished_pass: scrub.finished_pass,
-            finished_s: Some(scrub.finished_s).filter(|time| *time > 0),
+            finished_unix_ms: unix_ms(scrub.finished_s),
             damaged_blocks: scrub.damaged_blocks,
             damaged_metadata: scrub.damaged_metadata,
             moved_blocks: scrub.moved_blocks,
@@ -160,6 +232,7 @@ impl From<v1::Device> for DeviceRecord {
             v1::WriteCache::NoneByOperator => Some("none_by_operator"),
         };
         DeviceRecord {
+            id: device.id.clone().unwrap_or_default(),
             uuid: id.uuid.to_string(),
             incarnation: id.incarnation.to_string(),
             state: match device.state() {
@@ -375,6 +448,22 @@ mod tests {
                  01010101  up     8 GiB  25 %       5  volatile     pass 3 25 %  2 blocks  127.0.0.1:7402\n"
             ),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn devices_to_be_verified_are_named_by_the_begin_of_their_uuid() {
+        let node = node(1, "node-1", true);
+        let names = |wanted: &[&str]| {
+            let wanted: Vec<String> = wanted.iter().map(|w| w.to_string()).collect();
+            to_scrub(&node, &wanted).map(|devices| devices.len())
+        };
+        assert_eq!(names(&[]).unwrap(), 1);
+        assert_eq!(names(&["0101"]).unwrap(), 1);
+        let failure = names(&["02"]).unwrap_err();
+        assert!(
+            failure.kind == Kind::NotFound && failure.to_string().contains("begins with `02`"),
+            "{failure}"
         );
     }
 

@@ -156,6 +156,12 @@ impl Catalog {
         self.resident.len() * PAGE_MEMORY + self.leaves.len() * LEAF_MEMORY + self.chunk_memory
     }
 
+    /// Bytes of it that can't be given back before the next checkpoint.
+    pub(super) fn dirty_memory(&self) -> usize {
+        let leaves = self.dirty_leaves.iter().map(|from| self.leaves[from].size.memory);
+        self.dirty.len() * PAGE_MEMORY + leaves.sum::<usize>()
+    }
+
     /// The leaf that has a key, and where it begins.
     pub(super) fn leaf_of(&self, key: ChunkKey) -> (ChunkKey, &Leaf) {
         let found = self.leaves.range(..=key).next_back();

@@ -79,6 +79,8 @@ pub(super) struct Checkpoints {
     pub(super) log_pages_since: u64,
     /// A request waits for the space that checkpoints give back.
     pub(super) wanted_for_space: bool,
+    /// The index takes too much memory, much of it because of changes that no checkpoint has.
+    pub(super) wanted_for_memory: bool,
 }
 
 impl Checkpoints {
@@ -115,6 +117,7 @@ impl Engine {
             || (log_pages > 0 && self.space.free() < self.metadata_reserve())
             || self.catalog.dirty.len().max(self.catalog.dirty_leaves.len()) >= self.limits.checkpoint_dirty_pages
             || self.checkpoints.wanted_for_space
+            || self.checkpoints.wanted_for_memory
     }
 
     /// Begins a checkpoint if it is time. No batch may be in flight.
@@ -124,6 +127,7 @@ impl Engine {
             return;
         }
         self.checkpoints.wanted_for_space = false;
+        self.checkpoints.wanted_for_memory = false;
         self.checkpoints.log_pages_since = 0;
         let page_places = self.take_metadata(self.catalog.dirty.len());
         let leaf_places = self.take_metadata(self.catalog.dirty_leaves.len());

@@ -113,6 +113,9 @@ impl Engine {
                 self.evict_leaf();
             }
         }
+        let max = self.limits.index_memory_max;
+        let full = self.catalog.memory() > max && self.checkpoint.is_none();
+        self.checkpoints.wanted_for_memory = full && self.catalog.dirty_memory() > max / 2;
     }
 
     fn evict_page(&mut self) {

@@ -7,6 +7,7 @@ mod crash;
 mod exhaustive;
 mod faults;
 mod full;
+mod index;
 mod layers;
 mod model;
 mod mover;

@@ -5,6 +5,7 @@ pub mod checker;
 pub mod faults;
 pub mod fuzz;
 pub mod live;
+pub mod model;
 pub mod rng;
 pub mod sim;
 pub mod store;

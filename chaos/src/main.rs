@@ -1,5 +1,7 @@
 //! `chaos`: runs the deterministic simulator, and lists the faults that are injected.
 
+mod model_command;
+
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -113,6 +115,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Searches the model of the replication protocol, walks it at random, and leaves out its rules one by one
+    ///
+    /// Example: chaos model --without 10-copies
+    Model(model_command::ModelArgs),
     /// Prints the fault catalogue
     List,
     /// Gives broken input to everything that decodes bytes from outside
@@ -196,6 +202,7 @@ fn main() -> ExitCode {
             prove_store(batch, json)
         }
         Command::Twice { seed, seeds } => twice(seed, seeds),
+        Command::Model(args) => model_command::run(&args),
         Command::List => {
             print!("{}", faults::table());
             ExitCode::SUCCESS

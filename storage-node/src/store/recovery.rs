@@ -88,7 +88,7 @@ enum Phase {
     /// Leaves and index pages for records that are to be applied.
     Pages(Vec<Wanted>, Vec<ReadRecord>, After),
     /// The places where a record may stand that was written after a damaged one.
-    Beyond(Vec<u32>),
+    Beyond,
     LastData(Vec<DataBlock>),
 }
 
@@ -164,7 +164,7 @@ impl Recovery {
             Phase::RecordFirst => self.record_first(results),
             Phase::RecordRest(places, first) => self.record_rest(&places, &first, results),
             Phase::Pages(keys, records, after) => self.pages(keys, records, after, results),
-            Phase::Beyond(places) => self.beyond(&places, results),
+            Phase::Beyond => self.beyond(results),
             Phase::LastData(blocks) => self.last_data(blocks, results),
         }
     }

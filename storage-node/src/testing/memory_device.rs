@@ -65,6 +65,9 @@ pub struct MemoryDevice {
     volatile: BTreeMap<u64, Volatile>,
     in_flight: BTreeMap<DiskToken, InFlight>,
     completed_writes: u64,
+    /// The last write of each block: its number, and what stood there before.
+    last_writes: BTreeMap<u64, (u64, Block)>,
+    writes: u64,
     /// Counts everything after which a power cut may leave something else.
     changes: u64,
     zero: Block,
@@ -86,6 +89,8 @@ impl MemoryDevice {
             volatile: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             completed_writes: 0,
+            last_writes: BTreeMap::new(),
+            writes: 0,
             changes: 0,
             zero: Arc::new([0; BLOCK_BYTES]),
         }
@@ -298,6 +303,12 @@ impl MemoryDevice {
         self.put_durable(at.0, Arc::new(*content));
     }
 
+    /// The number of the last write to a block, and what stood there before: what a device that had lost the write would
+    /// still have. `None` if it was never written.
+    pub fn last_write(&self, at: DeviceBlock) -> Option<(u64, &[u8; BLOCK_BYTES])> {
+        self.last_writes.get(&at.0).map(|(number, before)| (*number, &**before))
+    }
+
     /// Blocks of writes completed so far.
     pub fn blocks_written(&self) -> u64 {
         self.completed_writes
@@ -335,10 +346,13 @@ impl MemoryDevice {
 
     fn write(&mut self, at: DeviceBlock, buffers: &[Bytes]) {
         self.changes += 1;
+        self.writes += 1;
         let blocks = buffers.iter().flat_map(|buffer| buffer.chunks_exact(BLOCK_BYTES));
         for (content, at) in blocks.zip(at.0..) {
             let content: Block = Arc::new(content.try_into().expect("a whole block"));
             self.completed_writes += 1;
+            let before = self.seen(at).clone();
+            self.last_writes.insert(at, (self.writes, before));
             self.write_block(at, content);
         }
     }
@@ -558,5 +572,10 @@ mod tests {
         assert_eq!(error.errno, EIO);
         device.rot(DeviceBlock(5), 0);
         assert_eq!(device.peek(DeviceBlock(5))[0], 6);
+        write(&mut device, 4, 5, 9);
+        device.complete(DiskToken(4)).result.unwrap();
+        let (number, before) = device.last_write(DeviceBlock(5)).unwrap();
+        assert_eq!((number, before[0]), (2, 6), "two writes landed, both there");
+        assert!(device.last_write(DeviceBlock(4)).is_none());
     }
 }

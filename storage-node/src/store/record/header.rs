@@ -111,8 +111,9 @@ impl BatchHeader {
     }
 
     /// From the first page alone: the commit and the places of the pages, if it is the first page of a record that this
-    /// device wrote to this place. The rest of the record may be torn: see [`BatchHeader::decode`].
-    pub(in crate::store) fn peek(page: &[u8], device: DeviceId, at: u32, end: u32) -> Option<Peek> {
+    /// device wrote. The first of the places is where it should stand. The rest of the record may be torn: see
+    /// [`BatchHeader::decode`].
+    pub(in crate::store) fn peek(page: &[u8], device: DeviceId, end: u32) -> Option<Peek> {
         let head = page.get(..HEADER_BYTES)?;
         if !head.starts_with(&MAGIC) || !head_crc_matches(head) {
             return None;
@@ -131,7 +132,7 @@ impl BatchHeader {
             return None;
         }
         let places = (0..pages).map(|_| reader.u32().ok()).collect::<Option<Vec<_>>>()?;
-        let valid = places[0] == at && places.iter().all(|place| check_place(*place, end).is_ok());
+        let valid = places.iter().all(|place| check_place(*place, end).is_ok());
         valid.then_some(Peek { seq, places })
     }
 

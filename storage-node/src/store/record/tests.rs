@@ -266,7 +266,7 @@ proptest! {
         let header = header((0..pages as u32).map(|i| 1000 - 3 * i).collect());
         let (bytes, crc) = header.encode(&body, records.len());
         prop_assert_eq!(bytes.len(), pages * BLOCK_BYTES);
-        let peek = BatchHeader::peek(&bytes[..BLOCK_BYTES], header.device, 1000, END).unwrap();
+        let peek = BatchHeader::peek(&bytes[..BLOCK_BYTES], header.device, END).unwrap();
         prop_assert_eq!((peek.seq, peek.places), (77, header.places.clone()));
         prop_assert_eq!(BatchHeader::decode(&bytes, END), Ok((header, crc, records)));
         let mut bad = bytes.to_vec();
@@ -277,28 +277,27 @@ proptest! {
     #[test]
     fn pages_of_garbage_are_no_batch(bytes in vec(any::<u8>(), 0..3 * BLOCK_BYTES)) {
         prop_assert!(BatchHeader::decode(&bytes, END).is_err());
-        prop_assert_eq!(BatchHeader::peek(&bytes, header(vec![9]).device, 9, END), None);
+        prop_assert_eq!(BatchHeader::peek(&bytes, header(vec![9]).device, END), None);
     }
 }
 
 #[test]
-fn a_first_page_tells_whose_it_is_where_it_stands_and_which_commit_it_is() {
+fn a_first_page_tells_whose_it_is_where_it_belongs_and_which_commit_it_is() {
     let header = header(vec![50, 60]);
     let (bytes, _) = header.encode(&[], 0);
     let first = &bytes[..BLOCK_BYTES];
-    let peek = |device, at| BatchHeader::peek(first, device, at, END);
+    let peek = |device| BatchHeader::peek(first, device, END);
     let places = vec![50, 60];
-    assert_eq!(peek(header.device, 50), Some(Peek { seq: 77, places }));
-    assert_eq!(peek(header.device, 51), None, "one that landed elsewhere");
+    assert_eq!(peek(header.device), Some(Peek { seq: 77, places }));
     let other = DeviceId {
         incarnation: Incarnation(1),
         ..header.device
     };
-    assert_eq!(peek(other, 50), None, "one from before the device was formatted");
+    assert_eq!(peek(other), None, "one from before the device was formatted");
     for bit in 0..HEADER_BYTES * 8 {
         let mut bad = first.to_vec();
         bad[bit / 8] ^= 1 << (bit % 8);
-        let found = BatchHeader::peek(&bad, header.device, 50, END);
+        let found = BatchHeader::peek(&bad, header.device, END);
         let crc_of_all_pages = (12..16).contains(&(bit / 8));
         assert_eq!(found.is_some(), crc_of_all_pages, "bit {bit} of the header");
     }

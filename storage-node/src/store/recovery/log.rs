@@ -118,8 +118,8 @@ impl Recovery {
         }
         let cache = &self.loaded.log.cache;
         let first = cache.get(&next).expect("it was just read").clone();
-        let peek = BatchHeader::peek(&first, self.header().device, next, self.end());
-        let Some(peek) = peek.filter(|peek| peek.seq == position.seq + 1) else {
+        let peek = BatchHeader::peek(&first, self.header().device, self.end());
+        let Some(peek) = peek.filter(|peek| (peek.seq, peek.places[0]) == (position.seq + 1, next)) else {
             return self.apply_confirmed(After::EndOfLog);
         };
         let rest = &peek.places[1..];
@@ -270,32 +270,31 @@ impl Recovery {
     /// the batch that should have been written over it was lost.
     fn look_beyond(&mut self) {
         let before = self.loaded.log.last.as_ref().map(|last| last.before);
-        let places = self.loaded.place.ahead.places();
-        let places: BTreeSet<u32> = places
-            .chain(before.iter().flat_map(|before| before.ahead.places()))
-            .collect();
-        let places: Vec<u32> = places.into_iter().collect();
-        let wanted = places.iter().map(|place| u64::from(*place)).collect();
-        self.phase = Phase::Beyond(places);
-        self.read(wanted);
+        let ahead = before.iter().chain([&self.loaded.place]).map(|from| &from.ahead);
+        let places: BTreeSet<u32> = ahead.flat_map(|ahead| ahead.places().chain([ahead.next])).collect();
+        self.phase = Phase::Beyond;
+        self.read(places.into_iter().map(u64::from).collect());
     }
 
-    pub(super) fn beyond(&mut self, places: &[u32], results: Vec<BlockRead>) -> Step {
+    pub(super) fn beyond(&mut self, results: Vec<BlockRead>) -> Step {
         let here = self.loaded.place;
         let before = self.loaded.log.last.as_ref().map(|last| last.before);
         let (device, end) = (self.header().device, self.end());
-        for (place, result) in places.iter().zip(results) {
+        for result in results {
             // A block that can't be read is no evidence: a sector that was being written when power failed may be one.
             let Ok(block) = result else { continue };
-            let Some(peek) = BatchHeader::peek(&block, device, *place, end) else {
+            let Some(peek) = BatchHeader::peek(&block, device, end) else {
                 continue;
             };
-            let lost = |from: LogPlace| from.ahead.allows(*place) && peek.seq >= from.position.seq + 2;
-            if lost(here) {
+            // Where it belongs counts, not where it landed: it may have landed on the one that is missed.
+            let belongs = peek.places[0];
+            let lost = |from: &LogPlace| from.ahead.allows(belongs) && peek.seq >= from.position.seq + 2;
+            if lost(&here) {
                 return Err(self.log_damaged(here.position.seq + 1, here.ahead.next, peek.seq));
             }
-            // What stands where the log goes on may be the batch that was being written.
-            if let Some(before) = before.filter(|before| lost(*before) && *place != here.ahead.next) {
+            // What belongs where the log goes on may be the batch that was being written.
+            let in_flight = (peek.seq, belongs) == (here.position.seq + 1, here.ahead.next);
+            if let Some(before) = before.filter(|before| lost(before) && !in_flight) {
                 return Err(self.log_damaged(before.position.seq + 1, before.ahead.next, peek.seq));
             }
         }
@@ -327,13 +326,23 @@ impl Recovery {
     }
 
     pub(super) fn last_data(&mut self, blocks: Vec<DataBlock>, results: Vec<BlockRead>) -> Step {
-        // Data that can't be read does not show that the batch was never acknowledged. It is believed, and each read of
-        // such a block says that it is damaged.
-        let intact = |(block, result): (DataBlock, BlockRead)| match result {
-            Ok(content) => block_checksum(block.volume, block.volume_block, &content) == block.checksum,
-            Err(_) => true,
-        };
-        let believed = blocks.into_iter().zip(results).all(intact);
+        let here = self.loaded.place;
+        let (device, end) = (self.header().device, self.end());
+        let mut torn = false;
+        let mut confirmed = false;
+        for (block, result) in blocks.into_iter().zip(results) {
+            // Data that can't be read does not show that the batch was never acknowledged. It is believed, and each read of
+            // such a block says that it is damaged.
+            let Ok(content) = result else { continue };
+            if block_checksum(block.volume, block.volume_block, &content) == block.checksum {
+                continue;
+            }
+            torn = true;
+            // The record after it may have landed on its data.
+            confirmed |= BatchHeader::peek(&content, device, end)
+                .is_some_and(|peek| peek.seq > here.position.seq && peek.places[0] == here.ahead.next);
+        }
+        let believed = !torn || confirmed;
         let Some(last) = self.loaded.log.last.take() else {
             return Ok(Some(self.finish(false)));
         };

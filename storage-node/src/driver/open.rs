@@ -16,6 +16,9 @@ use crate::store::{FormatParams, Formatter, Identity, OpenExpectation, Store, St
 /// How long the ring is waited for before the control thread is looked at again.
 const PATIENCE: Duration = Duration::from_millis(200);
 
+/// How often a device that takes long to open says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Writes a fresh device.
 pub(super) fn format(
     ring: &mut Ring,
@@ -51,6 +54,7 @@ pub(super) fn open(
     control: &ControlQueue,
 ) -> Result<Store, DriverError> {
     let mut store = Store::open(expect, geometry, limits, clock::now());
+    let mut tell_at = clock::now() + PROGRESS_INTERVAL;
     loop {
         while let Some(action) = store.poll_action() {
             match action {
@@ -71,6 +75,11 @@ pub(super) fn open(
                 });
             }
             StoreState::Opening(_) if control.is_stopping() => return Err(DriverError::Stopped),
+            StoreState::Opening(progress) if clock::now() >= tell_at => {
+                tell_at = clock::now() + PROGRESS_INTERVAL;
+                let device = store.identity().map(|identity| identity.device.uuid);
+                tracing::info!(?device, "still opening: {progress}");
+            }
             StoreState::Opening(_) => {}
         }
         let now = clock::now();

@@ -182,8 +182,8 @@ impl Store {
                 }),
                 (None, true) => StoreState::Open,
                 (None, false) => StoreState::Opening(Progress {
-                    metadata_blocks: 0,
                     batches: engine.io.counters.replayed,
+                    ..Progress::default()
                 }),
             },
         }

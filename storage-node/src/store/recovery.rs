@@ -7,6 +7,8 @@
 mod log;
 mod reads;
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use cairn_proto::collections::Map;
 use cairn_proto::disk::{DiskDone, DiskGeometry};
@@ -86,7 +88,7 @@ enum Phase {
     RecordFirst,
     RecordRest(Vec<u32>, Bytes),
     /// Leaves and index pages for records that are to be applied.
-    Pages(Vec<Wanted>, Vec<ReadRecord>, After),
+    Pages(Vec<Wanted>, VecDeque<ReadRecord>, After),
     /// The places where a record may stand that was written after a damaged one.
     Beyond,
     LastData(Vec<DataBlock>),
@@ -249,6 +251,8 @@ impl Recovery {
                 words: words.to_string(),
             });
         };
+        self.progress.metadata_blocks = 0;
+        self.progress.metadata_blocks_in_all = u64::from(header.directory_blocks) + header.map_pages;
         let blocks = self.identity.expect("the superblock was read").blocks;
         self.loaded = Loaded::empty(blocks, &self.limits);
         self.loaded.place = LogPlace {

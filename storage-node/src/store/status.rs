@@ -162,8 +162,20 @@ pub enum StoreState {
 pub struct Progress {
     /// Directory blocks and pages of the free-space map read.
     pub metadata_blocks: u64,
-    /// Commit batches replayed.
+    /// How many of them the checkpoint has; zero before one is chosen.
+    pub metadata_blocks_in_all: u64,
+    /// Commit batches replayed. How many there are is known at the end.
     pub batches: u64,
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} of {} blocks of its checkpoint read, {} batches of its log replayed",
+            self.metadata_blocks, self.metadata_blocks_in_all, self.batches
+        )
+    }
 }
 
 /// A group's replica.

@@ -1,6 +1,6 @@
 //! The log from a checkpoint on: reading it, telling its end from damage, and replaying it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use cairn_proto::checksum::{Checksum, block_checksum};
@@ -28,7 +28,7 @@ pub(super) struct LogPlace {
 #[derive(Debug, Default)]
 pub(super) struct LogRead {
     /// Records that have a successor, oldest first.
-    confirmed: Vec<ReadRecord>,
+    confirmed: VecDeque<ReadRecord>,
     /// The last record read.
     last: Option<ReadRecord>,
     /// Blocks read ahead.
@@ -202,18 +202,20 @@ impl Recovery {
         Ok(None)
     }
 
-    /// Wants what of the index the records need: leaves first, then pages.
-    fn load_pages(&mut self, records: Vec<ReadRecord>, after: After) {
-        let mut wanted = BTreeMap::new();
-        for record in records.iter().flat_map(|record| &record.records) {
-            for unknown in self.loaded.catalog.unknown_of(record) {
-                match unknown {
-                    Unknown::Leaf(key, home) => drop(wanted.insert(home.place, Wanted::Leaf(key, home))),
-                    Unknown::OnDisk(key, home) => drop(wanted.insert(home.place, Wanted::Page(key, home))),
-                    Unknown::Broken => {}
-                }
-            }
-        }
+    /// What of the index is not in memory and a record needs: leaves, then pages.
+    fn wanted_by<'a>(&self, records: impl IntoIterator<Item = &'a ReadRecord>) -> BTreeMap<u32, Wanted> {
+        let records = records.into_iter().flat_map(|record| &record.records);
+        let unknown = records.flat_map(|record| self.loaded.catalog.unknown_of(record));
+        let wanted = unknown.filter_map(|unknown| match unknown {
+            Unknown::Leaf(key, home) => Some((home.place, Wanted::Leaf(key, home))),
+            Unknown::OnDisk(key, home) => Some((home.place, Wanted::Page(key, home))),
+            Unknown::Broken => None,
+        });
+        wanted.collect()
+    }
+
+    fn load_pages(&mut self, records: VecDeque<ReadRecord>, after: After) {
+        let wanted = self.wanted_by(&records);
         let places = wanted.keys().map(|place| u64::from(*place)).collect();
         self.phase = Phase::Pages(wanted.into_values().collect(), records, after);
         self.read(places);
@@ -222,13 +224,12 @@ impl Recovery {
     pub(super) fn pages(
         &mut self,
         wanted: Vec<Wanted>,
-        records: Vec<ReadRecord>,
+        mut records: VecDeque<ReadRecord>,
         after: After,
         results: Vec<BlockRead>,
     ) -> Step {
         let end = self.end();
         let mut effects = Effects::default();
-        let more = wanted.iter().any(|wanted| matches!(wanted, Wanted::Leaf(..)));
         for (wanted, result) in wanted.into_iter().zip(results) {
             match wanted {
                 Wanted::Leaf(key, home) => {
@@ -246,11 +247,13 @@ impl Recovery {
         self.loaded.account(effects).map_err(|place| OpenError::Damaged {
             words: format!("its free-space map does not know the index page at block {place}"),
         })?;
-        if more {
-            self.load_pages(records, after);
-            return Ok(None);
-        }
-        for record in &records {
+        while let Some(record) = records.front() {
+            // A leaf tells which pages there are; and a record before this one may have given its range to another leaf.
+            if !self.wanted_by([record]).is_empty() {
+                self.load_pages(records, after);
+                return Ok(None);
+            }
+            let record = records.pop_front().expect("it has a front");
             self.loaded.apply(&record.header, &record.records)?;
             self.progress.batches += 1;
         }
@@ -347,7 +350,7 @@ impl Recovery {
             return Ok(Some(self.finish(false)));
         };
         if believed || self.limits.canary.skip_data_checksum_at_recovery() {
-            self.load_pages(vec![last], After::Finish);
+            self.load_pages(VecDeque::from([last]), After::Finish);
             return Ok(None);
         }
         self.loaded.place = last.before;

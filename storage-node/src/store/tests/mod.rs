@@ -11,6 +11,7 @@ mod index;
 mod layers;
 mod model;
 mod mover;
+mod opening;
 pub(crate) mod rig;
 mod rot;
 mod scrub;

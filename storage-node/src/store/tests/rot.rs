@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use cairn_proto::block::{BlockState, Content};
+use bytes::Bytes;
+use cairn_proto::block::{Apply, BlockState, Content};
 use cairn_proto::checksum::block_checksum;
 use cairn_proto::disk::{DeviceBlock, DiskGeometry, DiskOp};
 use cairn_proto::ids::{Layer, Version};
@@ -12,10 +13,10 @@ use cairn_proto::units::BlockRange;
 
 use super::model::{Model, Workload};
 use super::rig::*;
-use crate::store::api::{StoreError, StoreReply, StoreRequest};
+use crate::store::api::{CopiedBlock, StoreError, StoreReply, StoreRequest};
 use crate::store::superblock::{CHECKPOINT_PLACES, Superblock};
 use crate::store::{OpenError, StoreLimits, StoreState};
-use crate::testing::{Fault, MemoryDevice, Prng};
+use crate::testing::{Cut, Fault, MemoryDevice, Prng};
 
 /// Blocks of the test devices.
 const BLOCKS: u64 = 700;
@@ -95,8 +96,9 @@ fn apart(one: &StoreRequest, other: &StoreRequest) -> bool {
 }
 
 fn images() -> Vec<Image> {
-    let mut prng = Prng::new(11);
-    let mut rig = Rig::new(BLOCKS, limits(), 11);
+    let s: u64 = std::env::var("ZZ").map_or(11, |s| s.parse().unwrap());
+    let mut prng = Prng::new(s);
+    let mut rig = Rig::new(BLOCKS, limits(), s);
     rig.create();
     let mut model = Model {
         replica: Some(1),
@@ -121,7 +123,32 @@ fn images() -> Vec<Image> {
     image("just opened", &mut rig, &model);
     work(&mut rig, &mut model, &mut workload, &mut prng, 1, 0);
     image("a checkpoint since it was opened", &mut rig, &model);
+    // Records of several pages: many copies without data in one batch.
+    for round in 1..4 {
+        let tickets: Vec<u64> = (0..14).map(|i| rig.submit(zero_copy(i, round))).collect();
+        rig.settle();
+        for (i, ticket) in (0..).zip(tickets) {
+            assert!(matches!(rig.replies.remove(&ticket), Some(StoreReply::Durable { .. })));
+            model.apply(&zero_copy(i, round));
+        }
+    }
+    image("records of several pages", &mut rig, &model);
     images
+}
+
+/// A copy of zeroes to some blocks of one of 14 ranges that do not overlap.
+fn zero_copy(i: u32, round: u64) -> StoreRequest {
+    let range = range(3 * (i % 2), i / 2 * 30, 30);
+    let version = version(1 << 20 | round);
+    let content = Content::Zero;
+    StoreRequest::Copy {
+        group: GROUP,
+        layer: Layer(0),
+        range,
+        blocks: vec![CopiedBlock { content, version }; 30],
+        bytes: Bytes::new(),
+        apply: Apply::IfNewer,
+    }
 }
 
 /// Opens a device of which something is damaged and looks at everything.
@@ -264,6 +291,7 @@ fn a_flipped_bit_in_any_block_is_survived_or_reported() {
     let mut prng = Prng::new(5);
     sweep(|image, examine| {
         for at in written(&image.device) {
+            // Where headers and the first entries are, and anywhere.
             for bit in [prng.below(200 * 8), prng.below(4096 * 8)] {
                 let mut device = image.device.clone();
                 device.rot(at, bit as usize);
@@ -308,8 +336,13 @@ fn a_write_that_lands_on_any_other_block_is_survived_or_reported() {
         let number = |at| image.device.last_write(at).map(|(number, _)| number);
         for at in &blocks {
             // Beside where it belongs, or anywhere. What was written there later is there still.
-            let mut places = vec![DeviceBlock((at.0 + 1) % BLOCKS), DeviceBlock(at.0.saturating_sub(1))];
-            places.extend((0..2).map(|_| blocks[prng.below(blocks.len() as u64) as usize]));
+            let beside = if prng.chance(1, 2) {
+                at.0 + 1
+            } else {
+                at.0.saturating_sub(1)
+            };
+            let anywhere = blocks[prng.below(blocks.len() as u64) as usize];
+            let mut places = vec![DeviceBlock(beside % BLOCKS), anywhere];
             places.retain(|to| to != at && number(*to) <= number(*at));
             for to in places {
                 let mut device = image.device.clone();
@@ -420,4 +453,106 @@ fn one_of_two_checkpoints_is_enough_whether_the_other_is_rotten_or_can_not_be_re
     }
     let rig = open_whole(image.device.clone(), image, |_| false);
     assert_eq!(rig.store.counters().checkpoints_damaged, 0);
+}
+
+#[test]
+fn the_images_have_records_of_several_pages_and_a_log_that_changed_its_run() {
+    let images = images();
+    let device = &images.last().unwrap().device;
+    let records = written(device)
+        .into_iter()
+        .filter(|at| device.peek(*at).starts_with(b"CAIRNREC"));
+    let pages: Vec<u8> = records.map(|at| device.peek(at)[10]).collect();
+    assert!(pages.iter().any(|pages| *pages > 1), "{pages:?}");
+    assert!(written(device).len() as u64 > 4 * u64::from(limits().run_blocks));
+}
+
+/// A batch is torn by a power cut and dropped when the device is opened. What is written over it is lost. Then writes are
+/// acknowledged, and power fails again: the dropped batch is there once more, and what was acknowledged must not vanish.
+#[test]
+fn a_dropped_batch_whose_successor_was_lost_is_found_out() {
+    let mut found = 0;
+    for seed in 0..20 {
+        let mut rig = Rig::new(BLOCKS, limits(), seed);
+        rig.create();
+        rig.write(0, 0, 3, 1);
+        rig.submit(write_request(0, 10, 5, 2));
+        let torn = rig.device.in_flight().find_map(|op| match op {
+            DiskOp::Write { at, .. } => Some(*at),
+            _ => None,
+        });
+        let record = torn.expect("the batch is being written");
+        // Its record is kept, with some of its data.
+        let mut prng = Prng::new(seed);
+        rig.device.power_cut_as(Cut::Blocks(0b01_0111), &mut prng);
+        let mut rig = Rig::opening(rig.device, limits(), seed);
+        let overwrites = |op: &DiskOp| matches!(op, DiskOp::Write { at, .. } if *at == record);
+        while rig.step_with(|op| overwrites(op).then_some(Fault::LostWrite)) {}
+        assert_eq!(rig.store.state(), StoreState::Open);
+        assert_eq!(rig.store.counters().discarded_at_open, 1);
+        let reply = rig.write(0, 10, 4, 3);
+        assert!(matches!(reply, StoreReply::Durable { .. }), "{reply:?}");
+        let mut rig = rig.reopen(true);
+        rig.settle();
+        match rig.store.state() {
+            StoreState::Refused(OpenError::LogDamaged { .. }) => found += 1,
+            other => panic!("seed {seed}: {other:?}"),
+        }
+    }
+    assert_eq!(found, 20);
+}
+
+/// Writes go wrong while the store is at work, one in each run: what it does afterwards makes nothing worse.
+#[test]
+fn a_write_that_goes_wrong_while_the_store_is_at_work_is_survived_or_reported() {
+    let mut tally = Tally::default();
+    for wrong in 0..60 {
+        let mut prng = Prng::new(wrong);
+        let mut rig = Rig::new(BLOCKS, limits(), 21);
+        rig.create();
+        let mut model = Model {
+            replica: Some(1),
+            ..Model::default()
+        };
+        let mut workload = Workload::new(200, 24);
+        let mut writes = 0;
+        for _ in 0..40 {
+            let request = workload.request(&mut prng, false);
+            let ticket = rig.submit(request.clone());
+            loop {
+                let fault = if prng.chance(1, 2) {
+                    Fault::LostWrite
+                } else {
+                    Fault::MisdirectedBy(prng.below(BLOCKS))
+                };
+                let before = rig
+                    .device
+                    .in_flight()
+                    .filter(|op| matches!(op, DiskOp::Write { .. }))
+                    .count();
+                let only = before == 1 && writes == wrong;
+                let more = rig.step_with(|op| (only && matches!(op, DiskOp::Write { .. })).then_some(fault));
+                let after = rig
+                    .device
+                    .in_flight()
+                    .filter(|op| matches!(op, DiskOp::Write { .. }))
+                    .count();
+                writes += u64::from(after < before);
+                if !more {
+                    break;
+                }
+            }
+            match rig.replies.remove(&ticket).expect("an idle store has answered") {
+                StoreReply::Durable { .. } => model.apply(&request),
+                StoreReply::Failed(StoreError::IndexDamaged) => {}
+                other => panic!("write {wrong}: {other:?}"),
+            }
+        }
+        rig.pass_time();
+        let words = |error| format!("write {wrong} went wrong: {error}");
+        compare(&mut rig, &model, &|_| false).map_err(words).unwrap();
+        rig.device.power_cut(&mut prng);
+        tally.add(examine(rig.device, &model, |_| false).map_err(words).unwrap());
+    }
+    tally.check();
 }

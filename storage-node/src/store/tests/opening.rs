@@ -1,0 +1,105 @@
+//! What opening a device costs.
+
+use cairn_proto::ids::{GroupId, Layer, Version, VolumeId};
+
+use super::rig::*;
+use crate::store::api::{StoreReply, StoreRequest, WriteContent};
+use crate::store::limits::RECOVERY_READ_BLOCKS_MAX;
+use crate::store::{StoreLimits, StoreState};
+
+#[test]
+fn a_long_log_is_read_ahead_and_index_pages_for_many_batches_together() {
+    let limits = StoreLimits::default();
+    let mut rig = Rig::new(20_000, limits, 1);
+    rig.create();
+    let writes = 2500;
+    for i in 0..writes {
+        // All over some chunks, one block a batch.
+        rig.write(i % 4, i * 37 % 16384, 1, u64::from(i) + 1);
+    }
+    rig.pass_time();
+    let log_blocks = u64::from(writes) * 2;
+    assert!(rig.store.counters().batches > u64::from(writes));
+    let mut rig = rig.reopen(true);
+    rig.settle();
+    assert_eq!(rig.store.state(), StoreState::Open);
+    let counters = rig.store.counters();
+    assert!(counters.replayed > u64::from(writes) - 1, "{counters:?}");
+    // Beside the log itself: superblocks, what lies beyond the log's end, and a little at each new run.
+    let reads = log_blocks / u64::from(RECOVERY_READ_BLOCKS_MAX) + 60;
+    assert!(
+        counters.device_reads <= reads,
+        "{} reads, {reads} would do",
+        counters.device_reads
+    );
+}
+
+/// A group's replica goes and comes back while its leaf is the only one in memory: the leaf that takes its range over has to
+/// be read in the middle of what is applied together.
+#[test]
+fn a_leaf_that_takes_over_the_range_of_another_is_read_when_it_is_needed() {
+    let limits = StoreLimits {
+        leaf_bytes_max: 256,
+        checkpoint_log_pages: 12,
+        ..StoreLimits::default()
+    };
+    let mut rig = Rig::new(4096, limits, 1);
+    let other = GroupId {
+        volume: VolumeId(GROUP.volume.0 + 1),
+        ..GROUP
+    };
+    let at = |group, chunk, seq| StoreRequest::Write {
+        group,
+        layer: Layer(0),
+        range: range(chunk, 0, 1),
+        version: version(seq),
+        content: WriteContent::Discard,
+    };
+    for group in [GROUP, other] {
+        rig.call(StoreRequest::CreateReplica { group, role: 1 });
+        for chunk in 0..20 {
+            rig.call(at(group, chunk, 1));
+        }
+    }
+    let before = rig.store.counters().checkpoints;
+    for seq in 2.. {
+        if rig.store.counters().checkpoints > before {
+            break;
+        }
+        rig.call(at(GROUP, 0, seq));
+    }
+    rig = rig.reopen(false);
+    rig.settle();
+    let checkpoints = rig.store.counters().checkpoints;
+    for request in [
+        StoreRequest::DropReplica { group: other },
+        StoreRequest::CreateReplica { group: other, role: 2 },
+        at(other, 0, 9),
+        at(other, 19, 9),
+    ] {
+        let reply = rig.call(request);
+        assert!(matches!(reply, StoreReply::Durable { .. }), "{reply:?}");
+    }
+    assert_eq!(rig.store.counters().checkpoints, checkpoints, "the log has it all");
+    let mut rig = rig.reopen(true);
+    rig.settle();
+    assert_eq!(rig.store.state(), StoreState::Open);
+    assert!(rig.store.counters().replayed >= 4);
+    rig.store.check_invariants();
+    for (group, chunk, expected) in [(GROUP, 19, 1), (other, 0, 9), (other, 1, 0), (other, 19, 9)] {
+        let reply = rig.call(StoreRequest::Read {
+            group,
+            layer: Layer(0),
+            range: range(chunk, 0, 1),
+        });
+        let StoreReply::Read { blocks, .. } = reply else {
+            panic!("{reply:?}")
+        };
+        let expected = if expected == 0 {
+            Version::ZERO
+        } else {
+            version(expected)
+        };
+        assert_eq!(blocks[0].version, expected, "chunk {chunk} of {group}");
+    }
+}

@@ -338,6 +338,9 @@ impl Engine {
             layer: key.layer,
             range: page_range(moved.key),
         };
+        if self.catalog.is_doomed(&key) {
+            return self.give_up(active, moved);
+        }
         let mut later = building.touches(&at);
         if !later {
             let unknown: Vec<Unknown> = self.catalog.unknown(key, at.range).collect();

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::units::ByteSize;
 use cairn_storage_node::driver::{BareDevice, DeviceFile, DevicePath};
-use cairn_storage_node::store::StoreLimits;
 use cairn_storage_node::store::limits::PAGE_ENTRIES;
+use cairn_storage_node::store::{ScrubCursor, StoreLimits, StoreReply, StoreRequest};
 
 use super::driven::{Driven, format_params};
 use super::raw::{Durability, Raw};
@@ -247,7 +247,44 @@ impl Round<'_> {
         };
         self.measure("rewritten-randwrite-qd64", Side::Store, &rewrite)?;
         let read = self.load(false, false, 256, SEQUENTIAL_DEPTH);
-        self.compare("rewritten-seqread-1m", &READS, &read)
+        self.compare("rewritten-seqread-1m", &READS, &read)?;
+        self.move_all()?;
+        self.compare("rewritten-moved-seqread-1m", &READS, &read)
+    }
+
+    /// Moves everything that is fragmented, as fast as it goes.
+    fn move_all(&mut self) -> Result<(), String> {
+        let begun = Instant::now();
+        let (mut blocks, mut full) = (0, false);
+        let mut from = ScrubCursor::START;
+        loop {
+            let reply = self.store().alone(StoreRequest::Defragment { from })?;
+            let StoreReply::Defragmented {
+                moved, is_full, next, ..
+            } = reply
+            else {
+                return Err(format!("moving was answered by {reply:?}"));
+            };
+            blocks += u64::from(moved);
+            full |= is_full;
+            match next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        if full {
+            eprintln!(
+                "round {}: there was too little free space to move everything",
+                self.number
+            );
+        }
+        self.fact("moved-blocks", blocks as f64);
+        self.fact(
+            "move-mib-per-s",
+            (blocks * BLOCK_BYTES as u64) as f64 / seconds / f64::from(1 << 20),
+        );
+        Ok(())
     }
 
     /// How long it takes to open after a kill when the log is as long as it gets.

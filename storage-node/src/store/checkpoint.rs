@@ -115,7 +115,7 @@ impl Engine {
         let log_pages = self.checkpoints.log_pages_since;
         log_pages >= self.limits.checkpoint_log_pages
             || (log_pages > 0 && self.space.free() < self.metadata_reserve())
-            || self.catalog.dirty.len().max(self.catalog.dirty_leaves.len()) >= self.limits.checkpoint_dirty_pages
+            || self.catalog.dirty.len().max(self.catalog.dirty_leaves.len()) >= self.limits.dirty_pages_max()
             || self.checkpoints.wanted_for_space
             || self.checkpoints.wanted_for_memory
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use cairn_proto::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK, FRAME_BLOCKS_MAX};
 
 use super::canary::Canary;
+use super::chunk::PAGE_MEMORY;
 
 /// Blocks of data in one write, copy or read at the most.
 pub const REQUEST_BLOCKS_MAX: u32 = FRAME_BLOCKS_MAX;
@@ -46,6 +47,9 @@ pub const DEVICE_BLOCKS_MIN: u64 = 256;
 /// reserved.
 pub const DEVICE_BLOCKS_MAX: u64 = 0xffff_ff00;
 
+/// Changed index pages that there may be however little memory the index has.
+const DIRTY_PAGES_MIN: usize = 64;
+
 /// What one store may use and how it paces itself.
 #[derive(Clone, Debug)]
 pub struct StoreLimits {
@@ -61,7 +65,9 @@ pub struct StoreLimits {
     pub run_blocks: u32,
     /// A checkpoint starts when this many record pages were written since the last one.
     pub checkpoint_log_pages: u64,
-    /// A checkpoint starts when this many index pages, or leaves of the directory, were changed.
+    /// A checkpoint starts when this many index pages, or leaves of the directory, were changed, or fewer if those fill
+    /// half of the index's memory: the other half is left for what they become while the checkpoint is written. The more
+    /// there may be, the more writes share a page that a checkpoint writes, and the more pages opening reads.
     pub checkpoint_dirty_pages: usize,
     /// Bytes of chunks above which a leaf of the directory is split; at most what fits a block. One chunk is never split.
     pub leaf_bytes_max: usize,
@@ -102,13 +108,13 @@ impl Default for StoreLimits {
             batch_record_pages_max: RECORD_PAGES_MAX,
             run_blocks: 2048,
             checkpoint_log_pages: 4096,
-            checkpoint_dirty_pages: 1024,
+            checkpoint_dirty_pages: 8192,
             leaf_bytes_max: super::leaf::LEAF_CAPACITY,
             checkpoint_step_blocks: 32,
             checkpoint_writes_in_flight: 8,
             recovery_reads_in_flight: 32,
             walk_reads_in_flight: 4,
-            index_memory_max: 32 << 20,
+            index_memory_max: 64 << 20,
             reclaim_pages_max: 64,
             overwrite_reserve_blocks: 1024,
             confirm_after: Duration::from_millis(100),
@@ -121,6 +127,12 @@ impl Default for StoreLimits {
 }
 
 impl StoreLimits {
+    /// Changed index pages, or leaves, at which a checkpoint starts.
+    pub(super) fn dirty_pages_max(&self) -> usize {
+        let half = self.index_memory_max / 2 / PAGE_MEMORY;
+        self.checkpoint_dirty_pages.min(half.max(DIRTY_PAGES_MIN))
+    }
+
     /// Limits so small that logs wrap and checkpoints happen within a few requests, and small devices fill up: for tests
     /// and the simulator.
     pub fn tiny() -> StoreLimits {

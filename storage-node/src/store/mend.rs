@@ -22,6 +22,11 @@ impl Mends {
             ..Mends::default()
         }
     }
+
+    /// What stands at a place should be this.
+    pub(super) fn add(&mut self, place: u32, block: Bytes) {
+        self.waiting.push((place, block));
+    }
 }
 
 impl Engine {

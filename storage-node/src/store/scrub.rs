@@ -75,7 +75,8 @@ pub struct DamagedMetadata {
     pub place: DeviceBlock,
     /// What is wrong with it.
     pub why: Why,
-    /// Whether the next checkpoint writes it anew, from what is in memory.
+    /// Whether it is written anew: an index page by the next checkpoint, from what is in memory; a superblock at once,
+    /// from a copy that is whole.
     pub is_mended: bool,
 }
 
@@ -114,6 +115,8 @@ struct MetadataCheck {
     to_read: VecDeque<(DeviceBlock, Expected)>,
     in_flight: BTreeMap<u64, (DeviceBlock, Expected)>,
     next_piece: u64,
+    /// A copy of it that is whole.
+    superblock: Option<Superblock>,
 }
 
 /// What must stand at a place.
@@ -368,6 +371,7 @@ impl Engine {
             to_read,
             in_flight: BTreeMap::new(),
             next_piece: 0,
+            superblock: None,
         };
         self.pump_metadata(&mut check);
         active.open = Some(Open::Metadata(check));
@@ -397,7 +401,13 @@ impl Engine {
         let (place, expected) = check.in_flight.remove(&piece).expect("the piece is in flight");
         let why = match result {
             Err(error) => Some(Why::Unreadable(error)),
-            Ok(block) => (!self.is_as_expected(&block, expected)).then_some(Why::Mismatch),
+            Ok(block) if self.is_as_expected(&block, expected) => {
+                if matches!(expected, Expected::Superblock(_)) {
+                    check.superblock = Superblock::decode(&block).ok();
+                }
+                None
+            }
+            Ok(_) => Some(Why::Mismatch),
         };
         if let Some(why) = why {
             let kind = match expected {
@@ -415,10 +425,27 @@ impl Engine {
         self.pump_metadata(&mut check);
         if check.in_flight.is_empty() {
             self.reads.end(check.number);
+            if let Some(good) = check.superblock {
+                self.mend_superblocks(good, &mut active.metadata);
+            }
             return self.scrub_on(active);
         }
         active.open = Some(Open::Metadata(check));
         self.scrub.active = Some(active);
+    }
+
+    /// Damaged copies of the superblock are written anew from one that is whole.
+    fn mend_superblocks(&mut self, good: Superblock, found: &mut [DamagedMetadata]) {
+        if self.poisoned.is_some() {
+            return;
+        }
+        for (copy, place) in (0u8..).zip(Superblock::copies(self.identity.blocks)) {
+            let damaged = |found: &&mut DamagedMetadata| found.kind == MetadataKind::Superblock && found.place == place;
+            if let Some(found) = found.iter_mut().find(damaged) {
+                found.is_mended = true;
+                self.mends.add(place.0 as u32, Superblock { copy, ..good }.encode());
+            }
+        }
     }
 
     fn is_as_expected(&self, block: &[u8], expected: Expected) -> bool {

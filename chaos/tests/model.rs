@@ -3,10 +3,12 @@
 use std::ops::ControlFlow;
 
 use cairn_chaos::model::canary;
+use cairn_chaos::model::message::{End, Message};
 use cairn_chaos::model::rules::{Rule, Rules};
 use cairn_chaos::model::scope::{DEEP, Reads, SCOPES, Scope};
-use cairn_chaos::model::search::{Bounds, End, Found, search};
-use cairn_chaos::model::step::Model;
+use cairn_chaos::model::search::{self, Bounds, Found, search};
+use cairn_chaos::model::state::State;
+use cairn_chaos::model::step::{Action, Fate, Model};
 use cairn_chaos::model::{story, walk};
 
 /// One thread, so that the same is found each time.
@@ -31,7 +33,7 @@ fn whole(scope: Scope) -> Found {
 #[track_caller]
 fn assert_kept(found: &Found) {
     assert_eq!(found.broken, None);
-    assert_eq!(found.end, End::Complete);
+    assert_eq!(found.end, search::End::Complete);
     assert!(!found.crowded, "messages were lost for want of room");
 }
 
@@ -155,6 +157,44 @@ fn two_threads_see_what_one_sees() {
     );
 }
 
+/// The states that follow when that device is ejected, or gets the write first.
+fn named(device: u8) -> (State, State) {
+    let scope = Scope {
+        ejects: true,
+        changes: 1,
+        ..Scope::plain("names")
+    };
+    let model = Model {
+        rules: Rules::ALL,
+        scope,
+    };
+    let step = |state: &State, action| model.step(state, action).expect("it can happen").state;
+    let holder = 1;
+    let ejected = step(&scope.start(), Action::Eject { holder, device });
+    let (block, discard) = (0, false);
+    let writing = Action::Write { holder, block, discard };
+    let written = step(&scope.start(), writing);
+    let to_device = |message: &Message| message.end() == End::To(device);
+    let message = written.net.iter().find(to_device).expect("it was sent");
+    (ejected, step(&written, Action::Arrive(message, Fate::Late)))
+}
+
+#[test]
+fn states_that_differ_by_names_of_devices_are_one() {
+    let (ejected, written) = named(0);
+    for other in [1, 2] {
+        let (also_ejected, also_written) = named(other);
+        assert!(ejected != also_ejected && written != also_written);
+        assert_eq!(ejected.fingerprint(), also_ejected.fingerprint());
+        assert_eq!(written.fingerprint(), also_written.fingerprint());
+    }
+    assert_ne!(ejected.fingerprint(), written.fingerprint());
+    // The spare is no other name of a member.
+    let mut moved = ejected.clone();
+    moved.devices.swap(0, 3);
+    assert_ne!(moved.fingerprint(), ejected.fingerprint());
+}
+
 #[test]
 fn a_search_ends_at_its_bounds() {
     let model = Model {
@@ -163,7 +203,7 @@ fn a_search_ends_at_its_bounds() {
     };
     let start = model.scope.start();
     let shallow = search(&model, &start, Bounds { depth: 4, ..BOUNDS }, on);
-    assert_eq!((shallow.end, shallow.depth), (End::Depth, 4));
+    assert_eq!((shallow.end, shallow.depth), (search::End::Depth, 4));
     let small = search(
         &model,
         &start,
@@ -173,7 +213,7 @@ fn a_search_ends_at_its_bounds() {
         },
         on,
     );
-    assert_eq!(small.end, End::Memory);
+    assert_eq!(small.end, search::End::Memory);
     let stopped = search(&model, &start, BOUNDS, |_, depth, _| {
         if depth < 3 {
             ControlFlow::Continue(())
@@ -181,7 +221,7 @@ fn a_search_ends_at_its_bounds() {
             ControlFlow::Break(())
         }
     });
-    assert_eq!((stopped.end, stopped.depth), (End::Stopped, 3));
+    assert_eq!((stopped.end, stopped.depth), (search::End::Stopped, 3));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use cairn_storage_node::testing::store::image::{Image, Kind, examine};
 
 use super::Target;
+use crate::rng::mix;
 
 /// Devices that were in use in different ways.
 static IMAGES: LazyLock<Vec<Image>> = LazyLock::new(|| (1..=4).map(Image::new).collect());
@@ -18,7 +19,7 @@ const HEAD_BYTES: usize = 4;
 const COST: u64 = 100;
 
 /// One target for each kind of structure: each is reached with all others being right.
-pub(super) const TARGETS: [Target; 5] = [
+pub(super) const TARGETS: [Target; 6] = [
     target(
         "store-superblock",
         "devices with a superblock that says something else",
@@ -44,6 +45,14 @@ pub(super) const TARGETS: [Target; 5] = [
         "devices with a page of the index or the free-space map that says something else",
         || corpus(Kind::Page),
     ),
+    Target {
+        name: "store-nonsense",
+        what: "devices with well-formed metadata that contradicts itself",
+        cost: COST,
+        corpus: || vec![vec![0; 9], vec![0x5a; 9]],
+        mend: |_| (),
+        run: run_nonsense,
+    },
 ];
 
 const fn target(name: &'static str, what: &'static str, corpus: fn() -> Vec<Vec<u8>>) -> Target {
@@ -75,4 +84,11 @@ fn run(input: &[u8]) {
     let image = &IMAGES[usize::from(*image) % IMAGES.len()];
     let structure = usize::from(u16::from_le_bytes([*low, *high])) % image.structures();
     examine(image.with(structure, content, flags & 1 == 1), 1);
+}
+
+/// An input is a seed: of the image, and of what is changed in it.
+fn run_nonsense(input: &[u8]) {
+    let seed = input.iter().fold(0, |seed, byte| mix(seed ^ u64::from(*byte)));
+    let image = &IMAGES[seed as usize % IMAGES.len()];
+    examine(image.nonsense(seed), 1);
 }

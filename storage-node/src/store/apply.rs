@@ -128,7 +128,7 @@ impl Catalog {
         }
         let size = leaf.size;
         self.chunk_memory = self.chunk_memory + size.memory - memory;
-        self.count_blocks(key, delta);
+        self.count_blocks(key, delta, effects);
         if size.bytes > self.leaf_bytes_max && size.chunks > 1 {
             self.split(from, key);
         } else if size.chunks == 0 {
@@ -226,13 +226,16 @@ impl Catalog {
         });
     }
 
-    fn count_blocks(&mut self, key: ChunkKey, delta: i64) {
+    fn count_blocks(&mut self, key: ChunkKey, delta: i64, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&key.group).filter(|_| delta != 0) else {
             return;
         };
         let layer = self.layers.entry((key.group, key.layer)).or_default();
         for count in [&mut replica.blocks, &mut *layer] {
-            *count = count.checked_add_signed(delta).expect("blocks of data are counted");
+            match count.checked_add_signed(delta) {
+                Some(changed) => *count = changed,
+                None => effects.miscounted = Some(key.group),
+            }
         }
         if *layer == 0 {
             self.layers.remove(&(key.group, key.layer));

@@ -251,6 +251,8 @@ impl Engine {
 
     /// Accounts for what changes did to space.
     pub(super) fn settle(&mut self, effects: Effects) {
+        let miscounted = effects.miscounted;
+        assert!(miscounted.is_none(), "the blocks of {miscounted:?} are miscounted");
         // A block that was used and freed by the same batch is in both lists.
         self.space.mark_data(&effects.used, true);
         self.space.mark_data(&effects.freed, false);

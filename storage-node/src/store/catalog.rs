@@ -36,6 +36,8 @@ pub(super) struct Effects {
     pub(super) stale: Vec<u32>,
     /// Leaves on the device that the next checkpoint will not have.
     pub(super) stale_leaves: Vec<u32>,
+    /// A replica that would have fewer blocks than none.
+    pub(super) miscounted: Option<GroupId>,
 }
 
 /// The durable state of a device.
@@ -324,6 +326,19 @@ impl Catalog {
         }
     }
 
+    /// Whether the blocks of each replica are those of its layers, and there are no others.
+    pub(super) fn layers_are_counted(&self) -> bool {
+        let mut left: BTreeMap<GroupId, u64> = BTreeMap::new();
+        left.extend(self.replicas.iter().map(|(group, replica)| (*group, replica.blocks)));
+        let counted = self.layers.iter().all(|((group, _), blocks)| {
+            let rest = left
+                .get_mut(group)
+                .and_then(|left| Some((left.checked_sub(*blocks)?, left)));
+            rest.map(|(rest, left)| *left = rest).is_some()
+        });
+        counted && left.values().all(|left| *left == 0)
+    }
+
     /// Puts a page that was loaded into memory, or notes that it is broken.
     pub(super) fn loaded_page(&mut self, key: PageKey, home: Home, content: Option<Resident>, effects: &mut Effects) {
         let chunk = self.chunks.get_mut(&key.chunk);
@@ -414,6 +429,7 @@ impl Catalog {
 
     /// Panics if what is counted or listed disagrees with what is there.
     pub(super) fn check_invariants(&self) {
+        assert!(self.layers_are_counted(), "{:?} of {:?}", self.layers, self.replicas);
         let mut resident = 0;
         for (key, chunk) in &self.chunks {
             assert!(!chunk.is_never(), "{key:?} says nothing");

@@ -4,6 +4,7 @@ use cairn_proto::codec::{DecodeError, Put, Reader};
 use cairn_proto::ids::{ChunkIndex, GroupId, GroupIndex, Layer, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
 
+use super::allocator::Bitmap;
 use super::entry::{Entry, Uniform, check_place};
 use super::limits::{PAGE_ENTRIES, PAGES_PER_CHUNK};
 use super::page_table::PageTable;
@@ -253,6 +254,15 @@ impl Resident {
         self.entries.iter().for_each(|entry| entry.encode(&mut out));
         block.copy_from_slice(&out);
         crc32fast::hash(block)
+    }
+
+    /// Whether the map has the page and all of its data: a page whose CRC is right and that contradicts the map is as
+    /// good as broken.
+    pub(super) fn agrees_with(&self, map: &Bitmap) -> bool {
+        let places = self.entries.iter().filter_map(Entry::data_place);
+        places
+            .chain(self.home.map(|home| home.place))
+            .all(|place| map.get(place))
     }
 
     /// Reads a page that was at `home`; `None` if it is not what was written there.

@@ -84,8 +84,11 @@ impl Engine {
         let mut effects = Effects::default();
         match (result, part) {
             (Ok(block), Part::Page(key)) => {
-                let page = Resident::decode(&block, home, end);
+                let map = &self.space.data;
+                let page = Resident::decode(&block, home, end).filter(|page| page.agrees_with(map));
                 self.catalog.loaded_page(key, home, page, &mut effects);
+                // A broken page gives its place back only if the map knows that it was there.
+                effects.stale.retain(|place| map.get(*place));
             }
             (Ok(block), Part::Leaf(key)) => self.catalog.loaded_leaf(key, home, &block, end, &mut effects),
             (Err(error), part) => {

@@ -309,6 +309,10 @@ impl Recovery {
         if !complete {
             return self.try_checkpoint("the checkpoint's directory is not complete");
         }
+        if !found.catalog.layers_are_counted() {
+            return self
+                .try_checkpoint("the checkpoint's directory counts blocks of layers that their replica does not have");
+        }
         let wanted = homes.iter().map(|(_, home)| home.place.into()).collect();
         self.loaded.metadata.extend(homes.iter().map(|(_, home)| home.place));
         self.phase = Phase::Map(homes);
@@ -469,6 +473,14 @@ impl Loaded {
             self.catalog.apply(record, &mut effects);
         }
         self.log_pages.push((header.seq, header.places.clone()));
+        if let Some(group) = effects.miscounted {
+            return Err(OpenError::Damaged {
+                words: format!(
+                    "commit {} of its log takes more blocks from {group} than it has",
+                    header.seq
+                ),
+            });
+        }
         self.account(effects).map_err(|place| OpenError::Damaged {
             words: format!("commit {} of its log counts block {place} twice", header.seq),
         })

@@ -238,6 +238,7 @@ impl Recovery {
                 }
                 Wanted::Page(key, home) => {
                     let page = result.ok().and_then(|block| Resident::decode(&block, home, end));
+                    let page = page.filter(|page| page.agrees_with(&self.loaded.data));
                     self.loaded.index_lost |= page.is_none();
                     self.loaded.catalog.loaded_page(key, home, page, &mut effects);
                 }

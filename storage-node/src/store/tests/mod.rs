@@ -12,6 +12,7 @@ mod layers;
 mod model;
 mod mover;
 mod opening;
+mod property;
 pub(crate) mod rig;
 mod rot;
 mod scrub;

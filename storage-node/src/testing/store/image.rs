@@ -153,6 +153,58 @@ impl Image {
     }
 }
 
+impl Image {
+    /// The device with some numbers of one structure changed, all CRCs being right: blocks are said to stand where others
+    /// stand, or nowhere, and counts are wrong by a little. Different for each seed.
+    pub fn nonsense(&self, seed: u64) -> MemoryDevice {
+        let mut prng = Prng::new(seed);
+        let number = self.of_interest(&mut prng);
+        let mut content = self.structures[number].content.clone();
+        let blocks = self.device.geometry().blocks as u32;
+        for _ in 0..prng.between(1, 3) {
+            let first = prng.below(content.len() as u64 - 4) as usize;
+            let number_at = |at: usize| u32::from_le_bytes(content[at..at + 4].try_into().expect("four bytes"));
+            // The next thing that may be a place or a count; from the start if there is none behind.
+            let at = (first..content.len() - 4)
+                .chain(0..first)
+                .find(|at| (1..blocks).contains(&number_at(*at)));
+            let Some(at) = at else { continue };
+            let old = number_at(at);
+            let new = match prng.below(8) {
+                0 => 0,
+                1 => u32::MAX - prng.below(3) as u32,
+                2 => old.wrapping_sub(1),
+                3 => old + 1,
+                4 => self.structures[prng.below(self.structures.len() as u64) as usize].places[0] as u32,
+                _ => prng.below(u64::from(blocks)) as u32,
+            };
+            content[at..at + 4].copy_from_slice(&new.to_le_bytes());
+        }
+        self.with(number, &content, true)
+    }
+}
+
+impl Image {
+    /// One of the structures, of every kind equally often, and rather one that was written lately: others may not matter.
+    fn of_interest(&self, prng: &mut Prng) -> usize {
+        let kinds = [
+            Kind::Superblock,
+            Kind::Checkpoint,
+            Kind::Record,
+            Kind::Directory,
+            Kind::Page,
+        ];
+        let kind = kinds[prng.below(5) as usize];
+        let mut all: Vec<usize> = self.all(kind).collect();
+        if kind != Kind::Page {
+            let sequence = |number: &usize| self.structures[*number].content[40..48].iter().rev().copied().collect();
+            all.sort_by_key(|number| std::cmp::Reverse::<Vec<u8>>(sequence(number)));
+            all.truncate(8);
+        }
+        all[prng.below(all.len() as u64) as usize]
+    }
+}
+
 /// Where the name of each structure stands in others: structure and byte.
 fn references(structures: &[Structure]) -> Vec<Vec<(usize, usize)>> {
     let mut references = vec![Vec::new(); structures.len()];
@@ -340,6 +392,73 @@ mod tests {
                 assert!(examine(image.with(number, &content, true), 1), "{kind:?} {number}");
             }
         }
+    }
+
+    #[test]
+    fn well_formed_nonsense_is_refused_or_read_with_care() {
+        let mut opened = 0;
+        for device in 0..4 {
+            let image = Image::new(device);
+            opened += (0..60).filter(|seed| examine(image.nonsense(*seed), *seed)).count();
+        }
+        assert!((40..230).contains(&opened), "{opened} of 240 devices could be opened");
+    }
+
+    /// A leaf of the directory says that an index page stands where the free-space map knows of nothing.
+    #[test]
+    fn an_index_page_that_the_map_does_not_know_is_broken_and_takes_nothing_with_it() {
+        let mut changed = 0;
+        for seed in 0..4 {
+            let image = Image::new(seed);
+            let pages: Vec<usize> = image.all(Kind::Page).collect();
+            let nowhere = (4..).find(|at| {
+                let block = image.device.peek(DeviceBlock(*at));
+                block.iter().all(|byte| *byte == 0)
+            });
+            let nowhere = nowhere.expect("some block was never written");
+            for leaf in pages
+                .iter()
+                .filter(|page| image.content(**page).starts_with(b"CAIRNLEF"))
+            {
+                for page in &pages {
+                    let place = (image.structures[*page].places[0] as u32).to_le_bytes();
+                    let content = image.content(*leaf);
+                    let Some(at) = content.windows(4).position(|bytes| bytes == place) else {
+                        continue;
+                    };
+                    let mut content = content.to_vec();
+                    content[at..at + 4].copy_from_slice(&(nowhere as u32).to_le_bytes());
+                    let mut device = image.with(*leaf, &content, true);
+                    let page = image.content(*page).try_into().expect("a block");
+                    device.poke(DeviceBlock(nowhere), page);
+                    examine(device, seed);
+                    changed += 1;
+                }
+            }
+        }
+        assert!(changed > 4, "{changed} leaves were changed");
+    }
+
+    /// The directory says that a replica and its layers have fewer blocks than the log gives back.
+    #[test]
+    fn a_replica_that_is_said_to_have_no_blocks_is_not_panicked_on() {
+        let mut changed = 0;
+        for seed in 0..12 {
+            let image = Image::new(seed);
+            let entry = [&GROUP.volume.0.to_le_bytes()[..], &[GROUP.index.0, 0, 0, 0]].concat();
+            for number in image.all(Kind::Directory) {
+                let mut content = image.content(number).to_vec();
+                let found = content.windows(entry.len()).enumerate();
+                let found: Vec<usize> = found.filter(|(_, bytes)| *bytes == entry).map(|(at, _)| at).collect();
+                // A role or a layer follows, then the count.
+                for at in found.into_iter().map(|at| at + entry.len() + 4) {
+                    content[at..at + 8].fill(0);
+                }
+                changed += u64::from(content != image.content(number));
+                examine(image.with(number, &content, true), seed);
+            }
+        }
+        assert!(changed > 12, "{changed} directories were changed");
     }
 
     /// CRCs are made right so far that the device opens with content that was not there before.

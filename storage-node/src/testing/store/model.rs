@@ -101,7 +101,8 @@ impl Model {
         self.blocks.data()
     }
 
-    /// What a store holds, by its own account; fails if it returns content that is not what it says.
+    /// What a store holds, by its own account; blocks that it finds damaged are `Damaged`. Fails if it returns content
+    /// that is not what it says.
     pub fn observe(rig: &mut Rig) -> Result<Model, String> {
         let mut model = Model {
             replica: rig.store.replica_of(GROUP).map(|replica| replica.role),
@@ -151,7 +152,7 @@ impl Model {
             };
             check_read(piece, &blocks, &bytes)?;
             for (i, read) in (0..).zip(blocks) {
-                if read.version != state.version || !matches!(read.content, Content::Data(_)) {
+                if read.version != state.version || !matches!(read.content, Content::Data(_) | Content::Damaged) {
                     return Err(format!(
                         "block {i} of {piece} is listed as {state:?} and read as {read:?}"
                     ));

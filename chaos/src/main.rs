@@ -12,6 +12,7 @@ use cairn_chaos::sim::run::{Report, StoreKind, run_seed, run_seed_on};
 use cairn_chaos::sim::trace::{Keep, first_difference};
 use cairn_chaos::store::{self, StoreBatch};
 use clap::{Parser, Subcommand, ValueEnum};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Lines of the trace that are shown of a failing seed.
 const TRACE_TAIL: usize = 60;
@@ -408,7 +409,18 @@ fn twice(first: u64, seeds: u64) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Address space while fuzzing: an input that makes a decoder allocate without bounds ends the process with an error.
+const FUZZ_MEMORY_MAX: u64 = 2 << 30;
+
 fn fuzz(target: Option<&str>, seed: u64, runs: u64) -> ExitCode {
+    let limit = Rlimit {
+        current: Some(FUZZ_MEMORY_MAX),
+        maximum: getrlimit(Resource::As).maximum,
+    };
+    if let Err(error) = setrlimit(Resource::As, limit) {
+        println!("memory can't be limited to {FUZZ_MEMORY_MAX} bytes: {error}");
+        return ExitCode::FAILURE;
+    }
     let chosen = cairn_chaos::fuzz::targets().filter(|candidate| target.is_none_or(|name| candidate.name == name));
     let mut count = 0;
     for target in chosen {

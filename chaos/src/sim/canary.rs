@@ -62,6 +62,16 @@ planted! {
     SkipReconcile = ("skip-reconcile", "coordinator"),
     /// The coordinator goes on when a newer generation was seen.
     IgnoreFenced = ("ignore-fenced", "coordinator"),
+    /// Members are ejected without asking meta.
+    EjectWithoutCommit = ("eject-without-commit", "coordinator"),
+    /// Copies to joining members apply only where they are newer.
+    ResyncByHighest = ("resync-by-highest-version", "coordinator"),
+    /// Joining members count for the write quorum.
+    JoinerCounted = ("joiner-counted-in-quorum", "coordinator"),
+    /// The ejection of members is proposed before the repairs among the others are durable.
+    ProposeBeforeRepair = ("propose-before-repair", "coordinator"),
+    /// Reads are returned though nobody vouches for them.
+    StaleReadAfterTakeOver = ("stale-read-after-take-over", "coordinator"),
 }
 
 impl Planted {
@@ -96,6 +106,11 @@ impl Planted {
             read_from_lagging: self == Planted::ReadFromLagging,
             skip_reconcile: self == Planted::SkipReconcile,
             ignore_fenced: self == Planted::IgnoreFenced,
+            eject_without_commit: self == Planted::EjectWithoutCommit,
+            resync_by_highest: self == Planted::ResyncByHighest,
+            joiner_counted: self == Planted::JoinerCounted,
+            propose_before_repair: self == Planted::ProposeBeforeRepair,
+            unvouched_read: self == Planted::StaleReadAfterTakeOver,
         }
     }
 }

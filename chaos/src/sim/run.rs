@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cairn_proto::ids::{ChunkIndex, GroupId, VolumeId};
 use cairn_proto::limits::{BLOCKS_PER_CHUNK, FRAME_BLOCKS_MAX};
+use cairn_proto::replication::MemberRole;
 
 use super::actors::operator::Wish;
 use super::actors::{Actor, Input};
@@ -369,8 +370,17 @@ impl World {
         }
         let mut opened: BTreeMap<u8, Inspected> = BTreeMap::new();
         let mut groups: Vec<(GroupId, Vec<u8>)> = Vec::new();
-        let state = self.meta_states().next().map(|(_, state)| state.groups().clone());
-        for (id, group) in state.unwrap_or_default() {
+        let state = self.meta_states().next().map(|(_, state)| state.clone());
+        let Some(state) = state else { return Ok(None) };
+        for (id, group) in state.groups() {
+            let (id, replicas) = (*id, state.volumes()[&id.volume].replicas);
+            if group.in_sync.len() != usize::from(replicas) || !group.joining.is_empty() {
+                let (in_sync, joining) = (group.in_sync.len(), group.joining.len());
+                return Ok(Some(format!(
+                    "group {id} has {in_sync} copies in sync and {joining} joining, not {replicas} in sync{}",
+                    self.progress()
+                )));
+            }
             groups.push((id, group.in_sync.iter().map(|member| member.uuid.0[15]).collect()));
         }
         for (group, members) in groups {
@@ -401,6 +411,15 @@ impl World {
             }
         }
         Ok(None)
+    }
+
+    /// What the newest holders say of groups without all their copies.
+    fn progress(&self) -> String {
+        let open = self.sessions.iter().filter(|session| session.phase == SessionPhase::Open);
+        let status = open.filter_map(|session| self.client(session.client)?.status(session.handle));
+        let groups = status.flat_map(|status| status.groups);
+        let groups = groups.filter(|group| group.members.iter().any(|m| m.role != MemberRole::InSync || !m.complete));
+        groups.map(|group| format!("; {group:?}")).collect()
     }
 
     fn meta_states(&self) -> impl Iterator<Item = (u64, &cairn_meta::state::State)> + '_ {

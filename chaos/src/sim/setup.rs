@@ -263,6 +263,15 @@ fn core_limits(options: &Options, rng: &mut Rng) -> CoreLimits {
         replication.copies_in_flight = rng.within(1, 3) as usize;
         limits.volume.ops_max = rng.within(1, 6) as usize;
     }
+    // Faults last for seconds, so patience does too; some seeds keep what production has.
+    if rng.permille(800) {
+        let replication = &mut limits.replication;
+        replication.eject_after = rng.span(Duration::from_millis(300), Duration::from_secs(4));
+        replication.eject_inexact_after = replication.eject_after / 3;
+        replication.rejoin_min = Duration::from_millis(rng.within(100, 1000));
+        replication.rejoin_max = Duration::from_secs(rng.within(1, 8));
+        replication.well_after = Duration::from_millis(rng.within(100, 1000));
+    }
     #[cfg(feature = "canary")]
     if let Some(planted) = options.planted {
         limits.replication.canary = planted.coordinator();

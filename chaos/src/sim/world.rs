@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use cairn_client::core::api::VolumeHandle;
 use cairn_client::volume::api::{OpId, VolumeError, VolumeReply};
 use cairn_proto::disk::{DiskOp, DiskToken};
-use cairn_proto::ids::Generation;
+use cairn_proto::ids::{Generation, VolumeId};
 use cairn_proto::time::Time;
 
 use super::actors::client::{ClientActor, Wish};
@@ -723,13 +723,16 @@ impl World {
         let kind = format!("{error:?}");
         let kind = kind.split('(').next().unwrap_or_default().to_string();
         *self.errors.entry(kind).or_default() += 1;
-        let session = &mut self.sessions[index];
+        let session = &self.sessions[index];
         let volume = session.volume;
         let session_generation = session.generation;
         match error {
             VolumeError::Fenced => {
                 let mut of_volume = self.sessions.iter().filter(|other| other.volume == volume);
-                if of_volume.any(|other| other.generation > session_generation) {
+                let id = self.volumes[volume].created.id;
+                if of_volume.any(|other| other.generation > session_generation)
+                    || self.last_granted(id) > session_generation
+                {
                     self.close_fenced(index);
                     return Ok(());
                 }
@@ -742,6 +745,15 @@ impl World {
             VolumeError::Shutdown if session.phase != SessionPhase::Open => Ok(()),
             other => Err(self.broken("no error without a cause", format!("session {index}: {other}"))),
         }
+    }
+
+    /// The last generation of a volume that meta has granted, whether anybody heard of it or not.
+    fn last_granted(&self, id: VolumeId) -> Option<Generation> {
+        let of_meta = |slot: &Slot| match slot.actor.as_ref()? {
+            Actor::Meta(meta) => Some(meta.state().volumes().get(&id)?.generation),
+            _ => None,
+        };
+        self.slots.values().filter_map(of_meta).max()
     }
 
     pub(super) fn client(&self, client: u8) -> Option<&ClientActor> {

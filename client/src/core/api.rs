@@ -5,7 +5,9 @@ use std::fmt;
 use cairn_proto::checksum::ChecksumAlgorithm;
 use cairn_proto::ids::{ClientId, ClusterId, DeviceId, Generation, GroupCount, Layer, VolumeId};
 use cairn_proto::message::{Envelope, Purpose};
-pub use cairn_proto::replication::{Grant, GroupConfig, GroupPhase, GroupStatus, Notice};
+pub use cairn_proto::replication::{
+    ChangeOutcome, ConfigChange, Grant, GroupConfig, GroupPhase, GroupStatus, MemberRole, MemberStatus, Notice,
+};
 use cairn_proto::units::ByteSize;
 
 use crate::volume::api::{OpId, VolumeError, VolumeOp, VolumeReply};
@@ -161,7 +163,7 @@ pub struct MetaRequest {
 }
 
 /// What is asked of meta.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MetaQuestion {
     /// Grant the right to write the volume: a new generation each time. The group map of the answer must have been read
     /// at or after the grant's commit (rule 2).
@@ -171,8 +173,15 @@ pub enum MetaQuestion {
         /// Which attachment.
         generation: Generation,
     },
-    /// Where are the volume's devices now?
+    /// Where are the volume's devices now, and how are its groups? Answered as meta is after the question.
     Refresh,
+    /// Change configurations of groups. Asking twice for the same is harmless.
+    Configure {
+        /// The grant under which it is asked.
+        generation: Generation,
+        /// Each of another group.
+        changes: Vec<ConfigChange>,
+    },
 }
 
 /// An answer of meta.
@@ -202,9 +211,15 @@ pub enum MetaReply {
     Refreshed {
         /// The volume's size now.
         size: ByteSize,
+        /// The last generation that was granted.
+        generation: Generation,
+        /// The configuration of each group, in order of the group index.
+        groups: Vec<GroupConfig>,
         /// The devices of the volume's groups.
         devices: Vec<DeviceEntry>,
     },
+    /// What became of each change, in their order.
+    Configured(Vec<ChangeOutcome>),
 }
 
 /// Why meta did not do it.
@@ -212,6 +227,8 @@ pub enum MetaReply {
 pub enum MetaError {
     /// No metadata server answered, or no leader was found: the core asks again later.
     Unreachable(String),
+    /// A newer generation than that of the question was granted.
+    Superseded(Generation),
     /// The volume does not exist, or this client may not have it: the core does not ask again.
     Refused(String),
 }
@@ -220,6 +237,9 @@ impl fmt::Display for MetaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             MetaError::Unreachable(why) => write!(f, "the metadata servers can't be reached: {why}"),
+            MetaError::Superseded(generation) => {
+                write!(f, "generation {generation} has taken the volume over")
+            }
             MetaError::Refused(why) => write!(f, "refused by the metadata servers: {why}"),
         }
     }

@@ -1,6 +1,7 @@
 //! What a volume asks of meta, and how it is closed.
 
-use cairn_proto::replication::{self, Coordinator};
+use cairn_proto::ids::DeviceId;
+use cairn_proto::replication::{self, Coordinator, MetaAsk, MetaTold};
 
 use super::api::{
     Action, DeviceEntry, Grant, GroupConfig, MetaAnswer, MetaError, MetaQuestion, MetaReply, MetaRequest,
@@ -38,7 +39,7 @@ impl ClientCore {
                 Phase::Detaching { request } => Some(*request),
                 _ => None,
             };
-            phase == Some(answer.request) || volume.refresh == Some(answer.request)
+            [phase, volume.refresh, volume.asked].contains(&Some(answer.request))
         });
         let Some(handle) = asker.map(|(handle, _)| *handle) else {
             return;
@@ -48,6 +49,10 @@ impl ClientCore {
         if volume.refresh == Some(answer.request) {
             volume.refresh = None;
             return self.refreshed(handle, answer.result);
+        }
+        if volume.asked == Some(answer.request) {
+            volume.asked = None;
+            return self.told_coordinator(handle, answer.result);
         }
         if matches!(volume.phase, Phase::Detaching { .. }) {
             // Whatever it was: the members are released, and the next grant does not depend on it.
@@ -59,7 +64,7 @@ impl ClientCore {
                 let error = VolumeError::Gone(why.clone());
                 self.end_attachment(handle, Phase::Gone(why), &error);
             }
-            Err(MetaError::Unreachable(_)) | Ok(_) => {
+            Err(MetaError::Unreachable(_) | MetaError::Superseded(_)) | Ok(_) => {
                 let retry_at = volume.backoff.next(self.now, &self.config.limits);
                 volume.phase = Phase::Asking {
                     request: None,
@@ -83,8 +88,11 @@ impl ClientCore {
             }
         };
         volume.devices = coordinator.devices().collect();
+        volume.asked = None;
         for device in &volume.devices {
             let device = self.devices.entry(*device).or_insert_with(|| Device::new(*device, now));
+            // Whether it is there matters now.
+            device.retry_at = device.retry_at.min(now);
             if device.is_up() {
                 let event = replication::Event::Connected {
                     device: device.id,
@@ -105,12 +113,75 @@ impl ClientCore {
     }
 
     fn refreshed(&mut self, handle: VolumeHandle, result: Result<MetaReply, MetaError>) {
-        if let Ok(MetaReply::Refreshed { size, devices }) = result {
+        if let Ok(MetaReply::Refreshed { size, devices, .. }) = result {
             let volume = self.volumes.get_mut(&handle).expect("the caller has it");
             volume.layer.grow(size.0);
             self.take_addresses(devices);
             self.connect_due();
         }
+    }
+
+    /// The coordinator wants something of meta.
+    pub(super) fn ask_for_coordinator(&mut self, handle: VolumeHandle, ask: MetaAsk) {
+        let volume = self.volumes.get_mut(&handle).expect("the caller has it");
+        let Some(coordinator) = volume.coordinator() else { return };
+        let generation = coordinator.generation();
+        let question = match ask {
+            MetaAsk::Look => MetaQuestion::Refresh,
+            MetaAsk::Change(changes) => MetaQuestion::Configure { generation, changes },
+        };
+        let request = self.ask_meta(handle, question);
+        self.volumes.get_mut(&handle).expect("it was there").asked = Some(request);
+    }
+
+    /// Meta has answered the coordinator, or nobody has.
+    fn told_coordinator(&mut self, handle: VolumeHandle, result: Result<MetaReply, MetaError>) {
+        let now = self.now;
+        let mut entries = Vec::new();
+        let told = match result {
+            Ok(MetaReply::Refreshed {
+                generation,
+                groups,
+                devices,
+                ..
+            }) => {
+                entries = devices;
+                MetaTold::Looked { generation, groups }
+            }
+            Ok(MetaReply::Configured(outcomes)) => MetaTold::Changed(outcomes),
+            Err(MetaError::Superseded(generation)) => MetaTold::Superseded(generation),
+            // A refusal of the whole question says nothing about an earlier sending of it.
+            Ok(_) | Err(MetaError::Unreachable(_) | MetaError::Refused(_)) => MetaTold::Unreachable,
+        };
+        let volume = self.volumes.get_mut(&handle).expect("the caller has it");
+        if let Some(coordinator) = volume.coordinator() {
+            coordinator.handle(now, replication::Event::Meta(told));
+        }
+        self.take_addresses(entries);
+        self.connect_due();
+    }
+
+    /// The coordinator needs connections to more devices than before.
+    pub(super) fn more_devices(&mut self, handle: VolumeHandle) {
+        let now = self.now;
+        let volume = self.volumes.get_mut(&handle).expect("the caller has it");
+        let Some(coordinator) = volume.coordinator() else { return };
+        let devices: Vec<DeviceId> = coordinator.devices().collect();
+        let before = std::mem::replace(&mut volume.devices, devices.clone());
+        for id in devices.into_iter().filter(|id| !before.contains(id)) {
+            let device = self.devices.entry(id).or_insert_with(|| Device::new(id, now));
+            if device.is_up() {
+                let event = replication::Event::Connected {
+                    device: id,
+                    commit: device.commit,
+                    recovered: device.recovered,
+                };
+                let volume = self.volumes.get_mut(&handle).expect("it was there");
+                let coordinator = volume.coordinator().expect("it was there");
+                coordinator.handle(now, event);
+            }
+        }
+        self.connect_due();
     }
 
     fn take_addresses(&mut self, entries: Vec<DeviceEntry>) {

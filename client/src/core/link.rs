@@ -79,7 +79,7 @@ impl ClientCore {
         match (self.devices[&id].link, &envelope.message) {
             (Link::Connecting { .. }, Message::Hello(theirs)) => self.greeted(id, conn, theirs),
             (Link::Connecting { .. }, Message::Failed(failed)) => {
-                self.drop_link(id, &format!("it refused the connection: {failed}"), true);
+                self.not_there(id, &format!("it refused the connection: {failed}"), true);
             }
             (Link::Up { .. }, message) if !message.is_request() && !matches!(message, Message::Hello(_)) => {
                 self.answer(id, envelope);
@@ -95,7 +95,7 @@ impl ClientCore {
         let ours = self.hello(id);
         let device = self.devices.get_mut(&id).expect("the caller has it");
         if let Err(words) = device.greet(conn, &ours, theirs) {
-            return self.drop_link(id, &words, true);
+            return self.not_there(id, &words, true);
         }
         let event = replication::Event::Connected {
             device: id,
@@ -175,12 +175,17 @@ impl ClientCore {
         let Some(id) = self.conns.get(&conn).copied() else {
             return;
         };
-        let words = if refused {
-            "it can't be reached"
+        if refused {
+            self.not_there(id, "it can't be reached", false);
         } else {
-            "its connection is over"
-        };
-        self.drop_link(id, words, false);
+            self.drop_link(id, "its connection is over", false);
+        }
+    }
+
+    /// An attempt to connect has shown at once that the device is not there.
+    fn not_there(&mut self, id: DeviceId, words: &str, close: bool) {
+        self.drop_link(id, words, close);
+        self.tell_volumes(id, &replication::Event::Unreachable { device: id });
     }
 
     /// Gives a connection up. It is made anew after a pause, at the address that meta knows then.

@@ -192,6 +192,8 @@ impl ClientCore {
             replication::Action::Done { op, result } => volume.layer.done(op, result),
             replication::Action::Notice(notice) => self.notice(handle, notice),
             replication::Action::Released => self.released(handle),
+            replication::Action::Meta(ask) => self.ask_for_coordinator(handle, ask),
+            replication::Action::Devices => self.more_devices(handle),
         }
         true
     }

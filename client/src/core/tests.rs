@@ -38,6 +38,7 @@ struct Bench {
     refuse: bool,
     meta_down: bool,
     generation: u32,
+    configs: Vec<GroupConfig>,
     replies: BTreeMap<OpId, Result<VolumeReply, VolumeError>>,
     asked: Vec<MetaQuestion>,
     sent: BTreeMap<&'static str, u64>,
@@ -71,6 +72,14 @@ impl Bench {
             refuse: false,
             meta_down: false,
             generation: 0,
+            configs: vec![
+                GroupConfig {
+                    epoch: Epoch(1),
+                    in_sync: (1..=3).map(device).collect(),
+                    ..GroupConfig::default()
+                };
+                2
+            ],
             replies: BTreeMap::new(),
             asked: Vec::new(),
             sent: BTreeMap::new(),
@@ -129,33 +138,35 @@ impl Bench {
     }
 
     fn meta(&mut self, request: &MetaRequest) {
-        self.asked.push(request.question);
+        self.asked.push(request.question.clone());
         let devices = self.nodes.keys().map(|device| DeviceEntry {
             device: *device,
             addresses: vec!["node:7000".to_string()],
         });
-        let reply = match request.question {
+        let reply = match &request.question {
             MetaQuestion::Attach => {
                 self.generation += 1;
                 let generation = Generation::new(self.generation).unwrap();
                 let capability =
                     Capability::grant(&ClusterKey([0; 32]), CLUSTER, request.id, generation, Rights::Write);
-                let config = GroupConfig {
-                    epoch: Epoch(1),
-                    in_sync: self.nodes.keys().copied().collect(),
-                    ..GroupConfig::default()
-                };
                 MetaReply::Attached {
                     grant: Grant { generation, capability },
-                    groups: vec![config; 2],
+                    groups: self.configs.clone(),
                     devices: devices.collect(),
                 }
             }
             MetaQuestion::Detach { .. } => MetaReply::Detached,
             MetaQuestion::Refresh => MetaReply::Refreshed {
                 size: ByteSize(2 << 30),
+                generation: Generation::new(self.generation).unwrap(),
+                groups: self.configs.clone(),
                 devices: devices.collect(),
             },
+            MetaQuestion::Configure { generation, changes } => {
+                assert_eq!(generation.get(), self.generation);
+                let configs = &mut self.configs;
+                MetaReply::Configured(changes.iter().map(|change| configure(configs, change)).collect())
+            }
         };
         let result = if self.meta_down {
             Err(MetaError::Unreachable("no leader".to_string()))
@@ -213,6 +224,24 @@ impl Bench {
             self.tell(Event::Disconnected { conn, refused: false });
         }
     }
+}
+
+fn configure(configs: &mut [GroupConfig], change: &ConfigChange) -> ChangeOutcome {
+    let now = &mut configs[usize::from(change.group.0)];
+    assert_eq!(change.epoch, now.epoch);
+    let members: Vec<DeviceId> = change.in_sync.iter().chain(&change.joining).copied().collect();
+    let named = now.stale.iter().chain(&now.in_sync).chain(&now.joining);
+    let stale = named.filter(|device| !members.contains(device)).copied().collect();
+    let mut in_sync = change.in_sync.clone();
+    in_sync.sort_unstable();
+    *now = GroupConfig {
+        epoch: Epoch(now.epoch.0 + 1),
+        in_sync,
+        joining: change.joining.clone(),
+        stale,
+        ..GroupConfig::default()
+    };
+    ChangeOutcome::Committed(now.clone())
 }
 
 impl Node {
@@ -337,15 +366,34 @@ fn a_device_of_another_cluster_is_told_apart_with_words_said_once() {
         .filter(|words| words.contains("belongs to cluster"))
         .count();
     assert_eq!(told, 1, "{:?}", bench.words);
-    assert!(
-        bench.replies.is_empty(),
-        "without its third member the group is not served"
-    );
+    assert!(bench.replies[&OpId(1)].is_ok(), "the two others are served without it");
+    assert!(bench.configs.iter().all(|config| config.stale == [device(3)]));
     assert!(bench.asked.contains(&MetaQuestion::Refresh), "it may have moved");
     assert!(bench.asked.len() < 20, "and that is not asked too often");
     bench.nodes.get_mut(&device(3)).unwrap().cluster = CLUSTER;
+    bench.pass(Duration::from_secs(10));
+    let all: Vec<DeviceId> = (1..=3).map(device).collect();
+    assert!(
+        bench.configs.iter().all(|config| config.in_sync == all),
+        "it is back: {:?}",
+        bench.configs
+    );
+}
+
+#[test]
+fn with_meta_away_a_volume_whose_members_are_all_there_is_served_and_one_without_waits() {
+    let mut bench = Bench::new();
+    bench.write(1, 0);
+    bench.nodes.get_mut(&device(3)).unwrap().cluster = ClusterId([7; 16]);
+    bench.lose(device(3));
+    bench.meta_down = true;
+    bench.write(2, 0);
+    assert!(bench.replies[&OpId(2)].is_ok(), "an attached volume needs no meta");
+    bench.pass(Duration::from_secs(30));
+    assert!(bench.configs.iter().all(|config| config.epoch == Epoch(1)));
+    bench.meta_down = false;
     bench.pass(Duration::from_secs(5));
-    assert!(bench.replies[&OpId(1)].is_ok());
+    assert!(bench.configs.iter().all(|config| config.stale == [device(3)]));
 }
 
 #[test]

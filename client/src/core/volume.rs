@@ -43,6 +43,8 @@ pub(super) struct Volume {
     pub(super) refresh: Option<MetaRequestId>,
     pub(super) refresh_wanted: bool,
     pub(super) refreshed_at: Option<Time>,
+    /// A question of the coordinator that has no answer yet.
+    pub(super) asked: Option<MetaRequestId>,
     /// When closing ends, in order or not.
     pub(super) close_by: Option<Time>,
 }
@@ -59,6 +61,7 @@ impl Volume {
             refresh: None,
             refresh_wanted: false,
             refreshed_at: None,
+            asked: None,
             close_by: None,
         }
     }
@@ -67,6 +70,7 @@ impl Volume {
         VolumeSettings {
             id: self.description.id,
             groups: self.description.groups,
+            replicas: self.description.replicas,
             write_quorum: self.description.write_quorum,
             min_copies: self.description.min_copies,
             layer: self.description.layer,

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::limits::{ADDRESSES_MAX, META_CONCURRENCY_MAX};
 use super::mailbox::{Command, Mailbox};
 use crate::core::api::{
-    ConnId, DeviceEntry, Grant, GroupConfig, MetaAnswer, MetaError, MetaQuestion, MetaReply, MetaRequest,
+    ChangeOutcome, ConfigChange, ConnId, DeviceEntry, Grant, GroupConfig, MetaAnswer, MetaError, MetaQuestion, MetaReply, MetaRequest,
     VolumeDescription,
 };
 use crate::nbd::limits::LISTED_EXPORTS_MAX;
@@ -64,6 +64,7 @@ impl From<MetaError> for OpenError {
     fn from(error: MetaError) -> OpenError {
         match error {
             MetaError::Unreachable(why) => OpenError::Unreachable(why),
+            MetaError::Superseded(_) => OpenError::Refused(error.to_string()),
             MetaError::Refused(why) => OpenError::Refused(why),
         }
     }
@@ -167,7 +168,7 @@ async fn catalogue(client: &MetaClient) -> Result<Vec<String>, MetaError> {
 async fn ask(client: &MetaClient, identity: &Identity, request: &MetaRequest) -> Result<MetaReply, MetaError> {
     let by = Some(v1::volume_selector::By::Id(request.id.0));
     let volume = Some(v1::VolumeSelector { by });
-    match request.question {
+    match &request.question {
         MetaQuestion::Attach => {
             // By force: the last holder may have died, and a migration's target takes over from a living one. That no two
             // write is the generation's business, not that of who asked first.
@@ -192,10 +193,61 @@ async fn ask(client: &MetaClient, identity: &Identity, request: &MetaRequest) ->
                 .get_groups(v1::GetGroupsRequest { volume })
                 .await
                 .map_err(failed)?;
-            let size = ByteSize(response.volume.unwrap_or_default().size_bytes);
-            let devices = devices(&response.devices)?;
-            Ok(MetaReply::Refreshed { size, devices })
+            let volume = response.volume.unwrap_or_default();
+            Ok(MetaReply::Refreshed {
+                size: ByteSize(volume.size_bytes),
+                generation: Generation::new(volume.generation).ok_or_else(|| nonsense("generation"))?,
+                groups: group_configs(response.groups)?,
+                devices: devices(&response.devices)?,
+            })
         }
+        MetaQuestion::Configure { generation, changes } => configure(client, volume, *generation, changes).await,
+    }
+}
+
+async fn configure(
+    client: &MetaClient,
+    volume: Option<v1::VolumeSelector>,
+    generation: Generation,
+    changes: &[ConfigChange],
+) -> Result<MetaReply, MetaError> {
+    let ids = |devices: &[DeviceId]| devices.iter().map(wire_id).collect();
+    let change = |change: &ConfigChange| v1::GroupChange {
+        index: change.group.0.into(),
+        epoch: change.epoch.0,
+        in_sync: ids(&change.in_sync),
+        joining: ids(&change.joining),
+    };
+    let request = v1::ConfigureGroupsRequest {
+        volume,
+        generation: generation.get(),
+        changes: changes.iter().map(change).collect(),
+    };
+    let response = client.configure_groups(request).await.map_err(|error| match error.code {
+        Code::StaleGeneration => MetaError::Superseded(generation.next().unwrap_or(generation)),
+        _ => failed(error),
+    })?;
+    if response.outcomes.len() != changes.len() {
+        return Err(nonsense("list of outcomes"));
+    }
+    let outcome = |outcome: v1::GroupOutcome| {
+        let config = group_config(&outcome.config.ok_or_else(|| nonsense("configuration"))?)?;
+        Ok(match outcome.code.is_empty() {
+            true => ChangeOutcome::Committed(config),
+            false => ChangeOutcome::Refused {
+                config,
+                words: outcome.message,
+            },
+        })
+    };
+    let outcomes = response.outcomes.into_iter().map(outcome).collect::<Result<_, _>>()?;
+    Ok(MetaReply::Configured(outcomes))
+}
+
+fn wire_id(device: &DeviceId) -> v1::DeviceId {
+    v1::DeviceId {
+        uuid: device.uuid.0.to_vec(),
+        incarnation: device.incarnation.0,
     }
 }
 
@@ -210,20 +262,20 @@ fn attached(identity: &Identity, response: v1::AttachResponse) -> Result<MetaRep
     let capability = Capability::decode(&mut reader)
         .and_then(|capability| reader.finish().map(|()| capability))
         .map_err(|_| nonsense("capability"))?;
-    let mut groups = Vec::with_capacity(response.groups.len());
-    let mut sorted = response.groups;
-    sorted.sort_by_key(|group| group.index);
-    for (index, group) in sorted.iter().enumerate() {
-        if group.index as usize != index {
-            return Err(nonsense("groups"));
-        }
-        groups.push(group_config(group)?);
-    }
     Ok(MetaReply::Attached {
         grant: Grant { generation, capability },
-        groups,
+        groups: group_configs(response.groups)?,
         devices: devices(&response.devices)?,
     })
+}
+
+/// The configurations in order of the group index, without a hole.
+fn group_configs(mut groups: Vec<v1::GroupConfig>) -> Result<Vec<GroupConfig>, MetaError> {
+    groups.sort_by_key(|group| group.index);
+    if groups.iter().enumerate().any(|(index, group)| group.index as usize != index) {
+        return Err(nonsense("list of groups"));
+    }
+    groups.iter().map(group_config).collect()
 }
 
 fn group_config(group: &v1::GroupConfig) -> Result<GroupConfig, MetaError> {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use crate::block::BlockState;
 use crate::checksum::Checksum;
 use crate::frame::Class;
-use crate::ids::{CommitSeq, DeviceId, Generation, GroupIndex, Version};
+use super::config::GroupConfig;
+use crate::ids::{CommitSeq, DeviceId, Epoch, Generation, GroupIndex, Version};
 use crate::message::Message;
 use crate::units::BlockRange;
 
@@ -120,6 +121,13 @@ pub enum Event {
         /// Which device.
         device: DeviceId,
     },
+    /// An attempt to connect to a device failed at once: nobody is there, or somebody else.
+    Unreachable {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// The answer to [`Action::Meta`].
+    Meta(MetaTold),
     /// An answer, to a request that was sent on the connection that stands.
     Answer {
         /// From which device.
@@ -156,6 +164,10 @@ pub enum Action {
         /// What.
         message: Message,
     },
+    /// Ask meta. Answered with exactly one [`Event::Meta`]; there is never a second question without an answer.
+    Meta(MetaAsk),
+    /// The devices that it needs connections to are more than before.
+    Devices,
     /// An operation has ended.
     Done {
         /// Which one.
@@ -167,6 +179,60 @@ pub enum Action {
     Notice(Notice),
     /// Every operation is done and the members that could be reached are released.
     Released,
+}
+
+/// A question to meta.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MetaAsk {
+    /// How are the configurations, and which is the last generation that was granted?
+    Look,
+    /// Commit these changes. Asking again for the same is harmless.
+    Change(Vec<ConfigChange>),
+}
+
+/// A change of the configuration of one group (rule 18).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigChange {
+    /// Which group.
+    pub group: GroupIndex,
+    /// The configuration that it replaces.
+    pub epoch: Epoch,
+    /// `I′`.
+    pub in_sync: Vec<DeviceId>,
+    /// `J′`.
+    pub joining: Vec<DeviceId>,
+}
+
+/// What meta said.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MetaTold {
+    /// Nothing: whether something was done is not known.
+    Unreachable,
+    /// A newer generation than this attachment's was granted: nothing was done, now.
+    Superseded(Generation),
+    /// To [`MetaAsk::Look`].
+    Looked {
+        /// The last generation that was granted.
+        generation: Generation,
+        /// The configuration of each group, in order of the group index.
+        groups: Vec<GroupConfig>,
+    },
+    /// To [`MetaAsk::Change`]: what became of each change, in their order.
+    Changed(Vec<ChangeOutcome>),
+}
+
+/// What became of a change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ChangeOutcome {
+    /// It is committed, by this request or an earlier one.
+    Committed(GroupConfig),
+    /// It was not done, and no earlier request of the same will be.
+    Refused {
+        /// The configuration as it is.
+        config: GroupConfig,
+        /// Why.
+        words: String,
+    },
 }
 
 /// How far a group is.
@@ -201,6 +267,21 @@ pub struct GroupStatus {
     pub queued: usize,
     /// Everything up to here is durable on every member.
     pub stable: Version,
+    /// The number of its configuration.
+    pub epoch: Epoch,
+    /// Whether another configuration is wanted, or asked of meta.
+    pub changing: bool,
+}
+
+/// What a device is in a group.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum MemberRole {
+    /// It holds everything acknowledged, or as much of it as a quorum needs.
+    InSync,
+    /// It is being filled.
+    Joining,
+    /// It was ejected, and joins anew when it is well again.
+    Stale,
 }
 
 /// A member of a group as metrics and logs see it.
@@ -208,6 +289,8 @@ pub struct GroupStatus {
 pub struct MemberStatus {
     /// Which device.
     pub device: DeviceId,
+    /// What it is.
+    pub role: MemberRole,
     /// Whether it can be spoken to.
     pub connected: bool,
     /// Whether it has made the generation durable and is a member of the group.
@@ -216,6 +299,10 @@ pub struct MemberStatus {
     pub complete: bool,
     /// Blocks that it is known to lack; an upper bound.
     pub lacking_blocks: u64,
+    /// Blocks that were copied to it since it began to be compared; for who is joining.
+    pub copied_blocks: u64,
+    /// Whether it is still being compared, so that more blocks may be found to be lacking.
+    pub comparing: bool,
     /// Writes without an answer from it.
     pub outstanding: usize,
 }
@@ -278,6 +365,24 @@ pub enum Notice {
         /// What it said.
         words: String,
     },
+    /// A configuration is committed.
+    Configured {
+        /// Of which group.
+        group: GroupIndex,
+        /// Its number.
+        epoch: Epoch,
+        /// `I`.
+        in_sync: Vec<DeviceId>,
+        /// `J`.
+        joining: Vec<DeviceId>,
+    },
+    /// Meta refused a change of the configuration.
+    ChangeRefused {
+        /// Of which group.
+        group: GroupIndex,
+        /// What it said.
+        words: String,
+    },
     /// A member is full.
     Full {
         /// Which group.
@@ -324,6 +429,23 @@ impl fmt::Display for Notice {
                 )
             }
             Notice::Refused { device, words } => write!(f, "{device} refused a request: {words}"),
+            Notice::Configured {
+                group,
+                epoch,
+                in_sync,
+                joining,
+            } => {
+                write!(f, "group {group} has configuration {epoch}, in sync:")?;
+                in_sync.iter().try_for_each(|device| write!(f, " {device}"))?;
+                if !joining.is_empty() {
+                    f.write_str(", joining:")?;
+                    joining.iter().try_for_each(|device| write!(f, " {device}"))?;
+                }
+                Ok(())
+            }
+            Notice::ChangeRefused { group, words } => {
+                write!(f, "group {group}: the metadata servers refused a change of its members: {words}")
+            }
             Notice::Full { group, device } => {
                 write!(f, "group {group}: {device} is full: add devices or discard data")
             }

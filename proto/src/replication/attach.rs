@@ -1,11 +1,13 @@
 //! Seal and join (rules 3, 4, 6), the phases of a group, and the release.
 
 use super::api::{Action, GroupPhase, Notice};
+use super::group::{Role, Step};
 use super::mask::Mask;
-use super::{Coordinator, ReleaseState, What};
+use super::{Coordinator, ReleaseState, Timer, What};
 use crate::frame::Class;
 use crate::ids::{CommitSeq, DeviceId};
 use crate::message::{Join, Message, Release, ReplicaRole, Seal};
+use crate::time::Time;
 
 impl Coordinator {
     /// A connection to a device stands.
@@ -15,6 +17,8 @@ impl Coordinator {
         };
         assert!(!self.members[m].connected, "{device} is connected twice");
         self.members[m].connected = true;
+        self.members[m].since = self.now;
+        self.members[m].refused = false;
         if self.fenced.is_some() || self.release != ReleaseState::No {
             return;
         }
@@ -46,38 +50,74 @@ impl Coordinator {
             self.join(g, place);
             self.update_phase(g);
         }
+        self.arm_health();
     }
 
-    fn join(&mut self, g: usize, place: usize) {
+    /// Asks a member to have a replica of the group, if its device is ours by now.
+    pub(super) fn join(&mut self, g: usize, place: usize) {
         let group = &self.groups[g];
+        let replica = &group.replicas[place];
+        let role = match replica.role {
+            Role::InSync => ReplicaRole::InSync,
+            Role::Joining => ReplicaRole::Joining,
+            Role::Out => return,
+        };
+        if replica.joined || !self.members[replica.member].sealed || self.is_asked(g, place) {
+            return;
+        }
         let join = Message::Join(Join {
             holder: self.holder,
             group: group.index,
-            role: ReplicaRole::InSync,
+            role,
             epoch: group.config.epoch,
         });
         self.send(g, Mask::one(place), Class::Guest, join, What::Join { group: g });
     }
 
+    /// Whether a member was asked to join and has not answered.
+    fn is_asked(&self, g: usize, place: usize) -> bool {
+        let mut joins = self.sent.values().filter(|sent| sent.what == What::Join { group: g });
+        joins.any(|sent| sent.to.contains(place))
+    }
+
     /// A device is a member of a group.
     pub(super) fn joined(&mut self, g: usize, place: usize, created: bool) {
         let group = &mut self.groups[g];
-        if group.phase == GroupPhase::Fenced {
+        let replica = &mut group.replicas[place];
+        if group.phase == GroupPhase::Fenced || replica.role == Role::Out {
             return;
         }
-        let replica = &mut group.replicas[place];
-        assert_eq!(replica.unanswered, 0, "a connection begins with nothing on its way");
         (replica.joined, replica.behind) = (true, false);
         if group.phase == GroupPhase::Serving {
             if created {
-                group.replicas[place].stale = true;
+                group.replicas[place].distrust();
                 self.tell_behind(g, place);
             }
             self.send_open_writes(g);
             self.ask_idle_reads(g);
             self.touch_catch_up(g);
         }
+        if self.comes_late(g, place) {
+            // The others are equal, and were about to go on without it: now nobody needs to be ejected.
+            let group = &mut self.groups[g];
+            group.restarts += 1;
+            (group.change, group.reconcile) = (None, None);
+            group.phase = GroupPhase::Waiting;
+        }
         self.update_phase(g);
+    }
+
+    /// Whether a member completes `I` while the others, equal already, wait for an ejection that was not proposed yet.
+    fn comes_late(&self, g: usize, place: usize) -> bool {
+        let group = &self.groups[g];
+        let unasked = group.change.is_none_or(|change| change.step == Step::Wanted);
+        let patient = group.restarts < self.limits.reconcile_restarts_max || !self.is_meta_fresh();
+        group.phase == GroupPhase::Reconciling
+            && self.reconciled_in_sync(g).is_some()
+            && unasked
+            && patient
+            && group.in_sync.contains(place)
+            && group.in_sync.minus(group.joined()).is_empty()
     }
 
     /// What a member refused is tried again.
@@ -95,13 +135,7 @@ impl Coordinator {
         }
         for i in 0..self.members[m].groups.len() {
             let (g, place) = self.members[m].groups[i];
-            if self.groups[g].replicas[place].joined {
-                continue;
-            }
-            let mut joins = self.sent.values().filter(|sent| sent.what == What::Join { group: g });
-            if !joins.any(|sent| sent.to.contains(place)) {
-                self.join(g, place);
-            }
+            self.join(g, place);
         }
     }
 
@@ -111,12 +145,11 @@ impl Coordinator {
         for i in 0..self.members[m].groups.len() {
             let (g, place) = self.members[m].groups[i];
             let group = &mut self.groups[g];
-            if group.phase != GroupPhase::Serving {
+            let replica = &mut group.replicas[place];
+            if group.phase != GroupPhase::Serving || replica.role == Role::Out {
                 continue;
             }
-            let replica = &mut group.replicas[place];
-            replica.stale = true;
-            replica.compare = None;
+            replica.distrust();
             replica.jobs.clear();
             for write in group.writes.values_mut().filter(|write| !write.acknowledged) {
                 if write.durable.remove(place) {
@@ -131,26 +164,81 @@ impl Coordinator {
     /// Brings the phase of a group up to date with its members.
     pub(super) fn update_phase(&mut self, g: usize) {
         let group = &self.groups[g];
-        let phase = match group.phase {
-            GroupPhase::Fenced | GroupPhase::Serving | GroupPhase::Reconciling => group.phase,
-            GroupPhase::Sealing | GroupPhase::Waiting => {
-                let sealed = group.replicas.iter().filter(|r| self.members[r.member].sealed).count();
-                if sealed < group.config.seal_quorum(&self.settings) {
-                    GroupPhase::Sealing
-                } else {
-                    GroupPhase::Waiting
-                }
-            }
-        };
-        self.groups[g].phase = phase;
-        if phase == GroupPhase::Waiting && self.groups[g].joined() == self.groups[g].all() {
-            if self.limits.skip_reconcile() {
-                self.serve(g);
+        if matches!(group.phase, GroupPhase::Sealing | GroupPhase::Waiting) {
+            let sealed = |place: &usize| self.members[group.replicas[*place].member].sealed;
+            let sealed = group.in_sync.iter().filter(sealed).count();
+            let complete = sealed >= self.settings.seal_quorum(group.in_sync.len());
+            self.groups[g].phase = if complete {
+                GroupPhase::Waiting
             } else {
-                self.start_reconcile(g);
+                GroupPhase::Sealing
+            };
+            if complete {
+                self.go_on_without(g);
             }
         }
         self.tell_phase(g);
+    }
+
+    /// The attachment of a group is complete (rule 6): its members are compared when all of them are there, or when those
+    /// that are have waited long enough for the others.
+    fn go_on_without(&mut self, g: usize) {
+        let group = &mut self.groups[g];
+        let present = group.joined().and(group.in_sync);
+        if group.change.is_some_and(|change| change.step == Step::Wanted) {
+            group.change = None;
+        }
+        if group.change.is_some() {
+            // What the configuration is must be known first.
+            return;
+        }
+        let settings = &self.settings;
+        let seal_quorum = settings.seal_quorum(group.in_sync.len());
+        let enough = seal_quorum.max(settings.in_sync_min().min(group.in_sync.len()));
+        if present.len() < enough {
+            group.enough_since = None;
+            return;
+        }
+        let since = *group.enough_since.get_or_insert(self.now);
+        let missing = group.in_sync.minus(present);
+        let until = missing.iter().map(|place| self.patience(g, place, since)).max();
+        if let Some(until) = until.filter(|until| *until > self.now) {
+            self.timers.insert((until, Timer::Patience(g)));
+            return;
+        }
+        if self.limits.skip_reconcile() && missing.is_empty() {
+            self.serve(g);
+        } else {
+            self.start_reconcile(g, present);
+        }
+    }
+
+    /// Until when a member that is missing at attach is waited for, when enough others are there since `since`.
+    fn patience(&self, g: usize, place: usize, since: Time) -> Time {
+        let limits = &self.limits;
+        let member = &self.members[self.groups[g].replicas[place].member];
+        if member.connected {
+            return since.max(member.since) + limits.seal_patience;
+        }
+        if member.refused {
+            return since + limits.refused_patience;
+        }
+        let took = since.saturating_since(self.began.unwrap_or(since));
+        since + (took * 4).clamp(limits.silent_patience_min, limits.silent_patience_max)
+    }
+
+    /// An attempt to connect to a device failed at once: nobody is there.
+    pub(super) fn unreachable(&mut self, device: DeviceId) {
+        let Some(m) = self.member_of.get(&device).copied() else {
+            return;
+        };
+        if self.members[m].connected || std::mem::replace(&mut self.members[m].refused, true) {
+            return;
+        }
+        for i in 0..self.members[m].groups.len() {
+            let (g, _) = self.members[m].groups[i];
+            self.update_phase(g);
+        }
     }
 
     /// Every member is known to be equal to the base: from now on I/O is served (rule 11).
@@ -158,10 +246,13 @@ impl Coordinator {
         let skip = self.limits.skip_reconcile();
         let group = &mut self.groups[g];
         assert!(self.fenced.is_none(), "a fenced attachment serves nothing");
-        for replica in &group.replicas {
+        for place in group.in_sync.iter() {
+            let replica = &group.replicas[place];
             let equal = replica.joined && replica.is_complete() && self.members[replica.member].sealed;
             assert!(equal || skip, "a group is served before all its members are equal");
         }
+        assert!(group.change.is_none(), "a group is served before its configuration is known");
+        (group.restarts, group.enough_since) = (0, None);
         group.phase = GroupPhase::Serving;
         group.draining = false;
         group.advance_stable(self.holder.generation);
@@ -170,13 +261,15 @@ impl Coordinator {
         for (op, operation) in queued {
             self.start(g, op, operation);
         }
+        self.touch_catch_up(g);
+        self.arm_health();
     }
 
     /// Tells the log, when the phase or who is waited for has changed.
     pub(super) fn tell_phase(&mut self, g: usize) {
         let group = &mut self.groups[g];
         let missing = match group.phase {
-            GroupPhase::Sealing | GroupPhase::Waiting => group.all().minus(group.joined()),
+            GroupPhase::Sealing | GroupPhase::Waiting => group.in_sync.minus(group.joined()),
             GroupPhase::Reconciling | GroupPhase::Serving | GroupPhase::Fenced => Mask::NONE,
         };
         if group.told.replace((group.phase, missing)) == Some((group.phase, missing)) {

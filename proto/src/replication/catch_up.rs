@@ -4,11 +4,12 @@
 use bytes::Bytes;
 
 use super::api::{Action, GroupPhase, Notice};
+use super::group::Role;
 use super::mask::Mask;
 use super::read::bad_blocks;
 use super::reconcile::{Stream, is_ended, next_segment};
 use super::{Coordinator, What};
-use crate::block::Content;
+use crate::block::{Content, Cursor};
 use crate::buffer::BlockBuf;
 use crate::frame::Class;
 use crate::ids::{ChunkIndex, Layer};
@@ -69,7 +70,7 @@ impl Coordinator {
         let group = &mut self.groups[g];
         match group.phase {
             GroupPhase::Serving if group.draining => self.after_drain(g),
-            GroupPhase::Serving if group.replicas.iter().all(|r| r.is_complete() && !r.told_behind) => {
+            GroupPhase::Serving if group.joining.is_empty() && group.is_caught_up() => {
                 return group.advance_stable(self.holder.generation);
             }
             GroupPhase::Serving => {}
@@ -77,15 +78,19 @@ impl Coordinator {
             GroupPhase::Sealing | GroupPhase::Waiting | GroupPhase::Fenced => return,
         }
         let mut stalled = false;
-        for target in 0..self.groups[g].replicas.len() {
-            let replica = &self.groups[g].replicas[target];
-            if !replica.joined || replica.behind {
+        for target in self.groups[g].writers().iter() {
+            let group = &self.groups[g];
+            let replica = &group.replicas[target];
+            let early = replica.role == Role::Joining && group.phase != GroupPhase::Serving;
+            if !replica.joined || replica.behind || early {
                 continue;
             }
+            let in_sync = replica.role == Role::InSync;
             if replica.stale {
-                stalled |= !self.go_on_compare(g, target);
-            } else if !replica.lack.is_empty() {
-                stalled |= !self.start_copies(g, target);
+                stalled |= !self.go_on_compare(g, target) && in_sync;
+            }
+            if !self.groups[g].replicas[target].lack.is_empty() {
+                stalled |= !self.start_copies(g, target) && in_sync;
             }
             self.check_caught_up(g, target);
         }
@@ -100,6 +105,10 @@ impl Coordinator {
         if group.phase != GroupPhase::Serving || !replica.is_complete() || !replica.joined {
             return;
         }
+        if replica.role == Role::Joining {
+            return self.reconsider(g);
+        }
+        replica.resync = false;
         if std::mem::take(&mut replica.told_behind) {
             let (group, device) = (group.index, self.members[replica.member].device);
             self.actions
@@ -135,8 +144,7 @@ impl Coordinator {
             };
             replica.copy_from = (range.chunk(), layer, range.end());
             let group = &self.groups[g];
-            let hold = group.places(|replica| replica.joined && replica.holds(layer, range));
-            found_source |= !hold.minus(Mask::one(target)).is_empty();
+            found_source |= !group.keepers(layer, range).minus(Mask::one(target)).is_empty();
             let sources = group.holders(layer, range).minus(Mask::one(target));
             let fastest = sources.iter().min_by_key(|place| {
                 let member = &self.members[group.replicas[*place].member];
@@ -193,12 +201,23 @@ impl Coordinator {
             group: group.index,
             layer,
             range,
-            source: CopySource::Repair,
+            source: self.copy_source(g, target),
             blocks: answer.blocks,
             bytes: joined(answer.bytes),
         });
         let what = What::CopyWrite { group: g, target, job };
         self.send(g, Mask::one(target), Class::Repair, copy, what);
+    }
+
+    /// By what rule copies to a member apply. A resync copy that arrives late could undo a repair that was made meanwhile
+    /// with a higher version of an older generation; there are none while members are compared, so repairs it is then.
+    fn copy_source(&self, g: usize, target: usize) -> CopySource {
+        let group = &self.groups[g];
+        if group.phase == GroupPhase::Serving && group.replicas[target].resync && !self.limits.resync_by_highest() {
+            CopySource::Resync
+        } else {
+            CopySource::Repair
+        }
     }
 
     /// The member that was to give a copy has damaged blocks: it lacks them too. If a comparison of all members has shown
@@ -217,8 +236,10 @@ impl Coordinator {
             let block = BlockRange::new(range.chunk(), range.start() + block, 1).expect("within the range");
             let others = group
                 .places(|replica| replica.holds(layer, block))
+                .and(group.sources())
                 .minus(Mask::one(source));
-            if group.phase == GroupPhase::Reconciling && others.minus(Mask::one(target)).is_empty() {
+            let compared = group.phase == GroupPhase::Reconciling && others.minus(Mask::one(target)).is_empty();
+            if compared || group.lost.intersects(layer, block) {
                 group.lost.insert(layer, block);
                 if let Some(job) = group.replicas[target].jobs.values_mut().find(|job| job.range == range) {
                     job.supersede(layer, block);
@@ -239,7 +260,9 @@ impl Coordinator {
 
     /// A copy is durable.
     pub(super) fn copy_done(&mut self, g: usize, target: usize, job: u64) {
-        if self.groups[g].replicas[target].jobs.remove(&job).is_some() {
+        let replica = &mut self.groups[g].replicas[target];
+        if let Some(job) = replica.jobs.remove(&job) {
+            replica.copied_blocks += u64::from(job.range.count());
             self.touch_catch_up(g);
         }
     }
@@ -262,19 +285,25 @@ impl Coordinator {
     fn go_on_compare(&mut self, g: usize, target: usize) -> bool {
         let group = &mut self.groups[g];
         let usable = |replica: &super::group::Replica| replica.joined && replica.is_complete() && !replica.behind;
+        let sources = group.places(usable).and(group.readable());
         if let Some(compare) = &group.replicas[target].compare
-            && !usable(&group.replicas[compare.source])
+            && !sources.contains(compare.source)
         {
             group.replicas[target].compare = None;
         }
         if group.replicas[target].compare.is_none() {
-            let Some(source) = group.places(usable).iter().next() else {
+            let Some(source) = sources.iter().next() else {
                 // Somebody may become complete by copies that are on their way.
                 return group.replicas.iter().any(|replica| !replica.jobs.is_empty());
             };
             let id = group.next_job;
             group.next_job += 1;
-            group.replicas[target].lack.clear();
+            // What was acknowledged and is not everywhere yet may not be listed by the source, and be there later.
+            for write in group.writes.values() {
+                if write.acknowledged && !write.pending.contains(target) {
+                    group.replicas[target].lack.insert(write.layer, write.range);
+                }
+            }
             group.replicas[target].compare = Some(Compare {
                 id,
                 source,
@@ -283,9 +312,20 @@ impl Coordinator {
         }
         let replica = &mut group.replicas[target];
         let compare = replica.compare.as_mut().expect("made above");
-        while let Some(segment) = next_segment(&mut compare.streams) {
+        let (generation, by_highest) = (self.holder.generation, self.limits.resync_by_highest());
+        while replica.lack.exact_chunks() < self.limits.lack_chunks_exact_max.max(2) - 1
+            && let Some(segment) = next_segment(&mut compare.streams)
+        {
             let (source, own) = (segment.states[0], segment.states[1]);
-            if own.version < source.version || own.content == Content::Damaged {
+            // A higher version of this attachment is a write that came since the source was asked. Any other is one that
+            // nobody was told of, and gives way (rule 21).
+            if source.content == Content::Damaged && group.lost.intersects(segment.layer, segment.range) {
+                // Nobody has it.
+                continue;
+            }
+            let live = own.version.generation() == generation;
+            let higher = own.version > source.version && !live && !by_highest;
+            if own.version < source.version || higher || own.content == Content::Damaged {
                 replica.lack.insert(segment.layer, segment.range);
             }
         }
@@ -299,7 +339,7 @@ impl Coordinator {
         let asks = [(source, compare.streams[0].ask()), (target, compare.streams[1].ask())];
         for (place, from) in asks {
             if let Some(from) = from {
-                self.collect(g, place, from, What::Compare { group: g, target, id });
+                self.collect(g, place, (from, Cursor::END), What::Compare { group: g, target, id });
             }
         }
         true
@@ -330,10 +370,13 @@ impl Coordinator {
     /// what is. Comparing them all settles it; for that, what is in flight comes to its end first.
     fn drain_if_stalled(&mut self, g: usize) {
         let group = &mut self.groups[g];
-        let idle = group.replicas.iter().all(|replica| {
+        let idle = group.in_sync.and(group.joined()).iter().all(|place| {
+            let replica = &group.replicas[place];
             let paused = replica.copy_paused.is_some_and(|until| self.now < until);
-            replica.joined && !replica.behind && !paused && replica.jobs.is_empty() && replica.compare.is_none()
+            !replica.behind && !paused && replica.jobs.is_empty() && replica.compare.is_none()
         });
+        let enough = self.settings.seal_quorum(group.in_sync.len());
+        let idle = idle && group.in_sync.and(group.joined()).len() >= enough.max(2);
         if idle && group.phase == GroupPhase::Serving && !group.draining {
             group.draining = true;
             self.after_drain(g);
@@ -350,13 +393,9 @@ impl Coordinator {
         if !group.reads.is_empty() || !group.writes.is_empty() {
             return;
         }
-        if group.joined() == group.all() {
-            self.start_reconcile(g);
-        } else {
-            self.groups[g].phase = GroupPhase::Waiting;
-            self.groups[g].draining = false;
-            self.update_phase(g);
-        }
+        let group = &mut self.groups[g];
+        (group.phase, group.draining, group.enough_since) = (GroupPhase::Waiting, false, None);
+        self.update_phase(g);
     }
 }
 

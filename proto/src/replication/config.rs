@@ -19,27 +19,6 @@ pub struct GroupConfig {
 }
 
 impl GroupConfig {
-    /// `S(I)`: how many members must be sealed for the attachment of the group to be complete (rule 6).
-    pub fn seal_quorum(&self, settings: &VolumeSettings) -> usize {
-        let write_quorum = usize::from(settings.write_quorum);
-        (self.in_sync.len() + 1).saturating_sub(write_quorum).max(1)
-    }
-
-    /// `C(I)`: how many members must confirm a read (rule 17).
-    pub fn confirm_quorum(&self, settings: &VolumeSettings) -> usize {
-        usize::from(settings.write_quorum).min(self.in_sync.len())
-    }
-
-    /// `q(I)`: durable answers that acknowledge a write (rule 12).
-    pub fn write_quorum(&self, settings: &VolumeSettings) -> usize {
-        let write_quorum = usize::from(settings.write_quorum);
-        if settings.min_copies <= 1 {
-            write_quorum.min(self.in_sync.len()).max(1)
-        } else {
-            write_quorum
-        }
-    }
-
     /// Why this can't be the configuration of a group that is served; `None` if it can.
     pub fn problem(&self) -> Option<&'static str> {
         if self.in_sync.is_empty() {
@@ -70,12 +49,52 @@ pub struct VolumeSettings {
     pub id: VolumeId,
     /// How its chunks are dealt to groups.
     pub groups: GroupCount,
+    /// `R`: copies that each group should have.
+    pub replicas: u8,
     /// `W`: copies that a write needs to be acknowledged.
     pub write_quorum: u8,
     /// The fewest in-sync copies with which writes go on: `W`, or 1 for who prefers running on to being safe.
     pub min_copies: u8,
     /// The layer that is written.
     pub layer: Layer,
+}
+
+/// The quorums of an in-sync set of so many members. Any `S` and any `C` of one set have a member in common, and so have
+/// any `S` and any `q`.
+impl VolumeSettings {
+    /// `S(I)`: how many members must be sealed for the attachment of the group to be complete (rule 6).
+    pub fn seal_quorum(&self, in_sync: usize) -> usize {
+        (in_sync + 1).saturating_sub(usize::from(self.write_quorum)).max(1)
+    }
+
+    /// `C(I)`: how many members must confirm a read (rule 17).
+    pub fn confirm_quorum(&self, in_sync: usize) -> usize {
+        usize::from(self.write_quorum).min(in_sync)
+    }
+
+    /// `q(I)`: durable answers that acknowledge a write (rule 12).
+    pub fn write_quorum(&self, in_sync: usize) -> usize {
+        let write_quorum = usize::from(self.write_quorum);
+        if self.min_copies <= 1 {
+            write_quorum.min(in_sync).max(1)
+        } else {
+            write_quorum
+        }
+    }
+
+    /// How small ejecting may leave an in-sync set (rule 20).
+    pub fn in_sync_min(&self) -> usize {
+        if self.min_copies <= 1 {
+            1
+        } else {
+            usize::from(self.write_quorum)
+        }
+    }
+
+    /// On how many members of a proposed in-sync set everything acknowledged must be known to be durable (rule 19).
+    pub fn proposal_quorum(&self, in_sync: usize) -> usize {
+        usize::from(self.write_quorum).min(in_sync)
+    }
 }
 
 /// The right to write a volume, as meta granted it.

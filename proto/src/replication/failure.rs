@@ -1,6 +1,7 @@
 //! Requests that were not done, connections that are over, and the end of an attachment (rule 5).
 
 use super::api::{Action, GroupPhase, Notice, OpError};
+use super::group::Role;
 use super::read::ReadFailure;
 use super::write::Waiter;
 use super::{Coordinator, RequestId, Timer, What};
@@ -106,6 +107,7 @@ impl Coordinator {
             return;
         };
         self.members[m].connected = false;
+        self.members[m].since = self.now;
         self.members[m].grant_until = self.members[m].grant_until.min(self.now);
         self.unjoin(m);
     }
@@ -160,14 +162,25 @@ impl Coordinator {
         if self.fenced.is_some() {
             return;
         }
-        match self.groups[g].phase {
+        let group = &self.groups[g];
+        if group.replicas[place].role == Role::Out {
+            return;
+        }
+        match group.phase {
             GroupPhase::Serving => {
                 self.tell_behind(g, place);
+                self.reconsider(g);
                 self.send_open_writes(g);
                 self.ask_idle_reads(g);
                 self.touch_catch_up(g);
+                self.arm_health();
             }
-            GroupPhase::Reconciling => self.reconcile_lost(g),
+            GroupPhase::Reconciling => {
+                let compared = group.reconcile.as_ref().map(super::reconcile::Reconcile::participants);
+                if compared.is_some_and(|compared| compared.contains(place)) {
+                    self.reconcile_lost(g);
+                }
+            }
             GroupPhase::Sealing | GroupPhase::Waiting | GroupPhase::Fenced => {}
         }
         self.update_phase(g);
@@ -201,6 +214,7 @@ impl Coordinator {
             let writes = std::mem::take(&mut group.writes);
             let queued = std::mem::take(&mut group.queued);
             group.open_writes = 0;
+            group.change = None;
             for replica in &mut group.replicas {
                 replica.jobs.clear();
                 replica.compare = None;

@@ -1,37 +1,56 @@
 //! One group of the volume as its coordinator sees it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use super::api::{GroupPhase, OpToken, Operation};
 use super::bitmap::Lack;
 use super::catch_up::{Compare, Job};
-use super::config::GroupConfig;
+use super::config::{GroupConfig, VolumeSettings};
 use super::limits::{LOST_CHUNKS_EXACT_MAX, ReplicationLimits};
 use super::mask::Mask;
 use super::read::ReadState;
 use super::reconcile::Reconcile;
 use super::write::WriteState;
 use crate::ids::{GroupIndex, Layer, Version};
+use crate::time::Time;
 use crate::units::BlockRange;
 
-/// A member's part in a group.
+/// What a device is in a group, as committed by meta.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    /// In `I`.
+    InSync,
+    /// In `J`.
+    Joining,
+    /// It was a member, and may be one again.
+    Out,
+}
+
+/// A device's part in a group.
 pub(super) struct Replica {
     /// Which of the coordinator's members.
     pub(super) member: usize,
+    /// As committed.
+    pub(super) role: Role,
     /// Whether it has answered our Join on the connection that stands.
     pub(super) joined: bool,
     /// Blocks of which it may hold an older version than the newest acknowledged one.
     pub(super) lack: Lack,
     /// Whether nothing it holds can be relied on until it was compared with a complete member.
     pub(super) stale: bool,
+    /// Whether what it lacks is sent as resync copies: its past is not known.
+    pub(super) resync: bool,
     /// The comparison, while `stale`.
     pub(super) compare: Option<Compare>,
     /// Copies on their way to it. Their blocks are no longer in `lack`, and still lacking.
     pub(super) jobs: BTreeMap<u64, Job>,
     /// No copies to it before then: one was refused.
-    pub(super) copy_paused: Option<crate::time::Time>,
+    pub(super) copy_paused: Option<Time>,
     /// Where in `lack` the next copy is looked for.
     pub(super) copy_from: (crate::ids::ChunkIndex, Layer, u32),
+    /// Blocks that were copied to it since it was last compared.
+    pub(super) copied_blocks: u64,
     /// Acknowledged writes that it has not answered.
     pub(super) lag_ops: usize,
     /// Their bytes.
@@ -44,26 +63,61 @@ pub(super) struct Replica {
     pub(super) told_full: bool,
     /// Whether a log knows that it lacks something.
     pub(super) told_behind: bool,
+    /// How it was of late.
+    pub(super) health: Health,
+}
+
+/// Whether a device can be relied on to be a member.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Health {
+    /// Since when it is in trouble; short spells of being well don't count.
+    pub(super) troubled_since: Option<Time>,
+    /// Since when it is well.
+    pub(super) well_since: Option<Time>,
+    /// Since when it has been in sync, if it joined under this attachment.
+    pub(super) admitted_at: Option<Time>,
+    /// It may join again from then on.
+    pub(super) rejoin_at: Time,
+    /// How long it was made to wait for that.
+    pub(super) rejoin_pause: Duration,
 }
 
 impl Replica {
-    fn new(member: usize, limits: &ReplicationLimits) -> Replica {
+    fn new(member: usize, role: Role, limits: &ReplicationLimits) -> Replica {
         Replica {
             member,
+            role,
             joined: false,
             lack: Lack::new(limits.lack_chunks_exact_max),
-            stale: false,
+            stale: role == Role::Joining,
+            resync: role == Role::Joining,
             compare: None,
             jobs: BTreeMap::new(),
             copy_paused: None,
             copy_from: Default::default(),
+            copied_blocks: 0,
             lag_ops: 0,
             lag_bytes: 0,
             unanswered: 0,
             behind: false,
             told_full: false,
             told_behind: false,
+            health: Health::default(),
         }
+    }
+
+    /// Forgets what was known of it (rule 23).
+    pub(super) fn reset(&mut self, role: Role, limits: &ReplicationLimits) {
+        let health = self.health;
+        *self = Replica::new(self.member, role, limits);
+        self.health = health;
+    }
+
+    /// Nothing is known of its content but that it is to be compared.
+    pub(super) fn distrust(&mut self) {
+        (self.stale, self.resync) = (true, true);
+        self.compare = None;
+        self.copied_blocks = 0;
     }
 
     /// Whether it is known to hold every block in its newest acknowledged version, writes on their way apart.
@@ -82,13 +136,45 @@ impl Replica {
     }
 }
 
+/// A configuration that is to follow the committed one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Change {
+    /// `I′`.
+    pub(super) in_sync: Mask,
+    /// `J′`.
+    pub(super) joining: Mask,
+    pub(super) step: Step,
+}
+
+/// How far a change is. Its quorum applies from the first step on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// Not proposed yet, because what is acknowledged is not known to be durable on enough of `I′`. Can be given up.
+    Wanted,
+    /// Meta was asked for it.
+    Asked,
+    /// Meta was asked, and nobody knows what became of it: it is asked for again until that is known.
+    Unknown,
+}
+
 /// One group.
 pub(super) struct Group {
     pub(super) index: GroupIndex,
     pub(super) config: GroupConfig,
     pub(super) phase: GroupPhase,
-    /// In order of `config.in_sync`.
+    /// Every device that is a member, or was one. A place in it is never used for another device.
     pub(super) replicas: Vec<Replica>,
+    /// `I`.
+    pub(super) in_sync: Mask,
+    /// `J`.
+    pub(super) joining: Mask,
+    pub(super) change: Option<Change>,
+    /// No change is wanted before then: one was refused.
+    pub(super) change_paused: Time,
+    /// Since when enough members of `I` are there to go on without the others.
+    pub(super) enough_since: Option<Time>,
+    /// How often the comparison began anew for the sake of a member that came late.
+    pub(super) restarts: u32,
     /// Operations that wait until the group is served.
     pub(super) queued: VecDeque<(OpToken, Operation)>,
     /// The write number of the next write.
@@ -118,16 +204,17 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub(super) fn new(
-        index: GroupIndex,
-        config: GroupConfig,
-        members: impl Iterator<Item = usize>,
-        limits: &ReplicationLimits,
-    ) -> Group {
+    pub(super) fn new(index: GroupIndex, config: GroupConfig) -> Group {
         Group {
             index,
-            replicas: members.map(|member| Replica::new(member, limits)).collect(),
+            replicas: Vec::new(),
             config,
+            in_sync: Mask::NONE,
+            joining: Mask::NONE,
+            change: None,
+            change_paused: Time::ZERO,
+            enough_since: None,
+            restarts: 0,
             phase: GroupPhase::Sealing,
             queued: VecDeque::new(),
             next_seq: 1,
@@ -147,13 +234,49 @@ impl Group {
         }
     }
 
+    /// Gives a device a place; that of an earlier time if it had one.
+    pub(super) fn place(&mut self, member: usize, role: Role, limits: &ReplicationLimits) -> usize {
+        if let Some(place) = self.replicas.iter().position(|replica| replica.member == member) {
+            return place;
+        }
+        self.replicas.push(Replica::new(member, role, limits));
+        self.replicas.len() - 1
+    }
+
     /// Members that have answered our Join on the connection that stands.
     pub(super) fn joined(&self) -> Mask {
         self.places(|replica| replica.joined)
     }
 
-    pub(super) fn all(&self) -> Mask {
-        self.places(|_| true)
+    /// `I ∪ J`: who gets every write.
+    pub(super) fn writers(&self) -> Mask {
+        self.in_sync.or(self.joining)
+    }
+
+    /// Who may be read: `I`, and `I ∩ I′` while a change is under way (rule 16).
+    pub(super) fn readable(&self) -> Mask {
+        self.change.map_or(self.in_sync, |change| self.in_sync.and(change.in_sync))
+    }
+
+    /// Whoever vouches for reads: `I` and `I′`.
+    pub(super) fn vouchers(&self) -> Mask {
+        self.change.map_or(self.in_sync, |change| self.in_sync.or(change.in_sync))
+    }
+
+    /// Whether these members are a quorum of `I`, and of `I′` while a change is under way.
+    fn is_quorum(&self, mask: Mask, quorum: impl Fn(usize) -> usize) -> bool {
+        let of = |set: Mask| mask.and(set).len() >= quorum(set.len());
+        of(self.in_sync) && self.change.is_none_or(|change| of(change.in_sync))
+    }
+
+    /// Whether a write that is durable on these members may be acknowledged (rule 12).
+    pub(super) fn is_write_quorum(&self, settings: &VolumeSettings, mask: Mask) -> bool {
+        self.is_quorum(mask, |members| settings.write_quorum(members))
+    }
+
+    /// Whether a read for which these members vouch may be returned (rule 17).
+    pub(super) fn is_confirm_quorum(&self, settings: &VolumeSettings, mask: Mask) -> bool {
+        self.is_quorum(mask, |members| settings.confirm_quorum(members))
     }
 
     pub(super) fn places(&self, mut pick: impl FnMut(&Replica) -> bool) -> Mask {
@@ -173,11 +296,31 @@ impl Group {
     /// Members that can be spoken to and are known to hold the newest acknowledged version of every block of the range
     /// (rule 16).
     pub(super) fn holders(&self, layer: Layer, range: BlockRange) -> Mask {
-        let hold = self.places(|replica| replica.joined && replica.holds(layer, range));
+        let hold = self.keepers(layer, range);
         if self.writes.is_empty() {
             hold
         } else {
             hold.minus(self.awaited(range))
+        }
+    }
+
+    /// Whether nobody lacks anything, and logs know it.
+    pub(super) fn is_caught_up(&self) -> bool {
+        let mut writers = self.writers().iter().map(|place| &self.replicas[place]);
+        writers.all(|replica| replica.is_complete() && !replica.told_behind)
+    }
+
+    /// Members that can be spoken to and will hold these blocks when the writes on their way have ended.
+    pub(super) fn keepers(&self, layer: Layer, range: BlockRange) -> Mask {
+        let hold = self.places(|replica| replica.joined && replica.holds(layer, range));
+        hold.and(self.sources())
+    }
+
+    /// Whose content may be used: while members are compared, of those that are compared only (rule 10).
+    pub(super) fn sources(&self) -> Mask {
+        match &self.reconcile {
+            Some(reconcile) => reconcile.participants(),
+            None => self.readable(),
         }
     }
 
@@ -213,11 +356,10 @@ impl Group {
     /// Moves the stable watermark up: every version below the first one that a member still owes is on all of them.
     pub(super) fn advance_stable(&mut self, generation: crate::ids::Generation) {
         let all_in_sync = self.phase == GroupPhase::Serving
-            && self.config.joining.is_empty()
             && self
-                .replicas
+                .writers()
                 .iter()
-                .all(|replica| replica.is_complete() && !replica.behind);
+                .all(|place| self.replicas[place].is_complete() && !self.replicas[place].behind);
         if !all_in_sync {
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::limits::{FRAME_BLOCKS_MAX, READ_GRANT_TRUSTED_MS};
+use crate::limits::{FRAME_BLOCKS_MAX, MEMBERS_MAX, READ_GRANT_MS, READ_GRANT_TRUSTED_MS};
 
 /// Bounds of a coordinator. They can be set tiny for tests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +28,41 @@ pub struct ReplicationLimits {
     pub queued_max: usize,
     /// How long a read grant is trusted, counted from the sending of the request.
     pub grant_trusted: Duration,
+    /// At attach, when enough members are there: how long one whose connection was refused is waited for.
+    pub refused_patience: Duration,
+    /// The same for one that is silent, at least; four times what the others took, if that is longer.
+    pub silent_patience_min: Duration,
+    /// And at the most.
+    pub silent_patience_max: Duration,
+    /// The same for one that is connected and has not answered the seal: it may have to wait for read grants of an older
+    /// holder.
+    pub seal_patience: Duration,
+    /// How often a comparison may begin anew because a member came while it ran.
+    pub reconcile_restarts_max: u32,
+    /// How often troubled members are looked at.
+    pub health_interval: Duration,
+    /// A member is slow whose writes take this long, ...
+    pub slow_min: Duration,
+    /// ... and so many times as long as those of a quorum.
+    pub slow_factor: u32,
+    /// A member of a served group that has been in trouble for so long is proposed for ejection.
+    pub eject_after: Duration,
+    /// The same for one of which it is not noted exactly any more what it lacks.
+    pub eject_inexact_after: Duration,
+    /// A member must be well for so long to be taken for well again.
+    pub well_after: Duration,
+    /// An ejected member may join again after at least this long; twice as long each time, ...
+    pub rejoin_min: Duration,
+    /// ... up to this; anew from the least when it has stayed in sync for longer than this.
+    pub rejoin_max: Duration,
+    /// Groups in which one device is compared and filled as a joining member at a time.
+    pub joining_groups_max: usize,
+    /// The first pause after an attempt to ask meta in vain; it doubles.
+    pub meta_retry_min: Duration,
+    /// The longest such pause.
+    pub meta_retry_max: Duration,
+    /// For so long meta counts as reachable after an answer: otherwise it is asked before anything is proposed.
+    pub meta_fresh: Duration,
     /// Planted bugs.
     #[cfg(feature = "canary")]
     pub canary: Canary,
@@ -46,10 +81,32 @@ impl ReplicationLimits {
         retry_pause: Duration::from_millis(500),
         queued_max: 4096,
         grant_trusted: Duration::from_millis(READ_GRANT_TRUSTED_MS),
+        refused_patience: Duration::from_millis(100),
+        silent_patience_min: Duration::from_millis(100),
+        silent_patience_max: Duration::from_millis(300),
+        seal_patience: Duration::from_millis(READ_GRANT_MS + 300),
+        reconcile_restarts_max: 2,
+        health_interval: Duration::from_millis(250),
+        slow_min: Duration::from_millis(100),
+        slow_factor: 10,
+        eject_after: Duration::from_secs(10),
+        eject_inexact_after: Duration::from_secs(1),
+        well_after: Duration::from_secs(1),
+        rejoin_min: Duration::from_secs(1),
+        rejoin_max: Duration::from_secs(600),
+        joining_groups_max: 2,
+        meta_retry_min: Duration::from_millis(100),
+        meta_retry_max: Duration::from_secs(2),
+        meta_fresh: Duration::from_secs(1),
         #[cfg(feature = "canary")]
         canary: Canary::NONE,
     };
 }
+
+/// Devices that one group's coordinator keeps apart: members, and those that were members and may be again.
+pub(super) const PLACES_MAX: usize = 32;
+
+const _: () = assert!(MEMBERS_MAX <= PLACES_MAX);
 
 /// Chunks with blocks that are damaged on every member, noted block by block; a further one counts as lost as a whole.
 pub(super) const LOST_CHUNKS_EXACT_MAX: usize = 4096;
@@ -74,6 +131,16 @@ pub struct Canary {
     pub skip_reconcile: bool,
     /// A newer generation ends only the write that was refused for it; the attachment goes on.
     pub ignore_fenced: bool,
+    /// A configuration is in force as soon as it is wanted; meta is not asked.
+    pub eject_without_commit: bool,
+    /// Copies to a joining member apply only where they are newer.
+    pub resync_by_highest: bool,
+    /// Joining members count for the write quorum.
+    pub joiner_counted: bool,
+    /// The ejection of members is proposed before the repairs among the others are durable, and the group is served then.
+    pub propose_before_repair: bool,
+    /// Reads are returned though nobody vouches for them.
+    pub unvouched_read: bool,
 }
 
 #[cfg(feature = "canary")]
@@ -84,6 +151,11 @@ impl Canary {
         read_from_lagging: false,
         skip_reconcile: false,
         ignore_fenced: false,
+        eject_without_commit: false,
+        resync_by_highest: false,
+        joiner_counted: false,
+        propose_before_repair: false,
+        unvouched_read: false,
     };
 }
 
@@ -105,4 +177,14 @@ macro_rules! canaries {
     };
 }
 
-canaries!(ack_at_one_copy, read_from_lagging, skip_reconcile, ignore_fenced);
+canaries!(
+    ack_at_one_copy,
+    read_from_lagging,
+    skip_reconcile,
+    ignore_fenced,
+    eject_without_commit,
+    resync_by_highest,
+    joiner_counted,
+    propose_before_repair,
+    unvouched_read
+);

@@ -1,18 +1,18 @@
-//! A set of members of one group, by their place in its configuration.
+//! A set of devices of one group, by their place in its coordinator's list.
 
-use crate::limits::MEMBERS_MAX;
+use super::limits::PLACES_MAX;
 
 /// A set of places.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Mask(u8);
+pub(super) struct Mask(u32);
 
-const _: () = assert!(MEMBERS_MAX <= 8);
+const _: () = assert!(PLACES_MAX <= 32);
 
 impl Mask {
     pub(super) const NONE: Mask = Mask(0);
 
     pub(super) fn one(place: usize) -> Mask {
-        debug_assert!(place < MEMBERS_MAX);
+        debug_assert!(place < PLACES_MAX);
         Mask(1 << place)
     }
 
@@ -52,7 +52,7 @@ impl Mask {
     }
 
     pub(super) fn iter(self) -> impl Iterator<Item = usize> {
-        (0..MEMBERS_MAX).filter(move |place| self.contains(*place))
+        (0..PLACES_MAX).filter(move |place| self.contains(*place))
     }
 }
 

@@ -13,6 +13,10 @@ pub(super) struct Member {
     /// The groups it is a member of, and its place in each.
     pub(super) groups: Vec<(usize, usize)>,
     pub(super) connected: bool,
+    /// Since when its connection stands, or is over.
+    pub(super) since: Time,
+    /// Whether the last attempt to connect failed at once.
+    pub(super) refused: bool,
     /// Whether it has made our generation durable, as confirmed on the connection that stands.
     pub(super) sealed: bool,
     /// The highest commit sequence that was seen of it.
@@ -27,15 +31,22 @@ pub(super) struct Member {
     pub(super) confirming: Option<RequestId>,
     /// When to try again what it refused.
     pub(super) retry_at: Option<Time>,
+    /// Of reads.
     pub(super) latency: Latency,
+    /// Of writes.
+    pub(super) write_latency: Latency,
+    /// When it last answered one.
+    pub(super) write_sampled: Option<Time>,
 }
 
 impl Member {
-    pub(super) fn new(device: DeviceId) -> Member {
+    pub(super) fn new(device: DeviceId, now: Time) -> Member {
         Member {
             device,
             groups: Vec::new(),
             connected: false,
+            since: now,
+            refused: false,
             sealed: false,
             commit: CommitSeq(0),
             recovered: None,
@@ -44,6 +55,8 @@ impl Member {
             confirming: None,
             retry_at: None,
             latency: Latency::default(),
+            write_latency: Latency::default(),
+            write_sampled: None,
         }
     }
 
@@ -106,6 +119,11 @@ impl Latency {
             .max(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX / 16));
     }
 
+    /// Whether anything was measured.
+    pub(super) fn is_known(&self) -> bool {
+        self.mean_ns > 0
+    }
+
     /// By what members are ordered, fastest first.
     pub(super) fn expected_ns(&self) -> u64 {
         self.mean_ns
@@ -127,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_device_that_forgot_is_noticed_even_if_it_has_committed_for_others_since() {
-        let mut member = Member::new(DeviceId::default());
+        let mut member = Member::new(DeviceId::default(), Time::ZERO);
         assert_eq!(member.hello(CommitSeq(40), CommitSeq(10)), None);
         member.saw_commit(CommitSeq(100));
         assert_eq!(

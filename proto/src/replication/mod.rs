@@ -1,16 +1,19 @@
 //! The coordinator side of replication: DESIGN.md, "Replication", has the rules and why each of them is there.
 //!
 //! Reading order: [`api`] and [`config`], then this file (what is owned and where events go), `attach` (seal and join),
-//! `reconcile`, `write`, `read` with `grants`, `catch_up`, `no_space`; `group`, `member`, `bitmap` and `mask` hold state.
+//! `reconcile`, `write`, `read` with `grants`, `catch_up`, `no_space`, `change` and `health` (who is a member); `group`,
+//! `member`, `bitmap` and `mask` hold state.
 
 pub mod api;
 mod attach;
 mod bitmap;
 mod catch_up;
+mod change;
 pub mod config;
 mod failure;
 mod grants;
 mod group;
+mod health;
 pub mod limits;
 mod mask;
 mod member;
@@ -21,15 +24,17 @@ mod status;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 pub use api::{
-    Action, Event, GroupPhase, GroupStatus, MemberStatus, Notice, OpError, OpToken, Operation, Outcome, ReadOutcome,
-    RequestId,
+    Action, ChangeOutcome, ConfigChange, Event, GroupPhase, GroupStatus, MemberRole, MemberStatus, MetaAsk, MetaTold,
+    Notice, OpError, OpToken, Operation, Outcome, ReadOutcome, RequestId,
 };
 pub use config::{Grant, GroupConfig, VolumeSettings};
 pub use limits::ReplicationLimits;
 
-use self::group::Group;
+use self::change::MetaCall;
+use self::group::{Group, Role};
 use self::mask::Mask;
 use self::member::Member;
 use self::read::ReadFailure;
@@ -60,6 +65,19 @@ pub struct Coordinator {
     release: ReleaseState,
     /// Groups in which something happened that may let a catch-up go on.
     touched: BTreeSet<usize>,
+    /// When the first event came.
+    began: Option<Time>,
+    /// Devices were added to those it needs connections to.
+    devices_changed: bool,
+    health_armed: bool,
+    /// What meta was asked and has not answered.
+    meta_call: Option<MetaCall>,
+    /// Whether it is to be asked how configurations are.
+    look_wanted: bool,
+    /// When it answered last; unknown after an attempt in vain.
+    meta_seen: Option<Time>,
+    meta_retry_at: Time,
+    meta_pause: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,6 +96,12 @@ enum Timer {
     Member(usize),
     /// What members of a group refused is tried again.
     Group(usize),
+    /// A group has waited long enough for members that are missing at attach.
+    Patience(usize),
+    /// Members are looked at.
+    Health,
+    /// Meta is asked again.
+    Meta,
 }
 
 /// A request without all of its answers.
@@ -160,26 +184,46 @@ impl Coordinator {
             fenced: None,
             release: ReleaseState::No,
             touched: BTreeSet::new(),
+            began: None,
+            devices_changed: false,
+            health_armed: false,
+            meta_call: None,
+            look_wanted: false,
+            meta_seen: None,
+            meta_retry_at: Time::ZERO,
+            meta_pause: Duration::ZERO,
         };
         for (config, index) in groups.into_iter().zip(0..) {
             coordinator.add_group(GroupIndex(index), config);
         }
+        coordinator.devices_changed = false;
         Ok(coordinator)
     }
 
     fn add_group(&mut self, index: GroupIndex, config: GroupConfig) {
         let g = self.groups.len();
-        let mut places = Vec::new();
-        for (place, device) in config.in_sync.iter().enumerate() {
-            let m = *self.member_of.entry(*device).or_insert_with(|| {
-                self.members.push(Member::new(*device));
-                self.members.len() - 1
-            });
-            self.members[m].groups.push((g, place));
-            places.push(m);
+        let sets = [
+            (config.in_sync.clone(), Role::InSync),
+            (config.joining.clone(), Role::Joining),
+            (config.stale.clone(), Role::Out),
+        ];
+        self.groups.push(Group::new(index, config));
+        for (devices, role) in sets {
+            for device in devices {
+                let place = self.groups[g].replicas.len();
+                self.place_device(g, device);
+                if self.groups[g].replicas.len() == place {
+                    continue;
+                }
+                let group = &mut self.groups[g];
+                group.replicas[place].reset(role, &self.limits);
+                match role {
+                    Role::InSync => group.in_sync.insert(place),
+                    Role::Joining => group.joining.insert(place),
+                    Role::Out => {}
+                }
+            }
         }
-        let group = Group::new(index, config, places.into_iter(), &self.limits);
-        self.groups.push(group);
     }
 
     /// The attachment's number.
@@ -213,6 +257,8 @@ impl Coordinator {
                 grant,
                 message,
             } => self.answered(device, request, grant, message),
+            Event::Unreachable { device } => self.unreachable(device),
+            Event::Meta(told) => self.meta_told(told),
             Event::Submit { op, operation } => self.submit(op, operation),
             Event::Release => self.start_release(),
         }
@@ -228,6 +274,9 @@ impl Coordinator {
                 Timer::Hedge(g, read) => self.hedge_read(g, read),
                 Timer::Member(m) => self.retry_member(m),
                 Timer::Group(g) => self.retry_group(g),
+                Timer::Patience(g) => self.update_phase(g),
+                Timer::Health => self.health_tick(),
+                Timer::Meta => {}
             }
         }
         self.settle();
@@ -246,11 +295,16 @@ impl Coordinator {
     fn advance(&mut self, now: Time) {
         assert!(now >= self.now, "time went back from {:?} to {now:?}", self.now);
         self.now = now;
+        self.began.get_or_insert(now);
     }
 
     fn settle(&mut self) {
         while let Some(g) = self.touched.pop_first() {
             self.catch_up(g);
+        }
+        self.pump_meta();
+        if std::mem::take(&mut self.devices_changed) {
+            self.actions.push_back(Action::Devices);
         }
         self.check_release();
         self.check_invariants();
@@ -363,7 +417,10 @@ impl Coordinator {
             (What::Release { .. }, Message::Released(_)) => {}
             (What::Join { group }, Message::Joined(joined)) => self.joined(group, place, joined.created),
             (What::Write { group, seq, .. }, Message::Durable(durable)) => {
-                self.members[m].saw_commit(durable.commit);
+                let member = &mut self.members[m];
+                member.saw_commit(durable.commit);
+                member.write_latency.sample(self.now.saturating_since(at));
+                member.write_sampled = Some(self.now);
                 self.write_durable(group, seq, place);
             }
             (What::CopyWrite { group, target, job }, Message::Durable(durable)) => {

@@ -59,9 +59,9 @@ impl Coordinator {
     /// Decides about a write that some member refused.
     pub(super) fn settle_refused(&mut self, g: usize, seq: u64) {
         let group = &self.groups[g];
-        let quorum = group.config.write_quorum(&self.settings);
         let write = &group.writes[&seq];
-        if group.all().minus(write.refused).len() >= quorum || !write.pending.is_empty() || write.undo.is_some() {
+        let others = group.vouchers().minus(write.refused);
+        if group.is_write_quorum(&self.settings, others) || !write.pending.is_empty() || write.undo.is_some() {
             // It may still get its quorum, or who may have it is about to be known.
             return;
         }
@@ -77,7 +77,7 @@ impl Coordinator {
         let awaited = others
             .filter(|(_, write)| write.range.overlaps(&range))
             .fold(Mask::NONE, |mask, (_, write)| mask.or(write.awaited()));
-        let untouched = write.refused.minus(write.doubtful).minus(awaited);
+        let untouched = write.refused.minus(write.doubtful).minus(awaited).and(group.readable());
         let holds = group.places(|replica| replica.joined && replica.holds(layer, range));
         let source = untouched.and(holds).iter().next();
         let Some(source) = source.filter(|_| is_data) else {

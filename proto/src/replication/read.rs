@@ -133,7 +133,7 @@ impl Coordinator {
         }
         let mut holders = group.holders(layer, state.range);
         if self.limits.read_from_lagging() {
-            let lagging = group.joined().minus(holders);
+            let lagging = group.joined().and(group.in_sync).minus(holders);
             holders = if lagging.is_empty() { holders } else { lagging };
         }
         let candidates = holders.minus(state.tried).minus(state.asked);
@@ -193,9 +193,9 @@ impl Coordinator {
     /// Nobody is left to ask: if every member was, no good copy of some block exists.
     fn read_out_of_members(&mut self, g: usize, read: u64) {
         let group = &mut self.groups[g];
-        let all = group.all();
+        let all = group.in_sync;
         let state = group.reads.get_mut(&read).expect("the caller has it");
-        if state.damaged == all && state.asked.is_empty() {
+        if all.minus(state.damaged).is_empty() && state.asked.is_empty() {
             state.result = Some(Err(OpError::Damaged));
             return self.finish_read(g, read);
         }

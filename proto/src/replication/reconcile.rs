@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use super::api::GroupPhase;
+use super::group::{Role, Step};
 use super::mask::Mask;
 use super::{Coordinator, What};
 use crate::block::{BlockState, Content, Cursor, Run};
@@ -16,12 +17,22 @@ use crate::limits::MEMBERS_MAX;
 use crate::message::{Collect, Collected, Message};
 use crate::units::BlockRange;
 
-/// The comparison of all members of a group.
+/// The comparison of the sealed members of a group.
 pub(super) struct Reconcile {
     /// Tells answers to this comparison from answers to an earlier one.
     pub(super) id: u64,
-    pub(super) streams: Vec<Stream>,
+    /// Who is compared: at least `S(I)` members of `I`.
+    places: Vec<usize>,
+    /// In the order of `places`.
+    streams: Vec<Stream>,
     merged: bool,
+}
+
+impl Reconcile {
+    /// Who is compared.
+    pub(super) fn participants(&self) -> Mask {
+        self.places.iter().copied().collect()
+    }
 }
 
 /// What one member holds, page by page.
@@ -157,28 +168,38 @@ pub(super) fn is_ended(streams: &[Stream]) -> bool {
 }
 
 impl Coordinator {
-    /// Every member is sealed and joined: compare them all.
-    pub(super) fn start_reconcile(&mut self, g: usize) {
+    /// Enough members are sealed and joined: compare these.
+    pub(super) fn start_reconcile(&mut self, g: usize, participants: Mask) {
         let group = &mut self.groups[g];
-        assert_eq!(group.joined(), group.all(), "only a whole group is compared");
+        let joined = group.joined().and(group.in_sync);
+        assert_eq!(participants.minus(joined), Mask::NONE, "only who has joined is compared");
+        assert!(
+            participants.len() >= self.settings.seal_quorum(group.in_sync.len()),
+            "an acknowledged version may be on none of {participants:?}"
+        );
         assert!(
             group.writes.is_empty() && group.reads.is_empty(),
             "nothing is in flight meanwhile"
         );
+        assert!(group.change.is_none(), "the configuration is known meanwhile");
         group.phase = GroupPhase::Reconciling;
         group.draining = false;
         group.lost.clear();
         for replica in &mut group.replicas {
             replica.lack.clear();
             replica.jobs.clear();
-            replica.compare = None;
-            (replica.stale, replica.behind, replica.copy_paused) = (false, false, None);
+            (replica.stale, replica.resync, replica.compare) = (false, false, None);
+            (replica.behind, replica.copy_paused) = (false, None);
+            if replica.role == Role::Joining {
+                replica.distrust();
+            }
         }
         let id = group.next_job;
         group.next_job += 1;
         group.reconcile = Some(Reconcile {
             id,
-            streams: group.replicas.iter().map(|_| Stream::new()).collect(),
+            places: participants.iter().collect(),
+            streams: participants.iter().map(|_| Stream::new()).collect(),
             merged: false,
         });
         self.tell_phase(g);
@@ -186,23 +207,25 @@ impl Coordinator {
     }
 
     fn ask_pages(&mut self, g: usize) {
-        for place in 0..self.groups[g].replicas.len() {
+        for i in 0..self.groups[g].replicas.len() {
             let Some(reconcile) = &mut self.groups[g].reconcile else {
                 return;
             };
-            let id = reconcile.id;
-            if let Some(from) = reconcile.streams[place].ask() {
-                self.collect(g, place, from, What::Reconcile { group: g, id });
+            let (id, Some(place)) = (reconcile.id, reconcile.places.get(i).copied()) else {
+                return;
+            };
+            if let Some(from) = reconcile.streams[i].ask() {
+                self.collect(g, place, (from, Cursor::END), What::Reconcile { group: g, id });
             }
         }
     }
 
-    pub(super) fn collect(&mut self, g: usize, place: usize, from: Cursor, what: What) {
+    pub(super) fn collect(&mut self, g: usize, place: usize, (from, to): (Cursor, Cursor), what: What) {
         let collect = Message::Collect(Collect {
             holder: self.holder,
             group: self.groups[g].index,
             from,
-            to: Cursor::END,
+            to,
             above: Version::ZERO,
         });
         self.send(g, Mask::one(place), Class::Guest, collect, what);
@@ -214,7 +237,9 @@ impl Coordinator {
         let Some(reconcile) = reconcile.filter(|reconcile| reconcile.id == id) else {
             return;
         };
-        if !reconcile.streams[place].take(page) {
+        let i = reconcile.places.iter().position(|other| *other == place);
+        let i = i.expect("only who is compared was asked");
+        if !reconcile.streams[i].take(page) {
             let m = self.groups[g].replicas[place].member;
             self.refused(m, "it listed its blocks out of order".to_string());
             return self.reconcile_lost(g);
@@ -222,7 +247,8 @@ impl Coordinator {
         self.touch_catch_up(g);
     }
 
-    /// Goes on comparing, unless the bitmaps are full: then copies go first. Ends in serving.
+    /// Goes on comparing, unless the bitmaps are full: then copies go first. Ends in serving, or in wanting the others
+    /// out.
     pub(super) fn go_on_reconcile(&mut self, g: usize) {
         let room = self.limits.lack_chunks_exact_max.max(2) - 1;
         let group = &mut self.groups[g];
@@ -232,34 +258,68 @@ impl Coordinator {
                 reconcile.merged = is_ended(&reconcile.streams);
                 break;
             };
-            let states = &segment.states[..group.replicas.len()];
+            let states = &segment.states[..reconcile.places.len()];
             let base = states
                 .iter()
                 .map(|state| state.version)
                 .max()
-                .expect("a group has members");
+                .expect("somebody is compared");
             let is_base = |state: &BlockState| state.version == base && state.content != Content::Damaged;
             if !states.iter().any(is_base) {
                 group.lost.insert(segment.layer, segment.range);
                 continue;
             }
-            for (replica, state) in group.replicas.iter_mut().zip(states) {
+            for (place, state) in reconcile.places.iter().zip(states) {
                 if !is_base(state) {
-                    replica.lack.insert(segment.layer, segment.range);
+                    group.replicas[*place].lack.insert(segment.layer, segment.range);
                 }
             }
         }
-        if reconcile.merged {
-            if group.replicas.iter().all(super::group::Replica::is_complete) {
-                group.reconcile = None;
-                self.serve(g);
-            }
-        } else {
-            self.ask_pages(g);
+        if !reconcile.merged {
+            return self.ask_pages(g);
+        }
+        let participants = reconcile.participants();
+        let mut equal = participants.iter().map(|place| &group.replicas[place]);
+        if equal.all(super::group::Replica::is_complete) {
+            self.reconciled(g, participants);
+        } else if self.limits.propose_before_repair() {
+            self.reconsider(g);
         }
     }
 
-    /// A member was lost, or an answer: the comparison starts anew when all members are there.
+    /// These members are equal now.
+    fn reconciled(&mut self, g: usize, participants: Mask) {
+        let group = &mut self.groups[g];
+        if group.in_sync == participants {
+            if group.change.is_none() {
+                group.reconcile = None;
+                self.serve(g);
+            }
+            return;
+        }
+        let came = group.joined().and(group.in_sync).minus(participants);
+        let settled = group.change.is_some_and(|change| change.step != Step::Wanted);
+        if settled || came.is_empty() || group.restarts >= self.limits.reconcile_restarts_max {
+            return self.reconsider(g);
+        }
+        // Who has come meanwhile is compared too, rather than ejected.
+        group.restarts += 1;
+        (group.change, group.reconcile) = (None, None);
+        group.phase = GroupPhase::Waiting;
+        self.update_phase(g);
+    }
+
+    /// The ejection of the members that are not equal is wanted, once the repairs among the others are durable (rule 10).
+    pub(super) fn reconciled_in_sync(&self, g: usize) -> Option<Mask> {
+        let group = &self.groups[g];
+        let reconcile = group.reconcile.as_ref().filter(|reconcile| reconcile.merged)?;
+        let participants = reconcile.participants();
+        let mut equal = participants.iter().map(|place| &group.replicas[place]);
+        let equal = equal.all(super::group::Replica::is_complete) || self.limits.propose_before_repair();
+        (equal && participants != group.in_sync).then_some(participants)
+    }
+
+    /// A member was lost, or an answer: the comparison starts anew when enough members are there.
     pub(super) fn reconcile_lost(&mut self, g: usize) {
         let group = &mut self.groups[g];
         if group.phase != GroupPhase::Reconciling {
@@ -267,6 +327,10 @@ impl Coordinator {
         }
         group.reconcile = None;
         group.phase = GroupPhase::Waiting;
+        group.enough_since = None;
+        if group.change.is_some_and(|change| change.step == Step::Wanted) {
+            group.change = None;
+        }
         for replica in &mut group.replicas {
             replica.lack.clear();
             replica.jobs.clear();

@@ -1,7 +1,8 @@
 //! What a coordinator tells of itself, and what must hold after each event.
 
-use super::api::{GroupPhase, GroupStatus, MemberStatus};
-use super::{Coordinator, group::Group};
+use super::api::{GroupPhase, GroupStatus, MemberRole, MemberStatus};
+use super::group::{Group, Role};
+use super::Coordinator;
 use crate::time::Time;
 
 impl Coordinator {
@@ -17,10 +18,17 @@ impl Coordinator {
             let pending = group.writes.values().filter(|write| write.pending.contains(place));
             MemberStatus {
                 device: member.device,
+                role: match replica.role {
+                    Role::InSync => MemberRole::InSync,
+                    Role::Joining => MemberRole::Joining,
+                    Role::Out => MemberRole::Stale,
+                },
                 connected: member.connected,
                 joined: replica.joined,
-                complete: group.phase == GroupPhase::Serving && replica.is_complete(),
+                complete: group.phase == GroupPhase::Serving && replica.role != Role::Out && replica.is_complete(),
                 lacking_blocks: replica.lack.blocks() + copying,
+                copied_blocks: replica.copied_blocks,
+                comparing: replica.stale,
                 outstanding: pending.count(),
             }
         });
@@ -32,6 +40,8 @@ impl Coordinator {
             reads: group.reads.len(),
             queued: group.queued.len(),
             stable: group.stable,
+            epoch: group.config.epoch,
+            changing: group.change.is_some(),
         }
     }
 
@@ -71,6 +81,11 @@ impl Coordinator {
                 }
             }
             assert!(group.open_writes <= group.writes.len(), "open writes are counted");
+            assert!(group.in_sync.and(group.joining).is_empty(), "in sync and joining");
+            assert!(
+                group.readable().minus(group.in_sync).is_empty(),
+                "only who is in sync is read"
+            );
             assert!(group.held_reads.len() <= group.reads.len(), "held reads are reads");
             assert!(
                 group.stable.seq().get() < group.next_seq,
@@ -82,6 +97,10 @@ impl Coordinator {
                 assert!(
                     !replica.joined || self.members[replica.member].sealed,
                     "joined before sealed"
+                );
+                assert!(
+                    replica.role != Role::Out || (!replica.joined && replica.lag_ops == 0 && replica.jobs.is_empty()),
+                    "nothing is asked of who is no member"
                 );
             }
         }

@@ -4,11 +4,13 @@
 use bytes::Bytes;
 
 use super::api::{Action, GroupPhase, Notice, OpError, OpToken, Operation, Outcome};
+use super::group::Role;
 use super::no_space::Undo;
 use super::{Coordinator, What, mask::Mask};
 use crate::frame::Class;
 use crate::ids::{Layer, Seq, Version};
 use crate::message::{Message, Write, WriteData};
+use crate::time::Time;
 use crate::units::BlockRange;
 
 /// Who is told how a write ends.
@@ -26,6 +28,8 @@ pub(super) struct WriteState {
     pub(super) layer: Layer,
     pub(super) range: BlockRange,
     pub(super) bytes: u64,
+    /// When it was first sent.
+    pub(super) began: Time,
     /// What is sent, byte-identical each time (rule 1). Gone once acknowledged: what a member lacks then is copied.
     pub(super) message: Option<Write>,
     pub(super) acknowledged: bool,
@@ -106,10 +110,11 @@ impl Coordinator {
             layer,
             range,
             bytes,
+            began: self.now,
             message: Some(message),
             acknowledged: false,
             pending: Mask::NONE,
-            owed: group.all(),
+            owed: group.writers(),
             durable: Mask::NONE,
             refused: Mask::NONE,
             doubtful: Mask::NONE,
@@ -130,8 +135,7 @@ impl Coordinator {
         let joined = group.joined();
         let behind = group.places(|replica| replica.behind);
         let mut to = write.owed.and(joined).minus(behind);
-        let quorum = group.config.write_quorum(&self.settings);
-        if to.or(write.pending).or(write.durable).len() < quorum {
+        if !group.is_write_quorum(&self.settings, to.or(write.pending).or(write.durable)) {
             to = write.owed.and(joined);
         }
         if to.is_empty() {
@@ -178,7 +182,8 @@ impl Coordinator {
             replica.lag_bytes -= bytes;
         }
         group.has_now(place, layer, range);
-        if group.reads_wait || !group.replicas.iter().all(super::group::Replica::is_complete) {
+        let complete = |place: usize| group.replicas[place].is_complete();
+        if group.reads_wait || !group.writers().iter().all(complete) {
             // The member may be the one to copy from, or to read from.
             self.touch_catch_up(g);
         }
@@ -223,17 +228,14 @@ impl Coordinator {
 
     /// Looks whether a write has come to its end.
     pub(super) fn settle_write(&mut self, g: usize, seq: u64) {
-        let quorum = if self.limits.ack_at_one_copy() {
-            1
-        } else {
-            self.groups[g].config.write_quorum(&self.settings)
-        };
-        let group = &mut self.groups[g];
-        let Some(write) = group.writes.get_mut(&seq) else {
+        let group = &self.groups[g];
+        let Some(write) = group.writes.get(&seq) else {
             return;
         };
         if !write.acknowledged {
-            if write.durable.len() >= quorum {
+            // What is being written over again ends when that is done, even if a smaller quorum has it by now.
+            let undone = matches!(write.undo, Some(Undo::Writing { .. }));
+            if self.is_durable(g, write.durable) && !undone {
                 self.acknowledge(g, seq);
             } else if !write.refused.is_empty() {
                 self.settle_refused(g, seq);
@@ -241,10 +243,23 @@ impl Coordinator {
             return;
         }
         if write.is_over() {
+            let group = &mut self.groups[g];
             group.writes.remove(&seq);
             group.advance_stable(self.holder.generation);
             self.touch_catch_up(g);
         }
+    }
+
+    /// Whether a write that these members have durably is to be acknowledged (rule 12).
+    fn is_durable(&self, g: usize, durable: Mask) -> bool {
+        let group = &self.groups[g];
+        if self.limits.ack_at_one_copy() {
+            return !durable.is_empty();
+        }
+        if self.limits.joiner_counted() {
+            return durable.len() >= self.settings.write_quorum(group.in_sync.len());
+        }
+        group.is_write_quorum(&self.settings, durable)
     }
 
     fn acknowledge(&mut self, g: usize, seq: u64) {
@@ -271,6 +286,9 @@ impl Coordinator {
             if replica.lag_ops > self.limits.lag_ops_max || replica.lag_bytes > self.limits.lag_bytes_max {
                 self.fall_behind(g, place);
             }
+        }
+        if !pending.is_empty() {
+            self.arm_health();
         }
         self.end_write(g, waiter, Ok(()));
         self.settle_write(g, seq);
@@ -314,7 +332,8 @@ impl Coordinator {
     pub(super) fn tell_behind(&mut self, g: usize, place: usize) {
         let group = &mut self.groups[g];
         let replica = &mut group.replicas[place];
-        if group.phase == GroupPhase::Serving && !replica.told_behind {
+        let told = replica.told_behind || replica.role != Role::InSync;
+        if group.phase == GroupPhase::Serving && !told {
             replica.told_behind = true;
             let (group, device) = (group.index, self.members[replica.member].device);
             self.actions.push_back(Action::Notice(Notice::Behind { group, device }));

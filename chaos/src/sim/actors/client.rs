@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use cairn_client::core::ClientCore;
 use cairn_client::core::api::{
-    Action, AttachmentPhase, ConnId, CoreConfig, DeviceEntry, Event, Grant, MetaAnswer, MetaError, MetaQuestion,
+    Action, AttachmentPhase, ChangeOutcome, ConfigChange, ConnId, CoreConfig, DeviceEntry, Event, Grant, MetaAnswer, MetaError, MetaQuestion,
     MetaReply, MetaRequest, VolumeDescription, VolumeHandle,
 };
 use cairn_client::volume::api::{OpId, VolumeOp};
-use cairn_meta::state::Outcome;
-use cairn_meta::state::command::{Attach, Command, Detach, Selector};
+use cairn_meta::state::command::{Attach, Command, ConfigureGroups, Detach, GroupChange, Selector};
 use cairn_meta::state::model::{Device, Group, Volume};
+use cairn_meta::state::{Outcome, Refusal};
 use cairn_proto::capability::{Capability, ClusterKey, Rights};
-use cairn_proto::ids::{ClientId, ClusterId, DeviceId, VolumeId};
+use cairn_proto::control::Code;
+use cairn_proto::ids::{ClientId, ClusterId, DeviceId, GroupIndex, VolumeId};
 use cairn_proto::replication::GroupConfig;
 use cairn_proto::time::Time;
 use cairn_proto::units::ByteSize;
@@ -217,15 +218,25 @@ impl ClientActor {
 
     fn ask(&mut self, ctx: &mut Ctx<'_>, request: MetaRequest) {
         let volume = Selector::Id(request.id);
-        let question = match request.question {
+        let question = match &request.question {
             MetaQuestion::Attach => Request::Command(Command::Attach(Attach {
                 volume,
                 client: self.client,
                 address: ctx.me.to_string(),
                 force: true,
             })),
-            MetaQuestion::Detach { generation } => Request::Command(Command::Detach(Detach { volume, generation })),
+            MetaQuestion::Detach { generation } => Request::Command(Command::Detach(Detach {
+                volume,
+                generation: *generation,
+            })),
             MetaQuestion::Refresh => Request::Volume(request.id),
+            MetaQuestion::Configure { generation, changes } => {
+                Request::Command(Command::ConfigureGroups(ConfigureGroups {
+                    volume,
+                    generation: *generation,
+                    changes: changes.iter().map(group_change).collect(),
+                }))
+            }
         };
         let mut calls = Vec::new();
         let call = self.caller.call(ctx.now, question, &mut calls);
@@ -280,16 +291,27 @@ impl ClientActor {
                     devices: entries(&devices),
                 })
             }
+            Some(Answer::Done {
+                outcome: Outcome::Configured(outcomes),
+                ..
+            }) => Ok(MetaReply::Configured(outcomes.into_iter().map(change_outcome).collect())),
             Some(Answer::Done { .. }) => Ok(MetaReply::Detached),
             Some(Answer::Volume(Some(placed))) => Ok(MetaReply::Refreshed {
                 size: ByteSize(placed.volume.size_bytes),
+                generation: placed.volume.generation,
                 devices: entries(&placed.devices),
+                groups: placed.groups.into_iter().map(group_config).collect(),
             }),
             Some(Answer::Refused(refusal)) if matches!(request.question, MetaQuestion::Detach { .. }) => {
                 ctx.note(format_args!("detach: {refusal}"));
                 Ok(MetaReply::Detached)
             }
-            Some(Answer::Refused(refusal)) => Err(MetaError::Refused(refusal.message)),
+            Some(Answer::Refused(refusal)) => match (&request.question, refusal.code) {
+                (MetaQuestion::Configure { generation, .. }, Code::StaleGeneration) => {
+                    Err(MetaError::Superseded(generation.next().unwrap_or(*generation)))
+                }
+                _ => Err(MetaError::Refused(refusal.message)),
+            },
             Some(Answer::Volume(None)) => Err(MetaError::Refused("the volume does not exist".to_string())),
             Some(other) => Err(MetaError::Unreachable(format!(
                 "an answer that fits no question: {}",
@@ -325,6 +347,26 @@ fn group_config(group: Group) -> GroupConfig {
         joining: group.joining,
         stale: group.stale,
         rescue: group.rescue,
+    }
+}
+
+fn group_change(change: &ConfigChange) -> GroupChange {
+    GroupChange {
+        index: change.group,
+        epoch: change.epoch,
+        in_sync: change.in_sync.clone(),
+        joining: change.joining.clone(),
+    }
+}
+
+fn change_outcome((_, group, refusal): (GroupIndex, Group, Option<Refusal>)) -> ChangeOutcome {
+    let config = group_config(group);
+    match refusal {
+        None => ChangeOutcome::Committed(config),
+        Some(refusal) => ChangeOutcome::Refused {
+            config,
+            words: refusal.message,
+        },
     }
 }
 

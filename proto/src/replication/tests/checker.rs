@@ -46,6 +46,11 @@ impl History {
         self.never.push(value);
     }
 
+    /// Whether anybody was told of a value.
+    pub(super) fn is_known(&self, block: u64, value: u64) -> bool {
+        self.values.get(&(block, value)).is_some_and(|cluster| cluster.seen)
+    }
+
     pub(super) fn read(&mut self, block: u64, value: u64, invoked: u64, responded: u64) {
         let cluster = self.values.entry((block, value)).or_insert_with(|| {
             assert_eq!(value, 0, "block {block}: {value} was read and never written");

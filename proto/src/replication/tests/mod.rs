@@ -1,9 +1,12 @@
 //! Whole attachments against devices that obey the rules of a replica, with a checker outside the code.
 
 mod checker;
+mod meta;
 mod model;
 mod stories;
 mod world;
+
+use std::time::Duration;
 
 use world::{Faults, World};
 
@@ -21,7 +24,32 @@ fn tiny() -> ReplicationLimits {
         lack_chunks_exact_max: 1,
         copy_blocks: 2,
         copies_in_flight: 2,
+        ..usual()
+    }
+}
+
+/// Patience so short that it runs out in a run.
+fn usual() -> ReplicationLimits {
+    ReplicationLimits {
+        eject_after: Duration::from_millis(800),
+        eject_inexact_after: Duration::from_millis(300),
+        well_after: Duration::from_millis(200),
+        rejoin_min: Duration::from_millis(200),
+        rejoin_max: Duration::from_secs(2),
         ..ReplicationLimits::DEFAULT
+    }
+}
+
+/// Nobody is ejected: for runs in which a device forgets what it has acknowledged, or the only good copy of a block may be
+/// on a member that is away.
+fn all_members(limits: ReplicationLimits) -> ReplicationLimits {
+    let long = Duration::from_secs(1_000_000);
+    ReplicationLimits {
+        refused_patience: long,
+        silent_patience_min: long,
+        silent_patience_max: long,
+        seal_patience: long,
+        ..limits
     }
 }
 
@@ -46,10 +74,11 @@ fn sweep(seeds: std::ops::Range<u64>, faults: Faults, expected: &[&str]) {
         .ok()
         .and_then(|text| text.parse::<u64>().ok());
     for seed in more.map_or(seeds, |more| 0..more) {
-        let limits = if seed.is_multiple_of(2) {
-            tiny()
+        let limits = if seed.is_multiple_of(2) { tiny() } else { usual() };
+        let limits = if faults.forget || faults.damage {
+            all_members(limits)
         } else {
-            ReplicationLimits::DEFAULT
+            limits
         };
         let world = run(seed, faults, limits);
         for (name, count) in world.results {
@@ -74,6 +103,18 @@ fn losing_connections_and_members_shows_nothing_stale() {
         ..Faults::default()
     };
     sweep(0..24, faults, &["written", "read", "status"]);
+}
+
+#[test]
+fn members_are_ejected_and_join_again_while_meta_loses_answers() {
+    let faults = Faults {
+        disconnects: true,
+        crashes: true,
+        takeovers: true,
+        meta: true,
+        ..Faults::default()
+    };
+    sweep(0..40, faults, &["written", "read", "fenced"]);
 }
 
 #[test]

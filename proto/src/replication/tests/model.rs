@@ -218,6 +218,12 @@ impl Device {
             };
             if *state != BlockState::ABSENT {
                 self.put(key, *state, bytes, copy.apply());
+            } else if copy.source == CopySource::Resync {
+                // Never written: what an older attachment left behind goes.
+                let held = self.blocks.get(&key).map_or(BlockState::ABSENT, |held| held.state);
+                if copy.apply().applies(held.version, Version::ZERO) {
+                    self.blocks.remove(&key);
+                }
             }
         }
         self.commit += 1;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::checker::History;
+use super::meta::Meta;
 use super::model::{Answer, Device, Held, content, write_of};
 use super::{GROUPS, VOLUME};
 use crate::block::{BlockState, Content};
@@ -50,6 +51,9 @@ struct Holder {
     in_flight: BTreeMap<OpToken, InFlight>,
     active: bool,
     released: bool,
+    generation: Generation,
+    /// What it asks of meta.
+    ask: Option<MetaAsk>,
 }
 
 struct InFlight {
@@ -67,6 +71,8 @@ pub(super) struct Faults {
     pub(super) damage: bool,
     pub(super) forget: bool,
     pub(super) full: bool,
+    /// Answers of meta are lost, and meta is away.
+    pub(super) meta: bool,
 }
 
 pub(super) struct World {
@@ -82,7 +88,9 @@ pub(super) struct World {
     faults: Faults,
     next_value: u64,
     next_op: u64,
-    generation: u32,
+    pub(super) meta: Meta,
+    /// Requests to meta without an asker, which may still arrive.
+    ghosts: Vec<(Generation, MetaAsk)>,
     pub(super) results: BTreeMap<&'static str, u64>,
     pub(super) notices: Vec<Notice>,
     remembered: Option<BTreeMap<(ChunkIndex, Layer, u32), Held>>,
@@ -91,11 +99,14 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, faults: Faults, limits: ReplicationLimits) -> World {
+        let devices: Vec<Device> = (1..=3).map(Device::new).collect();
         World {
             random: Random::new(seed),
             now: Time::from_nanos(1),
             step: 1,
-            devices: (1..=3).map(Device::new).collect(),
+            meta: Meta::new(GROUPS, devices.iter().map(|device| device.id).collect()),
+            ghosts: Vec::new(),
+            devices,
             holders: Vec::new(),
             strays: Vec::new(),
             history: History::default(),
@@ -103,7 +114,6 @@ impl World {
             faults,
             next_value: 1,
             next_op: 1,
-            generation: 0,
             results: BTreeMap::new(),
             notices: Vec::new(),
             remembered: None,
@@ -113,23 +123,18 @@ impl World {
 
     /// A new attachment, beside those that are there.
     pub(super) fn attach(&mut self) -> usize {
-        self.generation += 1;
-        let generation = Generation::new(self.generation).unwrap();
+        let generation = self.meta.grant();
         let key = ClusterKey([1; 32]);
         let capability = Capability::grant(&key, ClusterId([2; 16]), VOLUME, generation, Rights::Write);
         let settings = VolumeSettings {
             id: VOLUME,
             groups: GroupCount::new(GROUPS).unwrap(),
+            replicas: 3,
             write_quorum: 2,
             min_copies: 2,
             layer: Layer(0),
         };
-        let config = GroupConfig {
-            epoch: Epoch(1),
-            in_sync: self.devices.iter().map(|device| device.id).collect(),
-            ..GroupConfig::default()
-        };
-        let configs = vec![config; usize::from(GROUPS)];
+        let configs = self.meta.configs.clone();
         let grant = Grant { generation, capability };
         self.holders.push(Holder {
             coordinator: Coordinator::new(settings, grant, configs, self.limits).unwrap(),
@@ -137,6 +142,8 @@ impl World {
             in_flight: BTreeMap::new(),
             active: true,
             released: false,
+            generation,
+            ask: None,
         });
         self.holders.len() - 1
     }
@@ -171,6 +178,8 @@ impl World {
                 Action::Done { op, result } => self.done(h, op, result),
                 Action::Notice(notice) => self.notices.push(notice),
                 Action::Released => self.holders[h].released = true,
+                Action::Meta(ask) => assert!(self.holders[h].ask.replace(ask).is_none(), "one question at a time"),
+                Action::Devices => {}
             }
         }
     }
@@ -210,7 +219,7 @@ impl World {
                 self.history.write_undone(value);
                 "no space"
             }
-            // Only device 0 rots, so what is damaged everywhere was never acknowledged: only device 0 ever had it.
+            // Only device 0 rots, so what is damaged on all who are in sync was never acknowledged, nor read.
             (Err(OpError::Damaged), None) if self.faults.damage && self.is_rotten(op.range) => "damaged",
             (result, value) => panic!("{value:?} ended as {result:?}"),
         };
@@ -218,15 +227,14 @@ impl World {
         self.step += 1;
     }
 
+    /// Whether a block of the range is damaged on device 0 of which nobody was ever told.
     fn is_rotten(&self, range: BlockRange) -> bool {
-        (range.start()..range.end()).any(|block| {
-            let key = (range.chunk(), Layer(0), block);
-            let versions = self
-                .devices
-                .iter()
-                .map(|device| device.blocks.get(&key).map(|held| held.state.version));
-            let versions: Vec<_> = versions.collect();
-            versions[0] > versions[1].max(versions[2])
+        (0..range.count()).any(|i| {
+            let key = (range.chunk(), Layer(0), range.start() + i);
+            let held = self.devices[0].blocks.get(&key);
+            let held = held.filter(|held| held.state.content == Content::Damaged);
+            let value = held.map(|held| u64::from_le_bytes(held.bytes[..8].try_into().unwrap()));
+            value.is_some_and(|value| !self.history.is_known(range.volume_block(i), value))
         })
     }
 
@@ -261,8 +269,12 @@ impl World {
 
     pub(super) fn connect(&mut self, h: usize, d: usize) {
         let link = &mut self.holders[h].links[d];
-        if link.up || !self.devices[d].alive {
+        if link.up {
             return;
+        }
+        if !self.devices[d].alive {
+            let device = self.devices[d].id;
+            return self.tell(h, Event::Unreachable { device });
         }
         link.up = true;
         let device = &self.devices[d];
@@ -342,7 +354,33 @@ impl World {
         true
     }
 
+    /// Lets meta see what a holder asks. With faults it may be done or not, and the answer may be lost.
+    fn deliver_meta(&mut self, h: usize) -> bool {
+        let Some(ask) = self.holders[h].ask.take() else {
+            return false;
+        };
+        let generation = self.holders[h].generation;
+        let told = match if self.faults.meta { self.random.below(8) } else { 7 } {
+            _ if self.meta.down => MetaTold::Unreachable,
+            0 => MetaTold::Unreachable,
+            1 => {
+                self.meta.answer(generation, &ask);
+                MetaTold::Unreachable
+            }
+            2 => {
+                self.ghosts.push((generation, ask));
+                MetaTold::Unreachable
+            }
+            _ => self.meta.answer(generation, &ask),
+        };
+        self.tell(h, Event::Meta(told));
+        true
+    }
+
     fn deliver_any(&mut self) -> bool {
+        if self.random.one_in(8) && (0..self.holders.len()).any(|h| self.deliver_meta(h)) {
+            return true;
+        }
         let links = self.holders.len() * self.devices.len() * 2;
         if links == 0 {
             return false;
@@ -352,7 +390,7 @@ impl World {
             let i = (start + i) % links;
             let (h, d) = (i / 2 / self.devices.len(), i / 2 % self.devices.len());
             self.deliver(h, d, i.is_multiple_of(2))
-        })
+        }) || (0..self.holders.len()).any(|h| self.deliver_meta(h))
     }
 
     fn release_deferred(&mut self) {
@@ -421,6 +459,13 @@ impl World {
                     let _lost = self.devices[d].handle(self.now, &message);
                 }
             }
+            191 if !self.ghosts.is_empty() => {
+                let i = self.random.below(self.ghosts.len() as u64) as usize;
+                let (generation, ask) = self.ghosts.swap_remove(i);
+                self.meta.answer(generation, &ask);
+            }
+            194 if faults.meta => self.meta.down = !self.meta.down,
+            195..197 => self.pass(Duration::from_millis(300)),
             192 if faults.full => self.devices[d].full = !self.devices[d].full,
             193 if faults.damage => self.damage(),
             _ => self.pass(Duration::from_micros(100)),
@@ -436,13 +481,14 @@ impl World {
             return;
         }
         let key = keys[self.random.below(keys.len() as u64) as usize];
-        let version = self.devices[0].blocks[&key].state.version;
+        let was = &self.devices[0].blocks[&key];
         let held = Held {
             state: BlockState {
                 content: Content::Damaged,
-                version,
+                version: was.state.version,
             },
-            bytes: bytes::Bytes::new(),
+            // For the checker alone.
+            bytes: was.bytes.clone(),
         };
         self.devices[0].blocks.insert(key, held);
     }
@@ -451,6 +497,7 @@ impl World {
     /// must become complete.
     pub(super) fn heal(&mut self) {
         let last = self.holders.len() - 1;
+        (self.meta.down, self.faults.meta) = (false, false);
         for d in 0..self.devices.len() {
             self.devices[d].full = false;
             self.restart(d);
@@ -479,8 +526,8 @@ impl World {
             for member in group.members {
                 let (joined, complete) = (member.joined, member.complete);
                 words += &format!(
-                    "\n  joined {joined} complete {complete} lacks {} awaits {}",
-                    member.lacking_blocks, member.outstanding
+                    "\n  {:?} joined {joined} complete {complete} lacks {} awaits {}",
+                    member.role, member.lacking_blocks, member.outstanding
                 );
             }
         }
@@ -490,7 +537,7 @@ impl World {
     pub(super) fn is_complete(&self, h: usize) -> bool {
         self.status(h)
             .iter()
-            .all(|group| group.members.iter().all(|member| member.complete))
+            .all(|group| group.members.iter().all(is_complete) && !group.changing)
     }
 
     /// Reads everything, and compares the devices byte for byte.
@@ -550,4 +597,8 @@ impl World {
         }
         panic!("never happened: {what}; {:#?}", self.status(self.holders.len() - 1));
     }
+}
+
+fn is_complete(member: &MemberStatus) -> bool {
+    member.complete && member.role == MemberRole::InSync
 }

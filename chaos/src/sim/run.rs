@@ -415,10 +415,18 @@ impl World {
 
     /// What the newest holders say of groups without all their copies.
     fn progress(&self) -> String {
-        let open = self.sessions.iter().filter(|session| session.phase == SessionPhase::Open);
+        let open = self
+            .sessions
+            .iter()
+            .filter(|session| session.phase == SessionPhase::Open);
         let status = open.filter_map(|session| self.client(session.client)?.status(session.handle));
         let groups = status.flat_map(|status| status.groups);
-        let groups = groups.filter(|group| group.members.iter().any(|m| m.role != MemberRole::InSync || !m.complete));
+        let groups = groups.filter(|group| {
+            group
+                .members
+                .iter()
+                .any(|m| m.role != MemberRole::InSync || !m.complete)
+        });
         groups.map(|group| format!("; {group:?}")).collect()
     }
 

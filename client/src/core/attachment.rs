@@ -124,7 +124,9 @@ impl ClientCore {
     /// The coordinator wants something of meta.
     pub(super) fn ask_for_coordinator(&mut self, handle: VolumeHandle, ask: MetaAsk) {
         let volume = self.volumes.get_mut(&handle).expect("the caller has it");
-        let Some(coordinator) = volume.coordinator() else { return };
+        let Some(coordinator) = volume.coordinator() else {
+            return;
+        };
         let generation = coordinator.generation();
         let question = match ask {
             MetaAsk::Look => MetaQuestion::Refresh,
@@ -165,7 +167,9 @@ impl ClientCore {
     pub(super) fn more_devices(&mut self, handle: VolumeHandle) {
         let now = self.now;
         let volume = self.volumes.get_mut(&handle).expect("the caller has it");
-        let Some(coordinator) = volume.coordinator() else { return };
+        let Some(coordinator) = volume.coordinator() else {
+            return;
+        };
         let devices: Vec<DeviceId> = coordinator.devices().collect();
         let before = std::mem::replace(&mut volume.devices, devices.clone());
         for id in devices.into_iter().filter(|id| !before.contains(id)) {

@@ -19,8 +19,8 @@ use tokio::sync::{Semaphore, mpsc};
 use super::limits::{ADDRESSES_MAX, META_CONCURRENCY_MAX};
 use super::mailbox::{Command, Mailbox};
 use crate::core::api::{
-    ChangeOutcome, ConfigChange, ConnId, DeviceEntry, Grant, GroupConfig, MetaAnswer, MetaError, MetaQuestion, MetaReply, MetaRequest,
-    VolumeDescription,
+    ChangeOutcome, ConfigChange, ConnId, DeviceEntry, Grant, GroupConfig, MetaAnswer, MetaError, MetaQuestion,
+    MetaReply, MetaRequest, VolumeDescription,
 };
 use crate::nbd::limits::LISTED_EXPORTS_MAX;
 
@@ -223,10 +223,13 @@ async fn configure(
         generation: generation.get(),
         changes: changes.iter().map(change).collect(),
     };
-    let response = client.configure_groups(request).await.map_err(|error| match error.code {
-        Code::StaleGeneration => MetaError::Superseded(generation.next().unwrap_or(generation)),
-        _ => failed(error),
-    })?;
+    let response = client
+        .configure_groups(request)
+        .await
+        .map_err(|error| match error.code {
+            Code::StaleGeneration => MetaError::Superseded(generation.next().unwrap_or(generation)),
+            _ => failed(error),
+        })?;
     if response.outcomes.len() != changes.len() {
         return Err(nonsense("list of outcomes"));
     }
@@ -272,7 +275,11 @@ fn attached(identity: &Identity, response: v1::AttachResponse) -> Result<MetaRep
 /// The configurations in order of the group index, without a hole.
 fn group_configs(mut groups: Vec<v1::GroupConfig>) -> Result<Vec<GroupConfig>, MetaError> {
     groups.sort_by_key(|group| group.index);
-    if groups.iter().enumerate().any(|(index, group)| group.index as usize != index) {
+    if groups
+        .iter()
+        .enumerate()
+        .any(|(index, group)| group.index as usize != index)
+    {
         return Err(nonsense("list of groups"));
     }
     groups.iter().map(group_config).collect()

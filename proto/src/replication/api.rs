@@ -4,10 +4,10 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use super::config::GroupConfig;
 use crate::block::BlockState;
 use crate::checksum::Checksum;
 use crate::frame::Class;
-use super::config::GroupConfig;
 use crate::ids::{CommitSeq, DeviceId, Epoch, Generation, GroupIndex, Version};
 use crate::message::Message;
 use crate::units::BlockRange;
@@ -444,7 +444,10 @@ impl fmt::Display for Notice {
                 Ok(())
             }
             Notice::ChangeRefused { group, words } => {
-                write!(f, "group {group}: the metadata servers refused a change of its members: {words}")
+                write!(
+                    f,
+                    "group {group}: the metadata servers refused a change of its members: {words}"
+                )
             }
             Notice::Full { group, device } => {
                 write!(f, "group {group}: {device} is full: add devices or discard data")

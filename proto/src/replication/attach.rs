@@ -251,7 +251,10 @@ impl Coordinator {
             let equal = replica.joined && replica.is_complete() && self.members[replica.member].sealed;
             assert!(equal || skip, "a group is served before all its members are equal");
         }
-        assert!(group.change.is_none(), "a group is served before its configuration is known");
+        assert!(
+            group.change.is_none(),
+            "a group is served before its configuration is known"
+        );
         (group.restarts, group.enough_since) = (0, None);
         group.phase = GroupPhase::Serving;
         group.draining = false;

@@ -268,13 +268,24 @@ impl Coordinator {
         }
         let members = config.in_sync.iter().chain(&config.joining);
         for device in members {
-            let placed = self.groups[g].replicas.iter().any(|replica| self.members[replica.member].device == *device);
-            assert!(placed, "group {}: no place is left for member {device}", self.groups[g].index);
+            let placed = self.groups[g]
+                .replicas
+                .iter()
+                .any(|replica| self.members[replica.member].device == *device);
+            assert!(
+                placed,
+                "group {}: no place is left for member {device}",
+                self.groups[g].index
+            );
         }
         let group = &mut self.groups[g];
         let at = |devices: &[DeviceId]| -> Mask {
             let member_of = &self.member_of;
-            group.places(|replica| devices.iter().any(|device| member_of.get(device) == Some(&replica.member)))
+            group.places(|replica| {
+                devices
+                    .iter()
+                    .any(|device| member_of.get(device) == Some(&replica.member))
+            })
         };
         let (in_sync, joining) = (at(&config.in_sync), at(&config.joining));
         let (was_in_sync, was_writers) = (group.in_sync, group.writers());

@@ -255,12 +255,14 @@ impl Group {
 
     /// Who may be read: `I`, and `I ∩ I′` while a change is under way (rule 16).
     pub(super) fn readable(&self) -> Mask {
-        self.change.map_or(self.in_sync, |change| self.in_sync.and(change.in_sync))
+        self.change
+            .map_or(self.in_sync, |change| self.in_sync.and(change.in_sync))
     }
 
     /// Whoever vouches for reads: `I` and `I′`.
     pub(super) fn vouchers(&self) -> Mask {
-        self.change.map_or(self.in_sync, |change| self.in_sync.or(change.in_sync))
+        self.change
+            .map_or(self.in_sync, |change| self.in_sync.or(change.in_sync))
     }
 
     /// Whether these members are a quorum of `I`, and of `I′` while a change is under way.

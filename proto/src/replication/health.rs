@@ -91,7 +91,11 @@ impl Coordinator {
         if let Some(left) = self.without_troubled(g) {
             return Some((left, joining));
         }
-        let late = |place: &usize| group.replicas[*place].health.is_troubled_for(self.now, self.limits.eject_after);
+        let late = |place: &usize| {
+            group.replicas[*place]
+                .health
+                .is_troubled_for(self.now, self.limits.eject_after)
+        };
         if let Some(place) = joining.iter().find(late) {
             return Some((in_sync, joining.minus(Mask::one(place))));
         }

@@ -172,7 +172,11 @@ impl Coordinator {
     pub(super) fn start_reconcile(&mut self, g: usize, participants: Mask) {
         let group = &mut self.groups[g];
         let joined = group.joined().and(group.in_sync);
-        assert_eq!(participants.minus(joined), Mask::NONE, "only who has joined is compared");
+        assert_eq!(
+            participants.minus(joined),
+            Mask::NONE,
+            "only who has joined is compared"
+        );
         assert!(
             participants.len() >= self.settings.seal_quorum(group.in_sync.len()),
             "an acknowledged version may be on none of {participants:?}"

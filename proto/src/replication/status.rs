@@ -1,8 +1,8 @@
 //! What a coordinator tells of itself, and what must hold after each event.
 
+use super::Coordinator;
 use super::api::{GroupPhase, GroupStatus, MemberRole, MemberStatus};
 use super::group::{Group, Role};
-use super::Coordinator;
 use crate::time::Time;
 
 impl Coordinator {

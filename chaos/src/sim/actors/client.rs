@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use cairn_client::core::ClientCore;
 use cairn_client::core::api::{
-    Action, AttachmentPhase, ChangeOutcome, ConfigChange, ConnId, CoreConfig, DeviceEntry, Event, Grant, MetaAnswer, MetaError, MetaQuestion,
-    MetaReply, MetaRequest, VolumeDescription, VolumeHandle,
+    Action, AttachmentPhase, ChangeOutcome, ConfigChange, ConnId, CoreConfig, DeviceEntry, Event, Grant, MetaAnswer,
+    MetaError, MetaQuestion, MetaReply, MetaRequest, VolumeDescription, VolumeHandle,
 };
 use cairn_client::volume::api::{OpId, VolumeOp};
 use cairn_meta::state::command::{Attach, Command, ConfigureGroups, Detach, GroupChange, Selector};
@@ -294,7 +294,9 @@ impl ClientActor {
             Some(Answer::Done {
                 outcome: Outcome::Configured(outcomes),
                 ..
-            }) => Ok(MetaReply::Configured(outcomes.into_iter().map(change_outcome).collect())),
+            }) => Ok(MetaReply::Configured(
+                outcomes.into_iter().map(change_outcome).collect(),
+            )),
             Some(Answer::Done { .. }) => Ok(MetaReply::Detached),
             Some(Answer::Volume(Some(placed))) => Ok(MetaReply::Refreshed {
                 size: ByteSize(placed.volume.size_bytes),

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::limits::BLOCKS_PER_CHUNK;
+
 #[derive(Clone, Copy, Debug)]
 struct Cluster {
     written_at: u64,
@@ -13,21 +15,31 @@ struct Cluster {
     last_invocation: u64,
     /// Whether anybody knows that it took place.
     seen: bool,
+    /// Whose write it is, counted from the first holder on.
+    holder: usize,
 }
 
 #[derive(Default)]
 pub(super) struct History {
     values: BTreeMap<(u64, u64), Cluster>,
     never: Vec<u64>,
+    /// When each holder first completed something in a group.
+    completed: BTreeMap<(u8, usize), u64>,
 }
 
 impl History {
-    pub(super) fn invoke_write(&mut self, block: u64, value: u64, at: u64) {
+    /// A holder has completed something: what older ones left open takes effect before that, or never.
+    pub(super) fn completed(&mut self, group: u8, holder: usize, at: u64) {
+        self.completed.entry((group, holder)).or_insert(at);
+    }
+
+    pub(super) fn invoke_write(&mut self, block: u64, value: u64, holder: usize, at: u64) {
         let cluster = Cluster {
             written_at: at,
             first_response: u64::MAX,
             last_invocation: at,
             seen: false,
+            holder,
         };
         assert!(
             self.values.insert((block, value), cluster).is_none(),
@@ -59,6 +71,7 @@ impl History {
                 first_response: 0,
                 last_invocation: 0,
                 seen: true,
+                holder: 0,
             }
         });
         assert!(
@@ -79,7 +92,15 @@ impl History {
                         "block {block}: {value} was read, and its write had failed for lack of space"
                     ));
                 }
-                by_block.entry(*block).or_default().push((*value, *cluster));
+                let group = (block / u64::from(BLOCKS_PER_CHUNK) % u64::from(super::GROUPS)) as u8;
+                let newer = self.completed.range((group, cluster.holder + 1)..=(group, usize::MAX));
+                let closed = newer.map(|(_, at)| *at).min().unwrap_or(u64::MAX);
+                let first_response = cluster.first_response.min(closed.max(cluster.written_at));
+                let cluster = Cluster {
+                    first_response,
+                    ..*cluster
+                };
+                by_block.entry(*block).or_default().push((*value, cluster));
             }
         }
         for (block, clusters) in by_block {
@@ -112,7 +133,7 @@ impl History {
 #[test]
 fn a_stale_read_is_found_and_concurrent_ones_are_allowed() {
     let mut history = History::default();
-    history.invoke_write(0, 1, 10);
+    history.invoke_write(0, 1, 0, 10);
     history.write_done(0, 1, 20);
     history.read(0, 0, 5, 15);
     history.read(0, 1, 12, 18);
@@ -124,7 +145,7 @@ fn a_stale_read_is_found_and_concurrent_ones_are_allowed() {
 #[test]
 fn a_value_that_was_read_and_is_gone_is_found() {
     let mut history = History::default();
-    history.invoke_write(0, 1, 10);
+    history.invoke_write(0, 1, 0, 10);
     history.read(0, 1, 11, 12);
     history.read(0, 0, 13, 14);
     history.read(0, 0, 1, 2);

@@ -49,7 +49,8 @@ impl Meta {
         };
         let (in_sync, joining) = (sorted(&change.in_sync), sorted(&change.joining));
         if now.epoch != change.epoch {
-            let repeated = change.epoch.0 + 1 == now.epoch.0 && sorted(&now.in_sync) == in_sync && now.joining == joining;
+            let repeated =
+                change.epoch.0 + 1 == now.epoch.0 && sorted(&now.in_sync) == in_sync && now.joining == joining;
             return match repeated {
                 true => ChangeOutcome::Committed(now.clone()),
                 false => ChangeOutcome::Refused {

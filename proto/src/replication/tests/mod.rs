@@ -168,13 +168,10 @@ mod canaries {
             disconnects: true,
             crashes: true,
             takeovers: true,
-            forget: true,
+            rushed: true,
             ..Faults::default()
         };
-        let limits = ReplicationLimits {
-            canary,
-            ..ReplicationLimits::DEFAULT
-        };
+        let limits = ReplicationLimits { canary, ..usual() };
         (0..seeds).any(|seed| std::panic::catch_unwind(|| run(seed, faults, limits)).is_err())
     }
 
@@ -205,6 +202,52 @@ mod canaries {
             skip_reconcile: true,
             ..Canary::NONE
         }));
+    }
+
+    #[test]
+    fn ejecting_without_asking_meta_is_found() {
+        let canary = Canary {
+            eject_without_commit: true,
+            ..Canary::NONE
+        };
+        let limits = ReplicationLimits { canary, ..usual() };
+        let story = || stories::who_was_ejected_has_no_say_for_the_next_holder(limits);
+        assert!(std::panic::catch_unwind(story).is_err());
+    }
+
+    #[test]
+    fn a_resync_that_keeps_what_is_highest_is_found() {
+        assert!(is_found(Canary {
+            resync_by_highest: true,
+            ..Canary::NONE
+        }));
+    }
+
+    #[test]
+    fn counting_joining_members_for_the_quorum_is_found() {
+        assert!(is_found(Canary {
+            joiner_counted: true,
+            ..Canary::NONE
+        }));
+    }
+
+    #[test]
+    fn proposing_before_the_repairs_are_durable_is_found() {
+        assert!(is_found(Canary {
+            propose_before_repair: true,
+            ..Canary::NONE
+        }));
+    }
+
+    #[test]
+    fn returning_reads_that_nobody_vouches_for_is_found() {
+        let canary = Canary {
+            unvouched_read: true,
+            ..Canary::NONE
+        };
+        let limits = ReplicationLimits { canary, ..usual() };
+        let story = || stories::a_holder_that_is_cut_off_from_a_quorum_reads_nothing_stale(limits);
+        assert!(std::panic::catch_unwind(story).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::world::{Faults, World};
-use super::{ReplicationLimits, tiny};
+use super::{ReplicationLimits, tiny, usual};
 use crate::ids::ChunkIndex;
 use crate::replication::{GroupPhase, Notice};
 use crate::units::BlockRange;
@@ -25,22 +25,182 @@ fn attached(limits: ReplicationLimits) -> World {
 }
 
 #[test]
-fn without_every_member_a_fresh_attachment_waits_and_says_for_whom() {
+fn without_a_quorum_a_fresh_attachment_waits_and_says_for_whom() {
     let mut world = World::new(1, Faults::default(), tiny());
     let h = world.attach();
     world.connect(h, 0);
-    world.connect(h, 1);
     world.submit(h, range(0, 1), true);
-    let missing = world.devices[2].id;
-    world.run_until("it says for whom it waits", |world| {
-        world.notices.iter().any(|notice| {
-            matches!(notice, Notice::Phase { phase: GroupPhase::Waiting, waits_for, .. } if *waits_for == [missing])
-        })
-    });
-    world.pass(Duration::from_secs(60));
+    for _ in 0..100 {
+        while world.deliver_any() {}
+        world.pass(Duration::from_secs(1));
+    }
     assert!(!world.is_idle(h));
+    let missing = [world.devices[1].id, world.devices[2].id];
+    let told = world.notices.iter().any(
+        |notice| matches!(notice, Notice::Phase { phase: GroupPhase::Sealing, waits_for, .. } if *waits_for == missing),
+    );
+    assert!(told, "{:?}", world.notices);
     world.connect(h, 2);
     world.run_until("the write is done", |world| world.is_idle(h));
+}
+
+#[test]
+fn with_one_member_away_a_fresh_attachment_serves_within_half_a_second_and_fills_it_up_when_it_is_back() {
+    let mut world = attached(usual());
+    world.submit(0, range(0, 4), true);
+    world.run_until("written", |world| world.is_idle(0));
+    assert!(world.release(0));
+    world.crash(2);
+    let began = world.now;
+    let h = world.attach();
+    (0..3).for_each(|d| world.connect(h, d));
+    world.submit(h, range(2, 4), true);
+    world.run_until("the write is done", |world| world.is_idle(h));
+    assert!(world.now.saturating_since(began) < Duration::from_millis(500));
+    assert!(
+        world
+            .meta
+            .configs
+            .iter()
+            .all(|config| config.stale == [world.devices[2].id])
+    );
+    world.restart(2);
+    world.connect(h, 2);
+    world.run_until("it is in sync again", |world| world.is_complete(h));
+    assert!(world.meta.configs.iter().all(|config| config.in_sync.len() == 3));
+    assert_eq!(world.devices[2].blocks.len(), 6);
+}
+
+#[test]
+fn with_meta_away_nobody_is_ejected_and_whoever_is_there_in_full_is_served() {
+    let mut world = World::new(1, Faults::default(), usual());
+    let h = world.attach();
+    world.meta.down = true;
+    world.connect(h, 0);
+    world.connect(h, 1);
+    world.submit(h, range(0, 1), true);
+    for _ in 0..50 {
+        while world.deliver_any() {}
+        world.pass(Duration::from_secs(1));
+    }
+    assert!(!world.is_idle(h), "two of three are equal, and meta does not know it");
+    world.connect(h, 2);
+    world.run_until("all three are compared", |world| world.is_idle(h));
+    assert!(world.meta.configs.iter().all(|config| config.epoch.0 == 1));
+}
+
+#[test]
+fn a_write_that_nobody_was_told_of_gives_way_when_its_member_joins_again() {
+    let mut world = attached(usual());
+    world.submit(0, range(0, 1), true);
+    world.run_until("written", |world| world.is_idle(0));
+    // The second write reaches member 2 alone, with a higher version than any other.
+    world.disconnect(0, 0);
+    world.disconnect(0, 1);
+    world.submit(0, range(0, 1), true);
+    while world.deliver_any() {}
+    let lonely = world.devices[2].blocks.values().next().unwrap().state;
+    world.crash(2);
+    let h = world.attach();
+    (0..2).for_each(|d| world.connect(h, d));
+    world.connect(h, 2);
+    world.submit(h, range(0, 1), false);
+    world.run_until("read", |world| world.is_idle(h));
+    world.restart(2);
+    world.connect(h, 2);
+    world.run_until("it is in sync again", |world| world.is_complete(h));
+    let held: Vec<_> = world
+        .devices
+        .iter()
+        .map(|d| d.blocks.values().next().unwrap().state)
+        .collect();
+    assert!(
+        held[0] == held[2] && held[0].version < lonely.version,
+        "{held:?}, not {lonely:?}"
+    );
+}
+
+pub(super) fn who_was_ejected_has_no_say_for_the_next_holder(limits: ReplicationLimits) {
+    let mut world = attached(limits);
+    world.submit(0, range(0, 1), true);
+    world.run_until("written", |world| world.is_idle(0));
+    (0..2).for_each(|d| world.disconnect(0, d));
+    world.submit(0, range(0, 1), true);
+    while world.deliver_any() {}
+    world.crash(2);
+    let second = world.attach();
+    (0..3).for_each(|d| world.connect(second, d));
+    for _ in 0..2 {
+        world.submit(second, range(0, 1), false);
+        world.run_until("the first write is read", |world| world.is_idle(second));
+    }
+    (0..2).for_each(|d| world.disconnect(second, d));
+    world.restart(2);
+    // Member 2 has the second write, which is not to be seen any more.
+    let third = world.attach();
+    (1..3).for_each(|d| world.connect(third, d));
+    world.submit(third, range(0, 1), false);
+    for _ in 0..20 {
+        while world.deliver_any() {}
+        world.pass(Duration::from_millis(100));
+    }
+    world.connect(third, 0);
+    world.run_until("read again", |world| world.is_idle(third));
+    world.history.check().unwrap();
+}
+
+#[test]
+fn who_was_ejected_has_no_say() {
+    who_was_ejected_has_no_say_for_the_next_holder(usual());
+}
+
+pub(super) fn a_holder_that_is_cut_off_from_a_quorum_reads_nothing_stale(limits: ReplicationLimits) {
+    let mut world = attached(limits);
+    world.submit(0, range(0, 1), true);
+    world.run_until("written", |world| world.is_idle(0));
+    world.pass(Duration::from_secs(5));
+    // The first holder sees member 2 only, the second one all but that.
+    (0..2).for_each(|d| world.disconnect(0, d));
+    let h = world.attach();
+    (0..3).for_each(|d| world.connect(h, d));
+    world.disconnect(h, 2);
+    world.submit(h, range(0, 1), true);
+    world.run_until("written anew", |world| world.is_idle(h));
+    world.submit(0, range(0, 1), false);
+    for _ in 0..20 {
+        while world.deliver_any() {}
+        world.pass(Duration::from_millis(100));
+    }
+    assert!(!world.is_idle(0), "nobody but member 2 says that it may read");
+    (0..2).for_each(|d| world.connect(0, d));
+    world.run_until("fenced", |world| world.is_idle(0));
+    assert_eq!(world.results["fenced"], 1);
+    world.history.check().unwrap();
+}
+
+#[test]
+fn a_holder_that_is_cut_off_from_a_quorum_reads_nothing() {
+    a_holder_that_is_cut_off_from_a_quorum_reads_nothing_stale(usual());
+}
+
+#[test]
+fn a_member_that_stays_away_is_ejected_while_writes_go_on() {
+    let mut world = attached(usual());
+    world.crash(2);
+    for block in 0..40 {
+        world.submit(0, range(block % 8, 1), true);
+        world.run_until("written", |world| world.is_idle(0));
+        world.pass(Duration::from_millis(50));
+    }
+    assert!(world.meta.configs.iter().all(|config| config.in_sync.len() == 2));
+    world.restart(2);
+    world.connect(0, 2);
+    for block in 0..400 {
+        world.submit(0, range(block % 8, 1), true);
+        world.run_until("written", |world| world.is_idle(0));
+        world.pass(Duration::from_millis(10));
+    }
+    assert!(world.is_complete(0), "it has joined under load: {:#?}", world.status(0));
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub(super) struct Faults {
     pub(super) disconnects: bool,
     pub(super) crashes: bool,
     pub(super) takeovers: bool,
+    /// Holders change often.
+    pub(super) rushed: bool,
     pub(super) damage: bool,
     pub(super) forget: bool,
     pub(super) full: bool,
@@ -91,6 +93,8 @@ pub(super) struct World {
     pub(super) meta: Meta,
     /// Requests to meta without an asker, which may still arrive.
     ghosts: Vec<(Generation, MetaAsk)>,
+    /// The newest version of each block that was acknowledged.
+    acked: BTreeMap<(ChunkIndex, Layer, u32), Version>,
     pub(super) results: BTreeMap<&'static str, u64>,
     pub(super) notices: Vec<Notice>,
     remembered: Option<BTreeMap<(ChunkIndex, Layer, u32), Held>>,
@@ -106,6 +110,7 @@ impl World {
             step: 1,
             meta: Meta::new(GROUPS, devices.iter().map(|device| device.id).collect()),
             ghosts: Vec::new(),
+            acked: BTreeMap::new(),
             devices,
             holders: Vec::new(),
             strays: Vec::new(),
@@ -187,6 +192,13 @@ impl World {
     fn done(&mut self, h: usize, op: OpToken, result: Result<Outcome, OpError>) {
         let op = self.holders[h].in_flight.remove(&op).expect("an operation ends once");
         let blocks = (0..op.range.count()).map(|i| op.range.volume_block(i));
+        if result.is_ok() {
+            let group = GroupCount::new(GROUPS).unwrap().group_of(op.range.chunk());
+            self.history.completed(group.0, h, self.step);
+        }
+        if let (Ok(Outcome::Written), Some(value)) = (&result, op.value) {
+            self.acknowledged(h, op.range, value);
+        }
         let name = match (&result, op.value) {
             (Ok(Outcome::Written), Some(value)) => {
                 blocks.for_each(|block| self.history.write_done(block, value, self.step));
@@ -227,6 +239,40 @@ impl World {
         self.step += 1;
     }
 
+    /// What is acknowledged is durable on a quorum of those in sync, and stays so with each change of who that is.
+    fn acknowledged(&mut self, h: usize, range: BlockRange, value: u64) {
+        if h + 1 < self.holders.len() || self.faults.forget || self.faults.damage {
+            return;
+        }
+        for block in range.start()..range.end() {
+            let key = (range.chunk(), Layer(0), block);
+            let held = self.devices.iter().filter_map(|device| device.blocks.get(&key));
+            let of_write = held.filter(|held| held.bytes.len() == BLOCK_BYTES && held.bytes == content(value, 1));
+            let version = of_write.map(|held| held.state.version).max();
+            self.acked.insert(key, version.expect("it is somewhere"));
+        }
+        self.check_durable();
+    }
+
+    fn check_durable(&self) {
+        for (key, version) in &self.acked {
+            let group = GroupCount::new(GROUPS).unwrap().group_of(key.0);
+            let in_sync = &self.meta.configs[usize::from(group.0)].in_sync;
+            let has = |device: &&Device| {
+                device
+                    .blocks
+                    .get(key)
+                    .is_some_and(|held| held.state.version >= *version)
+            };
+            let members = self.devices.iter().filter(|device| in_sync.contains(&device.id));
+            let has = members.filter(has).count();
+            assert!(
+                has >= 2,
+                "{key:?} was acknowledged as {version}, and {has} members in sync have it"
+            );
+        }
+    }
+
     /// Whether a block of the range is damaged on device 0 of which nobody was ever told.
     fn is_rotten(&self, range: BlockRange) -> bool {
         (0..range.count()).any(|i| {
@@ -253,7 +299,7 @@ impl World {
         let operation = match value {
             Some(value) => {
                 for i in 0..range.count() {
-                    self.history.invoke_write(range.volume_block(i), value, self.step);
+                    self.history.invoke_write(range.volume_block(i), value, h, self.step);
                 }
                 write_of(VOLUME, range, value)
             }
@@ -373,11 +419,12 @@ impl World {
             }
             _ => self.meta.answer(generation, &ask),
         };
+        self.check_durable();
         self.tell(h, Event::Meta(told));
         true
     }
 
-    fn deliver_any(&mut self) -> bool {
+    pub(super) fn deliver_any(&mut self) -> bool {
         if self.random.one_in(8) && (0..self.holders.len()).any(|h| self.deliver_meta(h)) {
             return true;
         }
@@ -449,7 +496,7 @@ impl World {
             184..187 if faults.disconnects => self.disconnect(h, d),
             187 if faults.crashes && self.random.one_in(2) => self.crash(d),
             188..190 => self.restart(d),
-            190 if faults.takeovers && self.random.one_in(4) => {
+            190 if faults.takeovers && (faults.rushed || self.random.one_in(4)) => {
                 self.attach();
             }
             191 if !self.strays.is_empty() => {

@@ -253,9 +253,16 @@ pub const CATALOGUE: &[Fault] = &[
     fault(
         "cluster",
         "node-gone",
-        "a node never comes back",
-        Injected::NotYet,
-        NOTHING,
+        "a node stays away for the rest of the run, or comes and goes",
+        Injected::Yes,
+        PAUSE,
+    ),
+    fault(
+        "cluster",
+        "grey-node",
+        "a node's device or network is slow for seconds",
+        Injected::Yes,
+        PAUSE,
     ),
     fault(
         "cluster",

@@ -85,7 +85,8 @@ impl Apply {
     pub fn applies(self, held: Version, incoming: Version) -> bool {
         match self {
             Apply::IfNewer => incoming > held,
-            Apply::Resync(generation) => held.generation() < generation || incoming > held,
+            // A version names one content: what has it already is not written again.
+            Apply::Resync(generation) => incoming > held || (held.generation() < generation && incoming != held),
         }
     }
 }
@@ -198,6 +199,12 @@ mod tests {
         );
         assert!(!resync.applies(v(3, 1), v(2, 9)), "a live write stays");
         assert!(resync.applies(v(3, 1), v(3, 2)));
+        assert!(!resync.applies(v(2, 9), v(2, 9)));
+        assert!(!resync.applies(Version::ZERO, Version::ZERO));
+        assert!(
+            resync.applies(v(2, 9), Version::ZERO),
+            "what was never written elsewhere gives way"
+        );
         assert!(!Apply::IfNewer.applies(v(2, 9), v(2, 9)));
         assert!(!Apply::IfNewer.applies(v(2, 9), v(1, 10)));
     }

@@ -8,7 +8,7 @@ use super::options::Options;
 use super::process::Process;
 use super::world::{Event, SessionPhase, World};
 use crate::checker::history::Broken;
-use crate::rng::Rng;
+use crate::rng::{Rng, mix};
 
 /// How often it is looked whether each volume is in use.
 const KEEP_INTERVAL: Duration = Duration::from_millis(150);
@@ -221,6 +221,8 @@ impl World {
                 let span = self.span();
                 self.later(span, Strike::Unstick(node));
             }
+            FaultKind::NodeGone => self.node_gone(),
+            FaultKind::GreyNode => self.grey_node(),
             FaultKind::TakeOver => self.take_over()?,
             FaultKind::Zombie => self.zombie()?,
             FaultKind::Release => {
@@ -233,6 +235,63 @@ impl World {
         }
         self.collect_network();
         Ok(())
+    }
+
+    /// The node that stays away or is slow: the same one for the whole run, so that the others are never at fault for that.
+    fn victim(&self) -> u8 {
+        (mix(self.options.seed) % u64::from(self.options.nodes)) as u8
+    }
+
+    fn node_gone(&mut self) {
+        let node = self.victim();
+        let victim = Process::Node(node);
+        // Often for what is left of the run.
+        let span = match self.faulting.rng.below(3) {
+            0 => self.options.faulty,
+            _ => self.span(),
+        };
+        match self.faulting.rng.below(4) {
+            0 => {
+                let power_too = self.faulting.rng.permille(500);
+                self.kill(victim, power_too);
+                self.later(span, Strike::Restart(victim));
+            }
+            1 => {
+                if let Some(slot) = self.slots.get_mut(&victim) {
+                    slot.frozen += 1;
+                }
+                self.later(span, Strike::Thaw(victim));
+            }
+            2 => {
+                let tokens = self.disks[usize::from(node)].stuck(true);
+                self.unstick(node, tokens);
+                self.later(span, Strike::Unstick(node));
+            }
+            _ => {
+                let now = self.now();
+                let others = self.processes().into_iter().filter(|other| *other != victim);
+                let ways: Vec<_> = others.flat_map(|other| [(victim, other), (other, victim)]).collect();
+                for (from, to) in &ways {
+                    self.net.block(now, *from, *to, true);
+                }
+                self.later(span, Strike::Unblock(ways));
+            }
+        }
+    }
+
+    fn grey_node(&mut self) {
+        let node = self.victim();
+        let span = self.span() * 3;
+        if self.faulting.rng.permille(500) {
+            self.disks[usize::from(node)].slow(true);
+            return self.later(span, Strike::UnslowDisk(node));
+        }
+        let extra = self
+            .faulting
+            .rng
+            .span(Duration::from_millis(20), Duration::from_millis(2000));
+        self.net.slow(Process::Node(node), extra);
+        self.later(span, Strike::Unslow(Process::Node(node)));
     }
 
     fn alive(&self, of: impl Fn(&Process) -> bool) -> Vec<Process> {

@@ -71,6 +71,10 @@ kinds! {
     Zombie = ("zombie", 6),
     /// A volume is released.
     Release = ("release", 3),
+    /// One node, the same each time, stays away for long.
+    NodeGone = ("node-gone", 2),
+    /// One node, the same each time, is slow for long.
+    GreyNode = ("grey-node", 2),
 }
 
 #[cfg(test)]

@@ -84,6 +84,8 @@ pub struct Options {
     pub disk: DiskOptions,
     /// The faults.
     pub faults: FaultOptions,
+    /// Only one node is ever at fault, so that no I/O may wait for long.
+    pub lonely: bool,
     /// A planted bug.
     #[cfg(feature = "canary")]
     pub planted: Option<super::canary::Planted>,
@@ -96,6 +98,7 @@ impl Options {
         let calm = rng.permille(50);
         // Some seeds are about nothing but holders that do not know that they are none any more.
         let zombies = !calm && rng.permille(120);
+        let lonely = !calm && !zombies && rng.permille(150);
         let volume_count = [1, 1, 2, 3][rng.index(4)];
         let mut options = Options {
             seed,
@@ -109,9 +112,14 @@ impl Options {
             ops_max: rng.within(200, 900) as u32,
             probe_permille: 15,
             drift_ppm: *rng.pick(&[0, 50, 300, 2000]),
-            network: network(rng, calm),
+            network: network(rng, calm || lonely),
             disk: disk(rng),
-            faults: if zombies { zombie_faults(rng) } else { faults(rng, calm) },
+            faults: match (zombies, lonely) {
+                (true, _) => zombie_faults(rng),
+                (_, true) => lonely_faults(rng),
+                _ => faults(rng, calm),
+            },
+            lonely,
             #[cfg(feature = "canary")]
             planted: None,
         };
@@ -225,6 +233,21 @@ fn zombie_faults(rng: &mut Rng) -> FaultOptions {
     FaultOptions {
         interval: Duration::from_millis(*rng.pick(&[1500, 3000])),
         span: Duration::from_millis(*rng.pick(&[1000, 2500])),
+        weights,
+    }
+}
+
+fn lonely_faults(rng: &mut Rng) -> FaultOptions {
+    let take_over = rng.permille(300);
+    let weights = FaultKind::ALL.map(|kind| match kind {
+        FaultKind::NodeGone => 3,
+        FaultKind::GreyNode => 2,
+        FaultKind::TakeOver if take_over => 1,
+        _ => 0,
+    });
+    FaultOptions {
+        interval: Duration::from_millis(*rng.pick(&[600, 1500, 5000])),
+        span: Duration::from_millis(*rng.pick(&[300, 1000, 4000, 20_000])),
         weights,
     }
 }

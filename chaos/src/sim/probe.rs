@@ -65,6 +65,7 @@ impl World {
         let range = BlockRange::new(chunk, at, 1).expect("one block of a chunk");
         let quorum = usize::from(created.volume.write_quorum);
         let layer = created.volume.layer;
+        let in_sync = self.in_sync(group);
         let mut has = 0;
         let mut seen: BTreeMap<u8, String> = BTreeMap::new();
         for node in 0..self.options.nodes {
@@ -74,7 +75,7 @@ impl World {
             };
             let op = self.history.op(number);
             let words = self.covers(op, block, &content);
-            has += usize::from(words.is_ok());
+            has += usize::from(words.is_ok() && in_sync.contains(&node));
             let words = words.err().unwrap_or_else(|| "has it".to_string());
             seen.insert(node, format!("{state:?} {words}"));
         }
@@ -87,6 +88,19 @@ impl World {
             group.volume
         );
         Err(self.broken("what is acknowledged is durable on a quorum", words))
+    }
+
+    /// The nodes in sync by the newest configuration of a group that any metadata server has applied: while that is not
+    /// known to the holder, writes have the quorum of both. All nodes while some of the servers can't be looked at.
+    fn in_sync(&self, group: GroupId) -> Vec<u8> {
+        if self.meta_states().count() < usize::from(self.options.metas) {
+            return (0..self.options.nodes).collect();
+        }
+        let groups = self.meta_states().filter_map(|(_, state)| state.groups().get(&group));
+        let newest = groups.max_by_key(|group| group.epoch);
+        newest.map_or_else(Vec::new, |group| {
+            group.in_sync.iter().map(|member| member.uuid.0[15]).collect()
+        })
     }
 
     /// Whether a block has the operation's content, or what may have replaced it: something that was not answered before

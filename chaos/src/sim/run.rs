@@ -17,7 +17,7 @@ use super::options::Options;
 use super::process::Process;
 use super::trace::{Keep, Trace};
 use super::world::{Event, SessionPhase, World};
-use crate::checker::history::{Broken, Checked};
+use crate::checker::history::{Broken, Checked, Op};
 
 /// Virtual time that setting up may take.
 const SET_UP_BOUND: Duration = Duration::from_secs(60);
@@ -25,6 +25,9 @@ const SET_UP_BOUND: Duration = Duration::from_secs(60);
 const COMPLETE_BOUND: Duration = Duration::from_secs(60);
 /// Virtual time in which replicas must be equal then.
 const CONVERGE_BOUND: Duration = Duration::from_secs(120);
+/// Virtual time that an operation may take while only one node is at fault: a take-over waits for read grants and for
+/// the members that it will eject, and asks meta.
+const WAIT_BOUND: Duration = Duration::from_secs(5);
 /// Events of one world at the most: more are a loop.
 const EVENTS_MAX: u64 = 20_000_000;
 /// Bytes under way in one direction of one connection at the most, with room for what a peer's limits allow.
@@ -170,6 +173,7 @@ impl World {
         self.read_everything()?;
         self.converge()?;
         self.check_bounds()?;
+        self.check_waits()?;
         let volumes = &self.volumes;
         let group_of = |volume: VolumeId, block: u64| {
             let known = volumes.iter().find(|known| known.created.id == volume);
@@ -430,7 +434,7 @@ impl World {
         groups.map(|group| format!("; {group:?}")).collect()
     }
 
-    fn meta_states(&self) -> impl Iterator<Item = (u64, &cairn_meta::state::State)> + '_ {
+    pub(super) fn meta_states(&self) -> impl Iterator<Item = (u64, &cairn_meta::state::State)> + '_ {
         self.slots.values().filter_map(|slot| match slot.actor.as_ref()? {
             Actor::Meta(meta) => Some((meta.applied(), meta.state())),
             _ => None,
@@ -449,6 +453,23 @@ impl World {
             }
         }
         None
+    }
+
+    /// With one node at fault, and meta and the other nodes well, nobody waits for long.
+    fn check_waits(&mut self) -> Result<(), Broken> {
+        if !self.options.lonely {
+            return Ok(());
+        }
+        let waited = |op: &Op| Some((op.ended.as_ref()?.1.saturating_since(op.called.1), op.number));
+        let longest = self.history.ops().iter().filter_map(waited).max();
+        let Some((span, number)) = longest.filter(|(span, _)| *span > WAIT_BOUND) else {
+            return Ok(());
+        };
+        let words = format!(
+            "operation {number} took {span:?} with one node at fault: {:?}",
+            self.history.op(number)
+        );
+        Err(self.broken("with one node at fault nothing waits for long", words))
     }
 
     /// Nothing has grown without a bound.

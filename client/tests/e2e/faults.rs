@@ -167,6 +167,45 @@ fn a_node_that_was_away_becomes_complete_again() {
     stamped.check(&mut nbd);
 }
 
+/// A volume is attached, with a node missing, from nothing: it is served within seconds by those that are there, and the
+/// missing one is filled up when it is back.
+#[test]
+fn a_volume_is_attached_without_a_node_and_that_is_filled_up_when_it_is_back() {
+    let _turn = heavy();
+    let mut dev = start(&["demo:64M"]);
+    let mut stamped = Stamped::new(0, 256, 6);
+    let mut nbd = Nbd::connect(&dev.socket(), "demo").unwrap();
+    stamped.write_all(&mut nbd).unwrap();
+    drop(nbd);
+    let line = dev.kill("node-2");
+    let mut nbd = Nbd::connect(&dev.socket(), "demo").unwrap();
+    stamped.check(&mut nbd);
+    for _ in 0..200 {
+        stamped.step(&mut nbd).unwrap();
+    }
+    let stale = |dev: &Dev| {
+        let ran = run(&mut dev.cairn(&["volume", "show", "demo", "--json"])).expect_success();
+        let shown: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        let groups = shown["group_list"].as_array().unwrap().clone();
+        groups
+            .iter()
+            .map(|group| group["stale"].as_array().unwrap().len())
+            .sum::<usize>()
+    };
+    assert_eq!(stale(&dev), 1, "the copy on the dead node is known to be stale");
+    assert!(!is_healthy(&dev));
+    dev.restart("node-2", &line);
+    wait_healthy(&dev);
+    assert_eq!(stale(&dev), 0);
+    // It carries the volume with either of the others.
+    for away in ["node-1", "node-3"] {
+        let line = dev.kill(away);
+        stamped.check(&mut nbd);
+        dev.restart(away, &line);
+        wait_healthy(&dev);
+    }
+}
+
 /// With every metadata server dead, an attached volume reads and writes on; when they are back, all is well.
 #[test]
 fn an_attached_volume_needs_no_metadata_server() {

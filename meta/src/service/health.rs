@@ -99,12 +99,13 @@ fn problems(world: &World<'_>) -> Vec<Problem> {
             say(code, message);
         }
     }
-    let degraded = degraded_groups(world);
+    let (degraded, filling) = degraded_groups(world);
     if degraded > 0 {
         say(
             "groups-degraded",
             format!(
-                "{degraded} groups of volumes have fewer copies within reach than they should: see to the nodes above"
+                "{degraded} groups of volumes have fewer copies within reach than they should, {filling} of them get one \
+                 more just now: see to the nodes above; a node that is back is filled up while its volumes are in use"
             ),
         );
     }
@@ -162,7 +163,8 @@ fn device_problem(world: &World<'_>, id: &DeviceId, device: &Device) -> Option<(
     None
 }
 
-fn degraded_groups(world: &World<'_>) -> usize {
+/// Groups with fewer copies in sync and within reach than they should have, and how many of them are being filled up.
+fn degraded_groups(world: &World<'_>) -> (usize, usize) {
     let devices = world.state.devices().iter();
     let reachable =
         devices.filter(|(id, device)| device.state == DeviceState::Active && world.soft.is_served(id, world.now));
@@ -172,5 +174,7 @@ fn degraded_groups(world: &World<'_>) -> usize {
         let replicas = usize::from(world.state.volumes()[&id.volume].replicas);
         group.in_sync.iter().filter(|device| reachable.contains(device)).count() < replicas
     });
-    degraded.count()
+    let degraded: Vec<_> = degraded.collect();
+    let filling = degraded.iter().filter(|(_, group)| !group.joining.is_empty());
+    (degraded.len(), filling.count())
 }

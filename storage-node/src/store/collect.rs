@@ -72,8 +72,9 @@ impl Engine {
         self.wait_collect(ticket, request);
     }
 
-    /// Returns whether it was answered; else it waits for index pages.
-    pub(super) fn try_collect(&mut self, ticket: Ticket, request: &CollectRequest) -> bool {
+    /// Returns whether it was answered; else it waits for index pages. What was looked at in vain is not looked at again:
+    /// its pages may be evicted before the next ones have come, and so on for ever.
+    pub(super) fn try_collect(&mut self, ticket: Ticket, request: &mut CollectRequest) -> bool {
         if !self.catalog.replicas.contains_key(&request.group) {
             self.fail(ticket, StoreError::NoReplica);
             return true;
@@ -101,6 +102,7 @@ impl Engine {
                         Unknown::Leaf(chunk, _) => drop(self.loads.pinned_for_reads.insert(PageKey { chunk, page: 0 })),
                         Unknown::Broken => {}
                     }
+                    request.from = cursor;
                     return false;
                 }
                 Some(cursor)

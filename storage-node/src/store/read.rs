@@ -101,8 +101,8 @@ impl Engine {
         self.try_or_wait(Waiting::Collect(ticket, request));
     }
 
-    fn try_or_wait(&mut self, waiting: Waiting) {
-        if self.try_waiting(&waiting) {
+    fn try_or_wait(&mut self, mut waiting: Waiting) {
+        if self.try_waiting(&mut waiting) {
             return;
         }
         if self.reads.waiting.len() >= self.limits.queued_requests_max {
@@ -115,14 +115,14 @@ impl Engine {
     /// Index pages have come: tries all that wait for some.
     pub(super) fn retry_waiting(&mut self) {
         self.loads.pinned_for_reads.clear();
-        for waiting in std::mem::take(&mut self.reads.waiting) {
-            if !self.try_waiting(&waiting) {
+        for mut waiting in std::mem::take(&mut self.reads.waiting) {
+            if !self.try_waiting(&mut waiting) {
                 self.reads.waiting.push_back(waiting);
             }
         }
     }
 
-    fn try_waiting(&mut self, waiting: &Waiting) -> bool {
+    fn try_waiting(&mut self, waiting: &mut Waiting) -> bool {
         match waiting {
             Waiting::Read(ticket, at) => self.try_read(*ticket, *at),
             Waiting::Collect(ticket, request) => self.try_collect(*ticket, request),

@@ -1,6 +1,6 @@
 //! What each request does.
 
-use cairn_proto::block::{BlockState, Content};
+use cairn_proto::block::{BlockState, Content, Cursor};
 use cairn_proto::ids::Generation;
 use cairn_proto::limits::BLOCK_BYTES;
 
@@ -122,4 +122,26 @@ pub(super) fn discarded_blocks_stay_discarded(limits: StoreLimits) {
 #[test]
 fn a_late_write_does_not_bring_back_what_was_discarded() {
     discarded_blocks_stay_discarded(StoreLimits::tiny());
+}
+
+/// More index pages than there is memory for are looked at, and none of them has anything to list.
+#[test]
+fn a_listing_that_finds_nothing_for_long_comes_to_its_end() {
+    let mut rig = Rig::new(4096, StoreLimits::tiny(), 1);
+    rig.create();
+    for page in 0..64 {
+        rig.write(0, page * 256, 1, u64::from(page) + 1);
+    }
+    rig = rig.reopen(true);
+    let reply = rig.call(StoreRequest::Collect {
+        group: GROUP,
+        from: Cursor::default(),
+        to: Cursor::END,
+        above: version(1000),
+        runs_max: 10,
+    });
+    let StoreReply::Collected { runs, next } = reply else {
+        panic!("{reply:?}")
+    };
+    assert_eq!((runs.len(), next), (0, None));
 }

@@ -120,7 +120,7 @@ impl Planted {
     pub fn hidden(self) -> Option<&'static str> {
         match self {
             Planted::GrantIgnored => Some(
-                "a group is served only when every member is sealed, so no member answers an older reader any more",
+                "the older reader must still reach a member that the newer holder has ejected unsealed, within its grants",
             ),
             Planted::WritesOvertakeSeal => {
                 Some("both stores make requests durable in their order, so a seal is never durable before older writes")

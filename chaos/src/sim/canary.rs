@@ -82,6 +82,8 @@ impl Planted {
             skip_data_checksum_at_recovery: self == Planted::SkipDataChecksum,
             reuse_too_early: self == Planted::ReuseTooEarly,
             forget_tombstones: self == Planted::ForgetTombstones,
+            // What only tests of the store plant.
+            ..StoreCanary::default()
         }
     }
 

@@ -77,6 +77,8 @@ pub(super) struct Checkpoints {
     pub(super) log_page_count: u64,
     /// Record pages since the last checkpoint began.
     pub(super) log_pages_since: u64,
+    /// The other slot is empty, as it is after opening: the last checkpoint is the only one.
+    pub(super) alone: bool,
     /// A request waits for the space that checkpoints give back.
     pub(super) wanted_for_space: bool,
     /// The index takes too much memory, much of it because of changes that no checkpoint has.
@@ -116,6 +118,7 @@ impl Engine {
         log_pages >= self.limits.checkpoint_log_pages
             || (log_pages > 0 && self.space.free() < self.metadata_reserve())
             || self.catalog.dirty.len().max(self.catalog.dirty_leaves.len()) >= self.limits.dirty_pages_max()
+            || self.checkpoints.alone
             || self.checkpoints.wanted_for_space
             || self.checkpoints.wanted_for_memory
     }
@@ -356,6 +359,7 @@ impl Engine {
         last.sequence = checkpoint.header.sequence;
         last.covered = checkpoint.header.covered;
         last.directory = checkpoint.directory;
+        last.alone = false;
         self.catalog.checkpoint_stored();
         self.reclaim.stuck = None;
         let after = self.reads.next_number();

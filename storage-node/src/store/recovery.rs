@@ -405,6 +405,7 @@ impl Recovery {
                 log_page_count,
                 log_pages_since: log_page_count,
                 log_pages: loaded.log_pages.into(),
+                alone: true,
                 ..Checkpoints::default()
             },
             zero_ahead: ZeroAhead::new(used_end),

@@ -133,6 +133,7 @@ fn a_listing_that_finds_nothing_for_long_comes_to_its_end() {
         rig.write(0, page * 256, 1, u64::from(page) + 1);
     }
     rig = rig.reopen(true);
+    rig.settle();
     let reply = rig.call(StoreRequest::Collect {
         group: GROUP,
         from: Cursor::default(),

@@ -223,7 +223,7 @@ impl Engine {
                 }
             }
             Step::Done => self.write_moved(active, *window, places),
-            Step::IndexDamaged(_) => {
+            Step::IndexDamaged(..) => {
                 // The scrub reports it.
                 self.close_window(&window);
                 self.move_on(active);

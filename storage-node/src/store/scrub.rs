@@ -175,9 +175,9 @@ impl Engine {
                     self.scrubbed(&mut active, &window);
                     self.scrub_on(active);
                 }
-                Step::IndexDamaged(why) => {
+                Step::IndexDamaged(home, why) => {
                     self.close_window(&window);
-                    active.metadata.push(damaged_index(window.key, 0, why, false));
+                    active.metadata.push(damaged_index(window.key, home.place, why, false));
                     self.scrub_on(active);
                 }
             },
@@ -338,7 +338,7 @@ impl Engine {
 
     /// A page is in memory and its copy on the device is damaged: the next checkpoint writes it anew.
     fn write_anew(&mut self, key: PageKey, home: Home) -> bool {
-        if self.poisoned.is_some() || self.checkpoint.is_some() || self.space.free() <= self.metadata_reserve() + 1 {
+        if self.poisoned.is_some() || self.space.free() <= self.metadata_reserve() + 1 {
             return false;
         }
         let chunk = self.catalog.chunks.get(&key.chunk);

@@ -68,7 +68,7 @@ pub(super) enum Step {
     Indexed,
     Done,
     /// Its index page is damaged on the device and not in memory.
-    IndexDamaged(Why),
+    IndexDamaged(Home, Why),
 }
 
 /// Places that follow each other, with the block of the page that each holds.
@@ -290,7 +290,7 @@ impl Engine {
             (Some(_), Ok(_)) => {}
             (Some(_), Err(why)) => window.home_damaged = Some((home, why)),
             (entries, Ok(page)) => *entries = Some(page.entries.to_vec()),
-            (None, Err(why)) => return Step::IndexDamaged(why),
+            (None, Err(why)) => return Step::IndexDamaged(home, why),
         }
         Step::Indexed
     }

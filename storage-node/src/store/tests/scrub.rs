@@ -287,9 +287,9 @@ fn damage_of_any_metadata_is_found() {
 }
 
 /// Fills so many index pages that most are not in memory.
-fn many_pages() -> Rig {
+fn many_pages(checkpoint_dirty_pages: usize) -> Rig {
     let limits = StoreLimits {
-        checkpoint_dirty_pages: 20,
+        checkpoint_dirty_pages,
         ..StoreLimits::tiny()
     };
     let mut rig = Rig::new(2048, limits, 1);
@@ -303,7 +303,7 @@ fn many_pages() -> Rig {
 
 #[test]
 fn a_pass_leaves_the_index_in_memory_as_it_is() {
-    let mut rig = many_pages();
+    let mut rig = many_pages(20);
     let before = rig.store.counters();
     assert!(before.index_pages_resident < 20);
     let found = pass(&mut rig);
@@ -316,7 +316,17 @@ fn a_pass_leaves_the_index_in_memory_as_it_is() {
 
 #[test]
 fn rotten_index_pages_are_reported_and_those_in_memory_are_written_anew() {
-    let mut rig = many_pages();
+    rotten_index_pages(20);
+}
+
+/// What is in memory is not given up because a checkpoint is being written when it is found.
+#[test]
+fn rotten_index_pages_are_written_anew_beside_a_checkpoint_too() {
+    rotten_index_pages(4);
+}
+
+fn rotten_index_pages(checkpoint_dirty_pages: usize) {
+    let mut rig = many_pages(checkpoint_dirty_pages);
     // An index page is known by its first entry: the version and checksum of the page's first block.
     let mut homes = Vec::new();
     for page in 0..40u32 {

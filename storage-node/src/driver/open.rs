@@ -102,11 +102,13 @@ pub(super) fn open(
 fn tell_damage(store: &Store) {
     let counters = store.counters();
     let (copies, checkpoints) = (counters.superblocks_damaged, counters.checkpoints_damaged);
-    if copies + checkpoints > 0 {
+    let map_pages = counters.map_copies_damaged;
+    if copies + checkpoints + map_pages > 0 {
         let device = store.identity().map(|identity| identity.device.uuid);
         tracing::warn!(
             ?device,
-            "{copies} superblock copies and {checkpoints} checkpoints were damaged; others were good, nothing is lost, and \
+            "{copies} superblock copies, {checkpoints} checkpoints and {map_pages} copies of pages of the free-space map were \
+             damaged; others were good, nothing is lost, and \
              the copies are written anew; check the disk"
         );
     }

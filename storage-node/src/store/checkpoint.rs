@@ -18,6 +18,7 @@ use super::engine::{Engine, Purpose};
 use super::freeze::LeafRef;
 use super::limits::RECORD_PAGES_MAX;
 use super::record::Extent;
+use super::space::MapHome;
 use super::superblock::CHECKPOINT_PLACES;
 
 /// A checkpoint being written.
@@ -36,11 +37,22 @@ pub(super) struct Checkpoint {
     directory: Vec<u32>,
     /// Where the next one goes.
     directory_next: Option<u32>,
-    to_write: VecDeque<(u32, Bytes)>,
+    /// Pages of the map that were encoded and have no places yet: number, CRC, content.
+    map_pages: Vec<(u32, u32, Bytes)>,
+    to_write: VecDeque<ToWrite>,
     in_flight: usize,
     blocks: u64,
     /// Metadata of the checkpoint before it that it does without.
     stale: Vec<u32>,
+}
+
+/// A block on its way to the device.
+#[derive(Debug)]
+struct ToWrite {
+    place: u32,
+    block: Bytes,
+    /// It begins a write of its own: what was queued before it must not share one with it.
+    apart: bool,
 }
 
 /// What is encoded next. Each stage needs what those before it have found out.
@@ -98,6 +110,9 @@ const LOG_RESERVE_BLOCKS: u64 = 2 * RECORD_PAGES_MAX as u64;
 /// Blocks of one write of a checkpoint at the most.
 const CHECKPOINT_WRITE_BLOCKS_MAX: usize = 64;
 
+/// Pages of the map that are given their places together: so their copies are written in long runs.
+const MAP_PAGES_TOGETHER: usize = CHECKPOINT_WRITE_BLOCKS_MAX / 2;
+
 /// Entries of the root that take as long as a block.
 const LIST_STEP: usize = 128;
 
@@ -108,7 +123,11 @@ impl Engine {
         let map_pages = self.space.homes.len();
         let index = self.catalog.dirty.len() + self.catalog.dirty_leaves.len();
         // Places of index pages make map pages dirty when the checkpoint begins: perhaps all.
-        let map = map_pages + self.space.frozen_left();
+        let waiting = self
+            .checkpoint
+            .as_ref()
+            .map_or(0, |checkpoint| checkpoint.map_pages.len());
+        let map = 2 * (map_pages + self.space.frozen_left() + waiting);
         let root = 2 * blocks_max(&self.catalog, map_pages);
         (index + map) as u64 + root + LOG_RESERVE_BLOCKS
     }
@@ -168,6 +187,7 @@ impl Engine {
             writer,
             directory: Vec::new(),
             directory_next: None,
+            map_pages: Vec::new(),
             to_write: VecDeque::new(),
             in_flight: 0,
             blocks: 0,
@@ -208,14 +228,16 @@ impl Engine {
                 if !self.catalog.encode_next_page() {
                     checkpoint.stage = Stage::Leaves;
                 }
-                checkpoint.to_write.extend(self.catalog.frozen.take_encoded());
+                for (place, block) in self.catalog.frozen.take_encoded() {
+                    checkpoint.queue(place, block);
+                }
             }
             Stage::Leaves => match self.catalog.encode_next_leaf() {
                 Some((key, block, crc)) => {
                     let place = take_first(&mut checkpoint.leaf_places).expect("a place for each leaf");
                     let home = Home { place, crc };
                     checkpoint.homes.insert(key, home);
-                    checkpoint.to_write.push_back((place, block.freeze()));
+                    checkpoint.queue(place, block.freeze());
                     if !self.catalog.leaf_encoded(key, home) {
                         self.checkpoints.stale.push(place);
                     }
@@ -230,15 +252,18 @@ impl Engine {
             },
             Stage::Map => match self.space.encode_next() {
                 Some((page, content)) => {
-                    let home = content.map(|(crc, block)| {
-                        let place = self.take_one();
-                        checkpoint.to_write.push_back((place, block));
-                        Home { place, crc }
-                    });
-                    let old = std::mem::replace(&mut self.space.homes[page as usize], home);
-                    checkpoint.stale.extend(old.map(|home| home.place));
+                    match content {
+                        Some((crc, block)) => checkpoint.map_pages.push((page, crc, block)),
+                        None => self.set_map_home(checkpoint, page, None),
+                    }
+                    if checkpoint.map_pages.len() == MAP_PAGES_TOGETHER {
+                        self.write_map_pages(checkpoint);
+                    }
                 }
-                None => checkpoint.stage = Stage::ListLeaves,
+                None => {
+                    self.write_map_pages(checkpoint);
+                    checkpoint.stage = Stage::ListLeaves;
+                }
             },
             Stage::ListLeaves => {
                 let count = checkpoint.leaves.len().min(LIST_STEP);
@@ -270,6 +295,38 @@ impl Engine {
         true
     }
 
+    /// Gives the pages of the map that were encoded their places, two for each. No write has both copies of a page: one
+    /// that is lost or lands elsewhere leaves the other.
+    fn write_map_pages(&mut self, checkpoint: &mut Checkpoint) {
+        let pages = std::mem::take(&mut checkpoint.map_pages);
+        let mut places: [VecDeque<Extent>; 2] = [(); 2].map(|()| self.take_metadata(pages.len()).into());
+        let homes: Vec<[u32; 2]> = pages
+            .iter()
+            .map(|_| {
+                places
+                    .each_mut()
+                    .map(|places| take_first(places).expect("a place for each page"))
+            })
+            .collect();
+        for copy in 0..2 {
+            for (i, (places, (_, _, block))) in homes.iter().zip(&pages).enumerate() {
+                checkpoint.to_write.push_back(ToWrite {
+                    place: places[copy],
+                    block: block.clone(),
+                    apart: i == 0,
+                });
+            }
+        }
+        for (places, (page, crc, _)) in homes.into_iter().zip(pages) {
+            self.set_map_home(checkpoint, page, Some(MapHome { places, crc }));
+        }
+    }
+
+    fn set_map_home(&mut self, checkpoint: &mut Checkpoint, page: u32, home: Option<MapHome>) {
+        let old = std::mem::replace(&mut self.space.homes[page as usize], home);
+        checkpoint.stale.extend(old.into_iter().flat_map(|home| home.places));
+    }
+
     /// Encodes the blocks of the root that are complete; at its end, all.
     fn write_root(&mut self, checkpoint: &mut Checkpoint, end: bool) {
         while checkpoint.writer.blocks() > usize::from(!end) {
@@ -281,7 +338,7 @@ impl Engine {
             let index = checkpoint.directory.len() as u32;
             let next = checkpoint.directory_next.unwrap_or(0);
             let block = checkpoint.writer.encode_first(device, sequence, index, next);
-            checkpoint.to_write.push_back((place, block));
+            checkpoint.queue(place, block);
             checkpoint.directory.push(place);
         }
         checkpoint.header.directory = checkpoint.directory.first().copied().unwrap_or(0);
@@ -370,16 +427,24 @@ impl Engine {
 }
 
 impl Checkpoint {
+    fn queue(&mut self, place: u32, block: Bytes) {
+        self.to_write.push_back(ToWrite {
+            place,
+            block,
+            apart: false,
+        });
+    }
+
     /// The next write: blocks that follow each other.
     fn next_write(&mut self) -> Option<(u32, Vec<Bytes>)> {
-        let (place, first) = self.to_write.pop_front()?;
-        let mut buffers = vec![first];
+        let ToWrite { place, block, .. } = self.to_write.pop_front()?;
+        let mut buffers = vec![block];
         while buffers.len() < CHECKPOINT_WRITE_BLOCKS_MAX {
             match self.to_write.front() {
-                Some((next, _)) if *next == place + buffers.len() as u32 => {}
+                Some(next) if !next.apart && next.place == place + buffers.len() as u32 => {}
                 _ => break,
             }
-            buffers.extend(self.to_write.pop_front().map(|(_, block)| block));
+            buffers.extend(self.to_write.pop_front().map(|next| next.block));
         }
         debug_assert!(buffers.iter().all(|block| block.len() == BLOCK_BYTES));
         self.blocks += buffers.len() as u64;

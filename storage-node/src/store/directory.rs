@@ -17,6 +17,7 @@ use super::freeze::LeafRef;
 use super::leaf::LeafState;
 use super::record::{DOOMED_BYTES, get_group, put_group};
 use super::scrub_state::ScrubState;
+use super::space::MapHome;
 
 const MAGIC: [u8; 8] = *b"CAIRNDIR";
 const FORMAT: u16 = 1;
@@ -33,7 +34,7 @@ pub(super) enum DirectoryEntry {
     Replica(GroupId, Replica),
     /// A leaf, under the lowest key that it may have; `None` is an empty one.
     Leaf(ChunkKey, Option<LeafState>),
-    MapPage(u32, Home),
+    MapPage(u32, MapHome),
     Scrub(ScrubState),
     /// Blocks of data of a layer.
     Layer(GroupId, Layer, u64),
@@ -96,10 +97,10 @@ impl DirectoryWriter {
         });
     }
 
-    pub(super) fn map_page(&mut self, page: u32, home: Home) {
+    pub(super) fn map_page(&mut self, page: u32, home: MapHome) {
         self.add(4, |out| {
             out.put_u32(page);
-            out.put_u32(home.place);
+            home.places.iter().for_each(|place| out.put_u32(*place));
             out.put_u32(home.crc);
         });
     }
@@ -244,9 +245,18 @@ fn decode_entry(reader: &mut Reader<'_>, end: u32) -> Result<DirectoryEntry, Dec
         }
         4 => {
             let page = body.u32()?;
-            let (place, crc) = (body.u32()?, body.u32()?);
-            check_place(place, end)?;
-            DirectoryEntry::MapPage(page, Home { place, crc })
+            let places = [body.u32()?, body.u32()?];
+            places.iter().try_for_each(|place| check_place(*place, end))?;
+            if places[0] == places[1] {
+                return Err(DecodeError::Invalid("both copies of a page at one place"));
+            }
+            DirectoryEntry::MapPage(
+                page,
+                MapHome {
+                    places,
+                    crc: body.u32()?,
+                },
+            )
         }
         6 => {
             let group = get_group(&mut body)?;
@@ -268,7 +278,7 @@ pub(super) fn blocks_max(catalog: &Catalog, map_pages: usize) -> u64 {
         + catalog.layers.len() * 28
         + catalog.doomed.len() * (HEAD_BYTES + DOOMED_BYTES)
         + catalog.leaves.len() * LEAF_ENTRY_BYTES
-        + map_pages * 16
+        + map_pages * MAP_ENTRY_BYTES
         + HEAD_BYTES
         + ScrubState::BYTES;
     // A block is left once the next entry does not fit: at least this much of it is used.
@@ -277,6 +287,7 @@ pub(super) fn blocks_max(catalog: &Catalog, map_pages: usize) -> u64 {
 }
 
 const LEAF_ENTRY_BYTES: usize = HEAD_BYTES + KEY_BYTES + 12;
+const MAP_ENTRY_BYTES: usize = HEAD_BYTES + 16;
 /// The largest entry.
 const ENTRY_BYTES_MAX: usize = LEAF_ENTRY_BYTES;
 
@@ -352,7 +363,8 @@ mod tests {
             };
             writer.leaf(*key, listed);
         }
-        writer.map_page(2, Home { place: 55, crc: 66 });
+        let places = [55, 77];
+        writer.map_page(2, MapHome { places, crc: 66 });
         assert!(
             writer.blocks() as u64 <= blocks_max(catalog, 1),
             "{} blocks",
@@ -383,7 +395,10 @@ mod tests {
                         DirectoryEntry::Seal(volume, generation) => drop(found.seals.insert(volume, generation)),
                         DirectoryEntry::Replica(group, replica) => drop(found.replicas.insert(group, replica)),
                         DirectoryEntry::Leaf(key, state) => drop(found.leaves.insert(key, Leaf::listed(state))),
-                        DirectoryEntry::MapPage(..) => map_pages += 1,
+                        DirectoryEntry::MapPage(page, home) => {
+                            map_pages += 1;
+                            prop_assert_eq!((page, home.places, home.crc), (2, [55, 77], 66));
+                        }
                         DirectoryEntry::Scrub(state) => found.scrub = Some(state),
                         DirectoryEntry::Layer(group, layer, blocks) => {
                             found.layers.insert((group, layer), blocks);

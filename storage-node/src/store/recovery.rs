@@ -20,7 +20,7 @@ use super::allocator::{Allocator, Bitmap};
 use super::catalog::{Catalog, Effects};
 use super::checkpoint::Checkpoints;
 use super::checkpoint_header::CheckpointHeader;
-use super::chunk::{ChunkKey, Home};
+use super::chunk::ChunkKey;
 use super::directory::{DirectoryEntry, decode_block};
 use super::engine::{Engine, LogPosition};
 use super::io::Io;
@@ -28,7 +28,7 @@ use super::leaf::{Leaf, LeafState};
 use super::limits::{DEVICE_BLOCKS_MAX, StoreLimits};
 use super::mend::Mends;
 use super::record::{BatchHeader, LogAhead, Record};
-use super::space::{SpaceMap, map_pages, read_map_page};
+use super::space::{MapHome, SpaceMap, map_pages, read_map_page};
 use super::status::{OpenError, OpenExpectation, Progress};
 use super::superblock::{CHECKPOINT_PLACES, Identity, PROBE_BLOCKS, Probe, SPACE_START, Superblock, is_damaged, probe};
 use super::zero_ahead::ZeroAhead;
@@ -66,7 +66,7 @@ struct Loaded {
     leaves: u64,
     /// A page or leaf was found broken while the log was read: what it gave back is not known.
     index_lost: bool,
-    homes: Vec<Option<Home>>,
+    homes: Vec<Option<MapHome>>,
     directory: Vec<u32>,
     /// Blocks of metadata of the checkpoint.
     metadata: Vec<u32>,
@@ -76,6 +76,8 @@ struct Loaded {
     log_pages: Vec<(u64, Vec<u32>)>,
     stale: Vec<u32>,
     dirty_map: std::collections::BTreeSet<u32>,
+    /// Copies of pages of the map that are not what was written, though the other ones are.
+    map_copies_damaged: u64,
 }
 
 #[derive(Debug)]
@@ -84,7 +86,8 @@ enum Phase {
     /// The last superblock copy, where it is not at the end of the device.
     LastCopy(Superblock),
     Directory,
-    Map(Vec<(u32, Home)>),
+    /// First copies of all pages of the map, then the second ones.
+    Map(Vec<(u32, MapHome)>),
     RecordFirst,
     RecordRest(Vec<u32>, Bytes),
     /// Leaves and index pages for records that are to be applied.
@@ -252,7 +255,8 @@ impl Recovery {
             });
         };
         self.progress.metadata_blocks = 0;
-        self.progress.metadata_blocks_in_all = u64::from(header.directory_blocks) + header.map_pages;
+        self.progress.metadata_blocks_in_all =
+            u64::from(header.directory_blocks).saturating_add(header.map_pages.saturating_mul(2));
         let blocks = self.identity.expect("the superblock was read").blocks;
         self.loaded = Loaded::empty(blocks, &self.limits);
         self.loaded.place = LogPlace {
@@ -297,7 +301,7 @@ impl Recovery {
             }
         }
         let found = &self.loaded;
-        let homes: Vec<(u32, Home)> = (0..)
+        let homes: Vec<(u32, MapHome)> = (0..)
             .zip(&found.homes)
             .filter_map(|(page, home)| Some((page, (*home)?)))
             .collect();
@@ -313,19 +317,28 @@ impl Recovery {
             return self
                 .try_checkpoint("the checkpoint's directory counts blocks of layers that their replica does not have");
         }
-        let wanted = homes.iter().map(|(_, home)| home.place.into()).collect();
-        self.loaded.metadata.extend(homes.iter().map(|(_, home)| home.place));
+        let places = (0..2).flat_map(|copy| homes.iter().map(move |(_, home)| home.places[copy]));
+        let places: Vec<u32> = places.collect();
+        let wanted = places.iter().map(|place| u64::from(*place)).collect();
+        self.loaded.metadata.extend(places);
         self.phase = Phase::Map(homes);
         self.read(wanted);
         Ok(())
     }
 
-    fn map(&mut self, pages: Vec<(u32, Home)>, results: Vec<BlockRead>) -> Result<(), OpenError> {
-        for ((page, home), result) in pages.into_iter().zip(results) {
-            self.progress.metadata_blocks += 1;
+    fn map(&mut self, pages: Vec<(u32, MapHome)>, mut results: Vec<BlockRead>) -> Result<(), OpenError> {
+        self.progress.metadata_blocks += results.len() as u64;
+        let second = results.split_off(pages.len());
+        for ((page, home), copies) in pages.into_iter().zip(results.into_iter().zip(second)) {
             let data = &mut self.loaded.data;
-            if !result.is_ok_and(|block| read_map_page(data, page, &block, home)) {
-                return self.try_checkpoint("a page of the free-space map can't be read");
+            let mut is_good = |copy: BlockRead| copy.is_ok_and(|block| read_map_page(data, page, &block, home.crc));
+            match (is_good(copies.0), is_good(copies.1)) {
+                (true, true) => {}
+                (false, false) => return self.try_checkpoint("a page of the free-space map can't be read"),
+                _ => {
+                    self.loaded.map_copies_damaged += 1;
+                    self.loaded.dirty_map.insert(page);
+                }
             }
         }
         let end = u64::from(self.end());
@@ -375,6 +388,7 @@ impl Recovery {
         io.counters.replayed = self.progress.batches;
         io.counters.discarded_at_open = u64::from(discarded);
         io.counters.superblocks_damaged = self.mends.len() as u64;
+        io.counters.map_copies_damaged = loaded.map_copies_damaged;
         let engine = Engine {
             identity,
             geometry: self.geometry,
@@ -442,6 +456,7 @@ impl Loaded {
             log_pages: Vec::new(),
             stale: Vec::new(),
             dirty_map: Default::default(),
+            map_copies_damaged: 0,
         }
     }
 

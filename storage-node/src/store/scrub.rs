@@ -42,7 +42,7 @@ pub enum MetadataKind {
     Superblock,
     /// The header of a checkpoint.
     CheckpointHeader,
-    /// A page of the free-space map.
+    /// A copy of a page of the free-space map.
     MapPage,
     /// The index page of some blocks.
     IndexPage {
@@ -75,8 +75,8 @@ pub struct DamagedMetadata {
     pub place: DeviceBlock,
     /// What is wrong with it.
     pub why: Why,
-    /// Whether it is written anew: an index page by the next checkpoint, from what is in memory; a superblock at once,
-    /// from a copy that is whole.
+    /// Whether it is written anew: an index page or a page of the free-space map by the next checkpoint, from what is in
+    /// memory; a superblock at once, from a copy that is whole.
     pub is_mended: bool,
 }
 
@@ -127,7 +127,8 @@ enum Expected {
     Header(usize),
     /// The slot of the other one, which is empty after the device was opened.
     OtherHeader(usize),
-    Map(Home),
+    /// A copy of a page of the free-space map, and its CRC.
+    Map(u32, u32),
 }
 
 impl Engine {
@@ -363,8 +364,10 @@ impl Engine {
             let slot = (self.checkpoints.sequence % 2) as usize;
             to_read.push_back((CHECKPOINT_PLACES[slot], Expected::Header(slot)));
             to_read.push_back((CHECKPOINT_PLACES[1 - slot], Expected::OtherHeader(1 - slot)));
-            let homes = self.space.homes.iter().flatten();
-            to_read.extend(homes.map(|home| (DeviceBlock(home.place.into()), Expected::Map(*home))));
+            let homes = (0..).zip(&self.space.homes);
+            let homes = homes.filter_map(|(page, home)| Some((page, home.as_ref()?)));
+            let copies = homes.flat_map(|(page, home)| home.places.map(|place| (place, Expected::Map(page, home.crc))));
+            to_read.extend(copies.map(|(place, expected)| (DeviceBlock(place.into()), expected)));
         }
         let mut check = MetadataCheck {
             number: self.reads.begin(),
@@ -410,16 +413,23 @@ impl Engine {
             Ok(_) => Some(Why::Mismatch),
         };
         if let Some(why) = why {
+            let mut is_mended = false;
             let kind = match expected {
                 Expected::Superblock(_) => MetadataKind::Superblock,
                 Expected::Header(_) | Expected::OtherHeader(_) => MetadataKind::CheckpointHeader,
-                Expected::Map(_) => MetadataKind::MapPage,
+                Expected::Map(page, _) => {
+                    if self.poisoned.is_none() {
+                        self.space.rewrite_page(page);
+                        is_mended = true;
+                    }
+                    MetadataKind::MapPage
+                }
             };
             active.metadata.push(DamagedMetadata {
                 kind,
                 place,
                 why,
-                is_mended: false,
+                is_mended,
             });
         }
         self.pump_metadata(&mut check);
@@ -456,7 +466,7 @@ impl Engine {
                 .is_ok_and(|superblock| superblock.identity == self.identity && superblock.copy == copy),
             Expected::Header(slot) => header(slot),
             Expected::OtherHeader(slot) => header(slot) || block.iter().all(|byte| *byte == 0),
-            Expected::Map(home) => crc32fast::hash(block) == home.crc,
+            Expected::Map(_, crc) => crc32fast::hash(block) == crc,
         }
     }
 }

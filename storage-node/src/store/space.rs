@@ -11,7 +11,6 @@ use cairn_proto::buffer::BlockBuf;
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::allocator::{Allocator, Bitmap};
-use super::chunk::Home;
 use super::limits::MAP_PAGE_BLOCKS;
 use super::record::{Extent, LogAhead};
 
@@ -31,7 +30,7 @@ pub(super) struct SpaceMap {
     /// Pages that were encoded and not taken yet.
     encoded: VecDeque<MapPage>,
     /// Where the last checkpoint has the pages of `data`; `None` where no block of a page holds data.
-    pub(super) homes: Vec<Option<Home>>,
+    pub(super) homes: Vec<Option<MapHome>>,
     /// What the last record built says of where the log goes on.
     promised: LogAhead,
     /// Where the next record goes. Taken.
@@ -46,6 +45,14 @@ pub(super) struct SpaceMap {
     pub(super) quarantined: u64,
 }
 
+/// Where the two copies of a page of the free-space map stand, and the CRC of their content. The page is needed by both
+/// checkpoints while it is not changed, so one copy would not do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct MapHome {
+    pub(super) places: [u32; 2],
+    pub(super) crc: u32,
+}
+
 /// A page of the free-space map as a checkpoint has it: its CRC and content, unless it is all clear.
 pub(super) type MapPage = (u32, Option<(u32, Bytes)>);
 
@@ -56,7 +63,7 @@ impl SpaceMap {
     pub(super) fn new(
         mut allocator: Allocator,
         (data, data_blocks): (Bitmap, u64),
-        homes: Vec<Option<Home>>,
+        homes: Vec<Option<MapHome>>,
         ahead: LogAhead,
         run_blocks: u32,
     ) -> Option<Self> {
@@ -215,6 +222,11 @@ impl SpaceMap {
         self.encoded.pop_front()
     }
 
+    /// A copy of this page was found damaged: the next checkpoint writes it anew.
+    pub(super) fn rewrite_page(&mut self, page: u32) {
+        self.dirty_pages.insert(page);
+    }
+
     /// Pages that the checkpoint has yet to write.
     pub(super) fn frozen_left(&self) -> usize {
         self.frozen_pages.len() + self.encoded.len()
@@ -304,9 +316,9 @@ pub(super) fn map_page(place: u32) -> u32 {
     place / MAP_PAGE_BLOCKS as u32
 }
 
-/// Reads a page of the map into its words. Bits outside of the space must be clear.
-pub(super) fn read_map_page(data: &mut Bitmap, page: u32, block: &[u8], home: Home) -> bool {
-    if block.len() != BLOCK_BYTES || crc32fast::hash(block) != home.crc {
+/// Reads a copy of a page of the map into its words; false if it is not what was written. Bits outside of the space must be clear.
+pub(super) fn read_map_page(data: &mut Bitmap, page: u32, block: &[u8], crc: u32) -> bool {
+    if block.len() != BLOCK_BYTES || crc32fast::hash(block) != crc {
         return false;
     }
     let first = page as usize * (MAP_PAGE_BLOCKS as usize / 64);

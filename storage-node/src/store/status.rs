@@ -271,4 +271,7 @@ pub struct Counters {
     pub superblocks_mended: u64,
     /// Checkpoints found damaged when it was opened; the one before was good.
     pub checkpoints_damaged: u64,
+    /// Copies of pages of the free-space map found damaged when it was opened; the other copy was good. The next checkpoint
+    /// writes the page anew.
+    pub map_copies_damaged: u64,
 }

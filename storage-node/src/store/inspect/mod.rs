@@ -105,6 +105,14 @@ pub fn inspect(
         }
     };
     inspection.checkpoints = ends.checkpoints(Some(engine.checkpoints.sequence), &mut inspection.damage);
+    let map_copies = engine.io.counters.map_copies_damaged;
+    if map_copies > 0 {
+        let words = format!(
+            "{map_copies} copies of pages of the free-space map are not what was written; the other ones are good, and the \
+             pages are written anew when the device is used"
+        );
+        inspection.damage.add_own(DamageKind::MapPage, None, words);
+    }
     let mut walk = Walk::new(&mut engine, reader, options, &mut inspection.damage, progress);
     let replicas = walk.replicas();
     let verified = walk.finish(&replicas);

@@ -158,6 +158,8 @@ pub enum DamageKind {
     Superblock,
     /// A checkpoint header, or the checkpoint behind it.
     Checkpoint,
+    /// A copy of a page of the free-space map; the other is good.
+    MapPage,
     /// A page of the index: nothing is known of its blocks.
     IndexPage,
     /// The content of a block does not match its checksum.
@@ -182,6 +184,7 @@ impl DamageKind {
         match self {
             DamageKind::Superblock => "superblock",
             DamageKind::Checkpoint => "checkpoint",
+            DamageKind::MapPage => "map_page",
             DamageKind::IndexPage => "index_page",
             DamageKind::Checksum => "checksum",
             DamageKind::Unreadable => "unreadable",

@@ -306,6 +306,20 @@ fn a_map_that_does_not_agree_with_the_index_is_reported() {
 }
 
 #[test]
+fn a_damaged_copy_of_a_map_page_is_reported_and_the_contents_are_read_from_the_other() {
+    let rig = used();
+    let home = rig.store.engine().expect("it is open").space.homes[0].expect("blocks are used");
+    for place in home.places {
+        let mut device = rig.device.clone();
+        device.rot(DeviceBlock(place.into()), 77);
+        let inspection = look(&mut device, VERIFY);
+        let kinds: Vec<DamageKind> = inspection.damage.listed.iter().map(|damage| damage.kind).collect();
+        assert_eq!(kinds, [DamageKind::MapPage]);
+        assert_eq!(contents_of(&inspection).space.data, rig.store.space().data);
+    }
+}
+
+#[test]
 fn layers_are_counted_apart() {
     let mut rig = used();
     let before = rig.store.space().data;

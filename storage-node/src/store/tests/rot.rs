@@ -14,8 +14,9 @@ use cairn_proto::units::BlockRange;
 use super::model::{Model, Workload};
 use super::rig::*;
 use crate::store::api::{CopiedBlock, StoreError, StoreReply, StoreRequest};
+use crate::store::limits::MAP_PAGE_BLOCKS;
 use crate::store::superblock::{CHECKPOINT_PLACES, Superblock};
-use crate::store::{OpenError, StoreLimits, StoreState};
+use crate::store::{Inner, OpenError, StoreLimits, StoreState};
 use crate::testing::{Cut, Fault, MemoryDevice, Prng};
 
 /// Blocks of the test devices.
@@ -582,6 +583,89 @@ fn damage_of_a_checkpoint_soon_after_opening_is_survived() {
         // Both headers, and the root of the newer one.
         assert!(passed_over >= 6, "{}: {passed_over}", image.name);
     }
+}
+
+/// The places of the copies of each page of the free-space map.
+fn map_copies(rig: &Rig) -> Vec<[DeviceBlock; 2]> {
+    let homes = &rig.store.engine().expect("it is open").space.homes;
+    let places = homes.iter().flatten().map(|home| home.places);
+    places
+        .map(|copies| copies.map(|place| DeviceBlock(place.into())))
+        .collect()
+}
+
+/// A page of the free-space map that does not change is needed by both checkpoints: it stands on the device twice.
+#[test]
+fn damage_of_a_copy_of_a_map_page_is_survived_and_the_page_written_anew() {
+    for image in images() {
+        let mut rig = Rig::opening(image.device.clone(), limits(), 1);
+        rig.settle();
+        let pages = map_copies(&rig);
+        assert_eq!(pages.len(), 1, "{}", image.name);
+        for (at, damage) in pages
+            .concat()
+            .into_iter()
+            .flat_map(|at| (0..3).map(move |damage| (at, damage)))
+        {
+            let mut device = rig.device.clone();
+            match damage {
+                0 => device.rot(at, 8 * 50),
+                1 => lose(&mut device, at),
+                _ => {}
+            }
+            let mended = open_whole(device, &image, |op| damage == 2 && reads(op, at));
+            let counters = mended.store.counters();
+            assert_eq!((counters.map_copies_damaged, counters.checkpoints_damaged), (1, 0));
+            mended.store.check_invariants();
+            assert!(!map_copies(&mended).concat().contains(&at), "it is written elsewhere");
+            let mut again = mended.reopen(true);
+            again.settle();
+            let counters = again.store.counters();
+            assert_eq!((counters.map_copies_damaged, counters.checkpoints_damaged), (0, 0));
+        }
+    }
+}
+
+/// A device so large that its map has many pages: what one write has of them is never all there is of a page.
+#[test]
+fn no_write_has_both_copies_of_a_map_page() {
+    const PAGES: u64 = 70;
+    let mut rig = Rig::new(PAGES * MAP_PAGE_BLOCKS, limits(), 1);
+    rig.create();
+    let Inner::Running(engine) = &mut rig.store.inner else {
+        panic!("it is open")
+    };
+    let places: Vec<u32> = (0..PAGES).map(|page| (page * MAP_PAGE_BLOCKS + 9000) as u32).collect();
+    for place in &places {
+        assert!(engine.space.allocator.take(*place));
+    }
+    engine.space.mark_data(&places, true);
+    rig = {
+        let before = rig.store.counters().checkpoints;
+        for seq in 1.. {
+            if rig.store.counters().checkpoints > before {
+                break;
+            }
+            rig.write(0, 0, 1, seq);
+        }
+        rig
+    };
+    let pages = map_copies(&rig);
+    assert_eq!(pages.len() as u64, PAGES);
+    let write_of = |at: DeviceBlock| rig.device.last_write(at).expect("it was written").0;
+    assert!(pages.iter().all(|copies| write_of(copies[0]) != write_of(copies[1])));
+    let writes: std::collections::BTreeSet<u64> = pages.concat().into_iter().map(write_of).collect();
+    assert!(writes.len() <= 10, "they are written together: {} writes", writes.len());
+    let mut device = rig.device.clone();
+    // One of all first copies, and one of the second.
+    for (i, copies) in pages.iter().enumerate() {
+        device.rot(copies[i % 2], 8 * 700);
+    }
+    let mut rig = Rig::opening(device, limits(), 1);
+    rig.settle();
+    assert_eq!(rig.store.state(), StoreState::Open);
+    assert_eq!(rig.store.counters().map_copies_damaged, PAGES);
+    assert_eq!(rig.store.space().data, PAGES + 1);
 }
 
 /// Writes go wrong while the store is at work, one in each run: what it does afterwards makes nothing worse.

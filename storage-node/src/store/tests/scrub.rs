@@ -286,6 +286,28 @@ fn damage_of_any_metadata_is_found() {
     assert!(pass(&mut rig).is_clean());
 }
 
+#[test]
+fn a_damaged_copy_of_a_map_page_is_found_and_written_anew_by_the_next_checkpoint() {
+    for copy in 0..2 {
+        let mut rig = filled(StoreLimits::tiny());
+        rig.settle();
+        let home = rig.store.engine().expect("it is open").space.homes[0].expect("blocks are used");
+        let at = DeviceBlock(home.places[copy].into());
+        rig.device.rot(at, 99);
+        let found = pass(&mut rig);
+        let named: Vec<_> = found.metadata.iter().map(|m| (m.kind, m.place, m.is_mended)).collect();
+        assert_eq!(named, [(MetadataKind::MapPage, at, true)], "{found:?}");
+        let checkpoints = rig.store.counters().checkpoints;
+        for seq in 0.. {
+            if rig.store.counters().checkpoints > checkpoints {
+                break;
+            }
+            rig.write(9, 0, 1, 1000 + seq);
+        }
+        assert!(pass(&mut rig).is_clean());
+    }
+}
+
 /// Fills so many index pages that most are not in memory.
 fn many_pages(checkpoint_dirty_pages: usize) -> Rig {
     let limits = StoreLimits {

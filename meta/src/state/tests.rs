@@ -324,6 +324,32 @@ fn a_configuration_changes_by_compare_and_set_on_generation_and_epoch() {
 }
 
 #[test]
+fn a_repetition_of_what_a_newer_holder_has_changed_is_refused() {
+    let mut fixture = Fixture::new(4);
+    fixture.apply(create("v", GIB)).unwrap();
+    fixture.apply(attach("v", 1, false)).unwrap();
+    fixture.apply(attach("v", 2, true)).unwrap();
+    assert_eq!(fixture.configure(2, 1, &[1, 2], &[]), Ok(None));
+    // The older holder wanted the very same, by epoch and sets, and must not take it for its own.
+    assert_eq!(
+        fixture.configure(1, 1, &[1, 2], &[]).unwrap_err().code,
+        ErrorCode::StaleGeneration
+    );
+    fixture
+        .apply(DeleteVolume {
+            volume: by_name("v"),
+            force: true,
+        })
+        .unwrap();
+    // Devices drop their replicas now: whoever joins one again by a late message is admitted nowhere.
+    assert_eq!(
+        fixture.configure(2, 2, &[1, 2], &[3]).unwrap_err().code,
+        ErrorCode::VolumeNotFound
+    );
+    assert_eq!(fixture.refused(attach("v", 1, true)), ErrorCode::VolumeNotFound);
+}
+
+#[test]
 fn a_configuration_that_breaks_a_rule_is_refused() {
     let mut fixture = Fixture::new(4);
     fixture.apply(create("v", GIB)).unwrap();

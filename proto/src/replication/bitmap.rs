@@ -145,6 +145,16 @@ impl Lack {
         }
     }
 
+    /// Puts a range in, but for the blocks that are in another set.
+    pub(super) fn insert_without(&mut self, layer: Layer, range: BlockRange, left_out: &Lack) {
+        for start in range.start()..range.end() {
+            let block = BlockRange::new(range.chunk(), start, 1).expect("within the range");
+            if !left_out.intersects(layer, block) {
+                self.insert(layer, block);
+            }
+        }
+    }
+
     /// Takes blocks out. Of a chunk that is not noted exactly nothing is taken out when there is no room to note it.
     pub(super) fn remove(&mut self, layer: Layer, range: BlockRange) {
         let key = (range.chunk(), layer);

@@ -325,7 +325,12 @@ impl Coordinator {
             }
             let live = own.version.generation() == generation;
             let higher = own.version > source.version && !live && !by_highest;
-            if own.version < source.version || higher || own.content == Content::Damaged {
+            if higher && group.lost.intersects(segment.layer, segment.range) {
+                // The source has an older version of what is lost, and this may be the newest: it is kept for the
+                // comparison of all members that follows.
+                let kept = &group.lost;
+                replica.lack.insert_without(segment.layer, segment.range, kept);
+            } else if own.version < source.version || higher || own.content == Content::Damaged {
                 replica.lack.insert(segment.layer, segment.range);
             }
         }

@@ -161,7 +161,8 @@ impl<S: ReplicaStore> DeviceHost<S> {
         if held == Some(role) && !underway {
             return self.joined(request, group, false);
         }
-        let created = held.is_none() && !underway;
+        // Also of one that is being made, for another connection: its asker may never hear of it.
+        let created = held.is_none();
         let task = Task::Join { group, created };
         self.submit(Some(*request), task, None, StoreRequest::CreateReplica { group, role });
     }

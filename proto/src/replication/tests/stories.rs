@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::world::{Faults, World};
 use super::{ReplicationLimits, tiny, usual};
-use crate::ids::ChunkIndex;
-use crate::replication::{GroupPhase, Notice};
+use crate::block::Content;
+use crate::ids::{ChunkIndex, Epoch, GroupIndex};
+use crate::replication::{ConfigChange, GroupPhase, MemberRole, MemberStatus, MetaAsk, Notice};
 use crate::units::BlockRange;
 
 fn range(start: u32, count: u32) -> BlockRange {
@@ -13,7 +14,11 @@ fn range(start: u32, count: u32) -> BlockRange {
 }
 
 fn attached(limits: ReplicationLimits) -> World {
-    let mut world = World::new(1, Faults::default(), limits);
+    attached_with(Faults::default(), limits)
+}
+
+fn attached_with(faults: Faults, limits: ReplicationLimits) -> World {
+    let mut world = World::new(1, faults, limits);
     let h = world.attach();
     for d in 0..3 {
         world.connect(h, d);
@@ -270,4 +275,173 @@ fn a_released_volume_is_taken_over_without_waiting_for_grants() {
     }
     world.run_until("served", |world| world.status(h)[0].phase == GroupPhase::Serving);
     assert!(world.now.saturating_since(before) < Duration::from_millis(100));
+}
+
+/// Member 2 was ejected and has just begun to join group 0, which both others serve; meta is away from then on.
+fn with_a_joiner() -> World {
+    let mut world = attached(usual());
+    world.submit(0, range(0, 1), true);
+    world.run_until("written", |world| world.is_idle(0));
+    world.crash(2);
+    let is_out = |world: &World| world.meta.configs.iter().all(|config| config.in_sync.len() == 2);
+    world.run_until("ejected", is_out);
+    world.restart(2);
+    world.connect(0, 2);
+    world.run_until("it joins", |world| {
+        let joiner = |member: &MemberStatus| member.role == MemberRole::Joining && member.joined;
+        world.status(0)[0].members.iter().any(joiner)
+    });
+    world.meta.down = true;
+    world
+}
+
+#[test]
+fn a_joiner_is_sent_nothing_while_the_base_may_still_rise() {
+    let mut world = with_a_joiner();
+    // A write that nobody is told of reaches members 1 and 2.
+    world.disconnect(0, 0);
+    world.submit(0, range(0, 1), true);
+    for _ in 0..20 {
+        while world.deliver_any() {}
+        world.pass(Duration::from_millis(20));
+    }
+    assert!(!world.is_idle(0));
+    (1..3).for_each(|d| world.disconnect(0, d));
+    let state = |world: &World, d: usize| world.devices[d].blocks.values().next().unwrap().state;
+    let newest = state(&world, 2);
+    assert!(newest == state(&world, 1) && newest.version > state(&world, 0).version);
+    world.meta.down = false;
+    // The next holder hears member 0 alone, which is enough to complete the attachment of two, and member 2.
+    let h = world.attach();
+    (0..3).filter(|d| *d != 1).for_each(|d| world.connect(h, d));
+    for _ in 0..50 {
+        while world.deliver_any() {}
+        world.pass(Duration::from_millis(100));
+        assert_eq!(
+            state(&world, 2),
+            newest,
+            "a copy of the base as it was without member 1"
+        );
+    }
+    world.connect(h, 1);
+    world.submit(h, range(0, 1), false);
+    world.run_until("equal", |world| world.is_idle(h) && world.is_complete(h));
+    assert!((0..3).all(|d| state(&world, d) == newest));
+    world.history.check().unwrap();
+}
+
+#[test]
+fn what_a_member_answered_before_it_left_counts_for_nothing_when_it_joins_again() {
+    let mut world = attached(usual());
+    world.submit(0, range(0, 1), true);
+    // Member 2 does both writes, and says so late. Of the second, member 1 says nothing either.
+    let mut late = std::collections::VecDeque::new();
+    while world.deliver_to(0, 2) {}
+    late.extend(world.hold_answers(0, 2));
+    world.pass(Duration::from_millis(1));
+    world.run_until("written", |world| world.is_idle(0));
+    world.pass(Duration::from_millis(700));
+    world.submit(0, range(1, 1), true);
+    while world.deliver_to(0, 2) || world.deliver_to(0, 1) {}
+    late.extend(world.hold_answers(0, 2));
+    let other = world.hold_answers(0, 1);
+    assert!(late.len() >= 2 && !other.is_empty());
+    world.run_until("ejected", |world| world.meta.configs[0].in_sync.len() == 2);
+    // Out of the group it need not keep anything.
+    world.devices[2].blocks.clear();
+    world.run_until("it joins", |world| world.meta.configs[0].joining.len() == 1);
+    world.give_answers(0, 2, late);
+    let joiner = |world: &World| {
+        world.status(0)[0]
+            .members
+            .iter()
+            .find(|m| m.role == MemberRole::Joining)
+            .cloned()
+    };
+    assert!(
+        joiner(&world).is_some_and(|member| !member.complete),
+        "nothing is known of it"
+    );
+    assert!(!world.is_idle(0), "what is under way was acknowledged by nobody since");
+    world.give_answers(0, 1, other);
+    assert!(world.is_idle(0), "with member 1 it is on a quorum");
+    world.run_until("it is in sync again", |world| world.is_complete(0));
+    assert_eq!(world.devices[2].blocks.len(), 2);
+    world.history.check().unwrap();
+}
+
+#[test]
+fn a_write_under_way_when_a_member_joins_goes_to_it_as_well() {
+    let mut world = attached(usual());
+    world.crash(2);
+    let is_out = |world: &World| world.meta.configs.iter().all(|config| config.in_sync.len() == 2);
+    world.run_until("ejected", is_out);
+    // From here on member 1 is silent: the write can be acknowledged only when another member has it.
+    world.submit(0, range(0, 1), true);
+    world.disconnect(0, 1);
+    world.restart(2);
+    world.connect(0, 2);
+    world.run_until("it has joined, been admitted, and has the write", |world| {
+        world.is_idle(0)
+    });
+    assert!(world.meta.configs[0].in_sync.contains(&world.devices[2].id));
+    world.history.check().unwrap();
+}
+
+#[test]
+fn the_newest_copy_of_a_lost_block_is_not_overwritten_when_its_member_joins_again() {
+    let damage = Faults {
+        damage: true,
+        ..Faults::default()
+    };
+    let mut world = attached_with(damage, usual());
+    world.submit(0, range(0, 2), true);
+    world.run_until("written", |world| world.is_idle(0));
+    world.disconnect(0, 0);
+    world.submit(0, range(0, 1), true);
+    world.run_until("written anew on members 1 and 2", |world| world.is_idle(0));
+    (0..3).for_each(|d| world.disconnect(0, d));
+    let newest = world.devices[2].blocks.values().next().unwrap().state;
+    let rotten = world.devices[1].blocks.values_mut().next().unwrap();
+    assert_eq!(rotten.state, newest);
+    rotten.state.content = Content::Damaged;
+    world.crash(2);
+    let h = world.attach();
+    (0..2).for_each(|d| world.connect(h, d));
+    world.run_until("two of three serve", |world| {
+        world.status(h)[0].phase == GroupPhase::Serving
+    });
+    assert!(world.devices[0].blocks.values().next().unwrap().state.version < newest.version);
+    world.restart(2);
+    world.connect(h, 2);
+    world.run_until("all are equal", |world| {
+        let newest = |d: usize| world.devices[d].blocks.values().next().unwrap().state == newest;
+        world.is_complete(h) && (0..3).all(newest)
+    });
+    world.submit(h, range(0, 2), false);
+    world.run_until("read", |world| world.is_idle(h));
+    world.history.check().unwrap();
+}
+
+#[test]
+fn a_change_that_a_newer_holder_has_made_is_not_taken_for_ones_own() {
+    let mut world = attached(usual());
+    world.crash(2);
+    let wanted = |world: &World| world.status(0).iter().any(|group| group.changing);
+    world.run_until("meta has answered, and the ejection is wanted", wanted);
+    // The same change, by who was granted the volume meanwhile.
+    world.attach();
+    let devices = [0, 1].map(|d| world.devices[d].id).to_vec();
+    let change = |index: u8| ConfigChange {
+        group: GroupIndex(index),
+        epoch: Epoch(1),
+        in_sync: devices.clone(),
+        joining: Vec::new(),
+    };
+    let ask = MetaAsk::Change(vec![change(0), change(1)]);
+    world.meta.answer(world.meta.generation, &ask);
+    assert!(world.meta.configs.iter().all(|config| config.epoch == Epoch(2)));
+    let is_over = |world: &World| world.status(0).iter().all(|group| group.phase == GroupPhase::Fenced);
+    world.run_until("the older holder is over", is_over);
+    assert!(world.status(0).iter().all(|group| group.epoch == Epoch(1)));
 }

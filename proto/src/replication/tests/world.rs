@@ -346,6 +346,23 @@ impl World {
         self.tell(h, Event::Disconnected { device });
     }
 
+    /// Takes the answers of a device that are on their way to a holder, to let them arrive later.
+    pub(super) fn hold_answers(&mut self, h: usize, d: usize) -> VecDeque<(RequestId, Message, bool)> {
+        std::mem::take(&mut self.holders[h].links[d].to_holder)
+    }
+
+    /// Lets answers arrive that were held, whatever has come before them.
+    pub(super) fn give_answers(&mut self, h: usize, d: usize, answers: VecDeque<(RequestId, Message, bool)>) {
+        let later = std::mem::replace(&mut self.holders[h].links[d].to_holder, answers);
+        while self.deliver(h, d, false) {}
+        self.holders[h].links[d].to_holder = later;
+    }
+
+    /// Lets one message arrive at a device.
+    pub(super) fn deliver_to(&mut self, h: usize, d: usize) -> bool {
+        self.deliver(h, d, true)
+    }
+
     pub(super) fn crash(&mut self, d: usize) {
         self.devices[d].alive = false;
         for h in 0..self.holders.len() {

@@ -150,6 +150,60 @@ fn only_a_join_makes_a_replica_and_it_says_so_once() {
 }
 
 #[test]
+fn a_join_that_waits_for_another_one_is_told_too_that_the_replica_is_new() {
+    let mut world = World::new();
+    let (first, second) = (world.take(1), world.peer());
+    world.send(second, seal(1));
+    world.answer(second);
+    let groups = vec![GroupId {
+        volume: VOLUME,
+        index: GroupIndex(0),
+    }];
+    world.event(HostEvent::Drop { groups });
+    world.store_ends();
+    // The answer to the first may be lost with its connection.
+    world.send(first, join(1));
+    world.send(second, join(1));
+    world.store_ends();
+    for conn in [first, second] {
+        let answer = world.answer(conn);
+        assert!(
+            matches!(&answer, Some((Message::Joined(joined), _)) if joined.created),
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn a_join_that_comes_after_the_drop_makes_an_empty_replica_that_meta_is_told_of() {
+    let mut world = World::new();
+    let conn = world.take(1);
+    let groups = vec![GroupId {
+        volume: VOLUME,
+        index: GroupIndex(0),
+    }];
+    for _ in 0..2 {
+        let digest = world.host.status().inventory_digest;
+        world.event(HostEvent::Drop { groups: groups.clone() });
+        world.store_ends();
+        assert_ne!(world.host.status().inventory_digest, digest);
+        world.send(conn, join(1));
+        world.store_ends();
+        assert!(matches!(world.answer(conn), Some((Message::Joined(joined), _)) if joined.created));
+        // The digest that it reports is another one again, so it is asked what it holds, and told to drop it.
+        assert_eq!(world.host.status().inventory_digest, digest);
+        assert_eq!(world.host.inventory(), groups);
+    }
+    // The generation that it has seen is kept through all that.
+    let refused = world.peer();
+    world.send(refused, seal(2));
+    world.store_ends();
+    world.event(HostEvent::Drop { groups });
+    world.store_ends();
+    assert!(matches!(world.ask(conn, join(1)), Some(Message::Failed(failed)) if failed.kind == FailureKind::Fenced));
+}
+
+#[test]
 fn the_stable_watermark_is_told_to_who_joins() {
     let mut world = World::new();
     let conn = world.take(1);

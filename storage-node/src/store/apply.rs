@@ -22,6 +22,7 @@ pub(super) struct Pages<'a> {
     resident: &'a mut BTreeSet<PageKey>,
     dirty: &'a mut BTreeSet<PageKey>,
     frozen: &'a mut Frozen,
+    orphans: &'a mut bool,
     pub(super) effects: &'a mut Effects,
 }
 
@@ -117,6 +118,7 @@ impl Catalog {
             resident: &mut self.resident,
             dirty: &mut self.dirty,
             frozen: &mut self.frozen,
+            orphans: &mut self.orphans,
             effects,
         };
         let delta = change(chunk, &mut pages);
@@ -353,7 +355,11 @@ impl Pages<'_> {
     pub(super) fn forget(&mut self, chunk: &mut Chunk, page: u8) -> i64 {
         let key = self.key(page);
         match chunk.pages.remove(page) {
-            None | Some(Page::Uniform(_) | Page::Broken) => 0,
+            None | Some(Page::Uniform(_)) => 0,
+            Some(Page::Broken) => {
+                self.orphan();
+                0
+            }
             Some(Page::OnDisk(_)) => panic!("{key:?} is loaded before it is used"),
             Some(Page::Resident(mut resident)) => {
                 self.begin_change(page, &mut resident);
@@ -367,12 +373,18 @@ impl Pages<'_> {
         }
     }
 
+    /// A page is forgotten that could not be read: nobody knows what it pointed to.
+    fn orphan(&mut self) {
+        *self.orphans = true;
+    }
+
     /// Takes a page out of its chunk, whether it can be read or not. What data it has, if it is not in memory, belongs to
     /// nobody from now on.
     pub(super) fn abandon(&mut self, chunk: &mut Chunk, page: u8) {
         match chunk.pages.get(&page) {
             Some(Page::OnDisk(home)) => {
                 self.effects.stale.push(home.place);
+                self.orphan();
                 chunk.pages.remove(page);
             }
             _ => drop(self.forget(chunk, page)),

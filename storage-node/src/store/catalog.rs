@@ -53,6 +53,8 @@ pub(super) struct Catalog {
     pub(super) layers: BTreeMap<(GroupId, Layer), u64>,
     /// What was dropped and still takes space.
     pub(super) doomed: BTreeSet<Doomed>,
+    /// A part of the index was forgotten that could not be read: the map may have blocks that nobody needs.
+    pub(super) orphans: bool,
     /// How far the scrub is; `None` if there never was one.
     pub(super) scrub: Option<ScrubState>,
     /// The leaves, each under the lowest key it may have; together they cover all keys.
@@ -123,6 +125,7 @@ impl Catalog {
             replicas: BTreeMap::new(),
             layers: BTreeMap::new(),
             doomed: BTreeSet::new(),
+            orphans: false,
             scrub: None,
             leaves: BTreeMap::from([(ChunkKey::MIN, Leaf::empty())]),
             chunks: BTreeMap::new(),

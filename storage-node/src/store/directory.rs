@@ -40,6 +40,8 @@ pub(super) enum DirectoryEntry {
     Layer(GroupId, Layer, u64),
     /// What was dropped and still takes space.
     Doomed(Doomed),
+    /// The free-space map may have blocks that nobody needs.
+    Orphans,
 }
 
 /// Entries packed into blocks, before the blocks have places.
@@ -74,6 +76,9 @@ impl DirectoryWriter {
         }
         for doomed in &catalog.doomed {
             self.add(7, |out| doomed.encode(out));
+        }
+        if catalog.orphans {
+            self.add(8, |_| {});
         }
         if let Some(state) = &catalog.scrub {
             self.add(5, |out| state.encode(out));
@@ -264,6 +269,7 @@ fn decode_entry(reader: &mut Reader<'_>, end: u32) -> Result<DirectoryEntry, Dec
             DirectoryEntry::Layer(group, layer, body.u64()?)
         }
         7 => DirectoryEntry::Doomed(Doomed::decode(&mut body)?),
+        8 => DirectoryEntry::Orphans,
         5 => DirectoryEntry::Scrub(ScrubState::decode(&mut body)?),
         _ => return Err(DecodeError::Invalid("entry type")),
     };
@@ -280,7 +286,8 @@ pub(super) fn blocks_max(catalog: &Catalog, map_pages: usize) -> u64 {
         + catalog.leaves.len() * LEAF_ENTRY_BYTES
         + map_pages * MAP_ENTRY_BYTES
         + HEAD_BYTES
-        + ScrubState::BYTES;
+        + ScrubState::BYTES
+        + HEAD_BYTES;
     // A block is left once the next entry does not fit: at least this much of it is used.
     let used = PAYLOAD_BYTES - ENTRY_BYTES_MAX;
     (bytes / used + 1) as u64
@@ -320,6 +327,7 @@ mod tests {
     fn catalog(seed: u64, leaves: u32) -> Catalog {
         let mut prng = crate::testing::Prng::new(seed);
         let mut catalog = Catalog::new(&StoreLimits::tiny());
+        catalog.orphans = prng.chance(1, 2);
         catalog.seals.insert(VolumeId(9), Generation::new(77).unwrap());
         let replica = Replica { role: 2, blocks: 12345 };
         catalog.replicas.insert(group(1), replica);
@@ -399,6 +407,7 @@ mod tests {
                             map_pages += 1;
                             prop_assert_eq!((page, home.places, home.crc), (2, [55, 77], 66));
                         }
+                        DirectoryEntry::Orphans => found.orphans = true,
                         DirectoryEntry::Scrub(state) => found.scrub = Some(state),
                         DirectoryEntry::Layer(group, layer, blocks) => {
                             found.layers.insert((group, layer), blocks);
@@ -410,6 +419,7 @@ mod tests {
             prop_assert_eq!(map_pages, 1);
             prop_assert_eq!(format!("{:?}", found.leaves), format!("{:?}", catalog.leaves));
             prop_assert_eq!(found.scrub, catalog.scrub);
+            prop_assert_eq!(found.orphans, catalog.orphans);
             prop_assert_eq!((found.layers, found.doomed), (catalog.layers, catalog.doomed));
             prop_assert_eq!((found.seals, found.replicas), (catalog.seals, catalog.replicas));
         }

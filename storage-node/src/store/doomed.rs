@@ -161,6 +161,15 @@ impl Catalog {
         leaves.filter_map(|(key, leaf)| self.unknown_leaf(*key, leaf)).collect()
     }
 
+    /// Whether some replica, or what was dropped, may have chunks in a range of keys.
+    fn is_anybody_in(&self, from: ChunkKey, end: Option<ChunkKey>) -> bool {
+        let doomed = self.doomed.iter().map(|doomed| &doomed.group);
+        let mut groups = self.replicas.keys().chain(doomed);
+        groups.any(|group| {
+            group_end(*group).is_none_or(|after| after > from) && end.is_none_or(|end| group_start(*group) < end)
+        })
+    }
+
     /// All that can be given back was. What remains of a replica is in leaves that are lost, or comes from one that could
     /// not be read when its chunks were looked for: it must not come back with the next replica of the group.
     pub(super) fn reclaimed(&mut self, doomed: Doomed, effects: &mut Effects) {
@@ -181,7 +190,8 @@ impl Catalog {
         self.carve(doomed.group);
     }
 
-    /// Takes the range of a group out of leaves that are lost, so that it can be written again.
+    /// Takes the range of a group out of leaves that are lost, so that it can be written again; and what is beside it in
+    /// them, if nobody has anything there.
     fn carve(&mut self, group: GroupId) {
         let (start, end) = (group_start(group), group_end(group));
         let (from, _) = self.leaf_of(start);
@@ -189,16 +199,22 @@ impl Catalog {
         let leaves = self.leaves.range((Bound::Included(from), last));
         let lost = leaves.filter(|(_, leaf)| leaf.state == LeafState::Broken);
         let lost: Vec<ChunkKey> = lost.map(|(key, _)| *key).collect();
+        self.orphans |= !lost.is_empty();
         for from in lost {
             let lost = self.leaves[&from];
-            if let Some(end) = end.filter(|end| self.leaf_end(from).is_none_or(|after| after > *end)) {
+            let leaf_end = self.leaf_end(from);
+            let beyond = end.filter(|end| leaf_end.is_none_or(|after| after > *end));
+            if let Some(end) = beyond.filter(|end| self.is_anybody_in(*end, leaf_end)) {
                 self.leaves.insert(end, lost);
             }
             let empty = Leaf {
                 epoch: self.epoch,
                 ..Leaf::empty()
             };
-            let from = from.max(start);
+            let from = match from < start && self.is_anybody_in(from, Some(start)) {
+                true => start,
+                false => from,
+            };
             self.leaves.insert(from, empty);
             self.loaded.insert(from);
             self.dirty_leaves.insert(from);

@@ -285,7 +285,8 @@ impl Engine {
             let other = blocks.insert(place, *key);
             assert!(other.is_none(), "block {place} belongs to {key:?} and {other:?}");
         };
-        let mut all_known = self.catalog.leaves.len() == self.catalog.loaded.len();
+        // What a forgotten part of the index pointed to stays in the map until it is swept.
+        let mut all_known = !self.catalog.orphans && self.catalog.leaves.len() == self.catalog.loaded.len();
         for (key, chunk) in &self.catalog.chunks {
             for page in chunk.pages.values() {
                 match page {

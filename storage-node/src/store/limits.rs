@@ -37,6 +37,12 @@ pub const RECORD_PAGES_MAX: usize = 16;
 pub const BATCH_BLOCKS_MAX: u32 = 1024;
 /// Blocks of one read of opening at the most, and how far it reads the log ahead.
 pub const RECOVERY_READ_BLOCKS_MAX: u32 = 64;
+/// Leaves, and index pages, that opening reads together when it looks for blocks that nobody needs.
+pub const SWEEP_LEAVES: usize = 32;
+/// See [`SWEEP_LEAVES`].
+pub const SWEEP_PAGES: usize = 512;
+/// Such blocks that one opening gives back at the most: it keeps a list of them. The next one goes on.
+pub const SWEEP_BLOCKS_MAX: usize = 1 << 20;
 /// Batches that opening applies at a time at the most, with the index pages that they need read together.
 pub const REPLAY_BATCHES_MAX: usize = 64;
 /// Device blocks that one page of the free-space map describes.

@@ -6,8 +6,9 @@
 
 mod log;
 mod reads;
+mod sweep;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use cairn_proto::collections::Map;
@@ -16,6 +17,7 @@ use cairn_proto::limits::BLOCK_BYTES;
 
 use self::log::{After, DataBlock, LogPlace, LogRead, ReadRecord, Wanted};
 use self::reads::{BlockRead, ReadSet};
+use self::sweep::Sweep;
 use super::allocator::{Allocator, Bitmap};
 use super::catalog::{Catalog, Effects};
 use super::checkpoint::Checkpoints;
@@ -48,6 +50,8 @@ pub(super) struct Recovery {
     candidates: Vec<CheckpointHeader>,
     /// Whether the slots hold anything.
     slots_used: [bool; 2],
+    /// Whether blocks that nobody needs are looked for.
+    sweeps: bool,
     /// Superblock copies that are to be written anew.
     mends: Vec<(u32, Bytes)>,
     loaded: Loaded,
@@ -75,7 +79,7 @@ struct Loaded {
     log: LogRead,
     log_pages: Vec<(u64, Vec<u32>)>,
     stale: Vec<u32>,
-    dirty_map: std::collections::BTreeSet<u32>,
+    dirty_map: BTreeSet<u32>,
     /// Copies of pages of the map that are not what was written, though the other ones are.
     map_copies_damaged: u64,
 }
@@ -95,6 +99,8 @@ enum Phase {
     /// The places where a record may stand that was written after a damaged one.
     Beyond,
     LastData(Vec<DataBlock>),
+    /// Blocks that nobody needs are looked for.
+    Sweep(Box<Sweep>),
 }
 
 /// What opening has come to.
@@ -117,6 +123,7 @@ impl Recovery {
             phase: Phase::Superblocks,
             candidates: Vec::new(),
             slots_used: [false; 2],
+            sweeps: true,
             mends: Vec::new(),
             loaded: Loaded::empty(0, &limits),
             limits,
@@ -127,6 +134,12 @@ impl Recovery {
             recovery.read(first.chain([last]).collect());
         }
         recovery
+    }
+
+    /// The same, but what is in the free-space map stays there.
+    pub(super) fn without_sweep(mut self) -> Recovery {
+        self.sweeps = false;
+        self
     }
 
     /// A device too short to have been formatted.
@@ -171,6 +184,7 @@ impl Recovery {
             Phase::Pages(keys, records, after) => self.pages(keys, records, after, results),
             Phase::Beyond => self.beyond(results),
             Phase::LastData(blocks) => self.last_data(blocks, results),
+            Phase::Sweep(sweep) => Ok(self.sweep_on(sweep, results)),
         }
     }
 
@@ -356,11 +370,13 @@ impl Recovery {
         Ok(())
     }
 
-    fn finish(&mut self, discarded: bool) -> Outcome {
+    /// `swept` were in the map, and nobody needs them; `None` if that is not known.
+    fn finish(&mut self, discarded: bool, swept: Option<BTreeSet<u32>>) -> Outcome {
         let identity = self.identity.expect("the superblock was read");
         let header = self.header();
-        let loaded = std::mem::replace(&mut self.loaded, Loaded::empty(0, &self.limits));
+        let mut loaded = std::mem::replace(&mut self.loaded, Loaded::empty(0, &self.limits));
         let mut used_end = header.used_end;
+        let orphans = swept.unwrap_or_default();
         let log_page_count = loaded.log_pages.iter().map(|(_, pages)| pages.len() as u64).sum();
         let mut allocator = Allocator::with_taken(SPACE_START..u64::from(self.end()), &loaded.data);
         let log_pages = loaded.log_pages.iter().flat_map(|(_, pages)| pages);
@@ -371,12 +387,18 @@ impl Recovery {
             used_end = used_end.max(u64::from(*place) + 1);
         }
         used_end = used_end.max(loaded.data.end());
+        used_end = used_end.max(orphans.last().map_or(0, |place| u64::from(*place) + 1));
         allocator.frontier = if self.limits.zero_ahead {
             used_end
         } else {
             allocator.space().end
         };
         let LogPlace { position, ahead } = loaded.place;
+        // Not free before two checkpoints do without them: until then, replay still finds them in the map.
+        let log = [ahead.next, ahead.next_run];
+        let waiting = orphans.iter().copied().filter(|place| !log.contains(place));
+        let waiting = waiting.filter(|place| allocator.take(*place));
+        loaded.stale.extend(waiting);
         let data = (loaded.data, loaded.data_blocks);
         let Some(mut space) = SpaceMap::new(allocator, data, loaded.homes, ahead, self.limits.run_blocks) else {
             return Outcome::Refused(OpenError::Damaged {
@@ -387,6 +409,7 @@ impl Recovery {
         let mut io = std::mem::take(&mut self.io);
         io.counters.replayed = self.progress.batches;
         io.counters.discarded_at_open = u64::from(discarded);
+        io.counters.blocks_swept = orphans.len() as u64;
         io.counters.superblocks_damaged = self.mends.len() as u64;
         io.counters.map_copies_damaged = loaded.map_copies_damaged;
         let engine = Engine {
@@ -479,6 +502,7 @@ impl Loaded {
             }
             DirectoryEntry::Layer(group, layer, blocks) => self.catalog.layers.insert((group, layer), blocks).is_none(),
             DirectoryEntry::Doomed(doomed) => self.catalog.doomed.insert(doomed),
+            DirectoryEntry::Orphans => !std::mem::replace(&mut self.catalog.orphans, true),
             DirectoryEntry::Scrub(state) => self.catalog.scrub.replace(state).is_none(),
         }
     }

@@ -166,6 +166,10 @@ pub struct Progress {
     pub metadata_blocks_in_all: u64,
     /// Commit batches replayed. How many there are is known at the end.
     pub batches: u64,
+    /// Index pages read to find blocks that nobody needs. Zero unless a part of the index was lost and given up.
+    pub index_pages: u64,
+    /// How many index pages there are to be read for that.
+    pub index_pages_in_all: u64,
 }
 
 impl fmt::Display for Progress {
@@ -174,7 +178,15 @@ impl fmt::Display for Progress {
             f,
             "{} of {} blocks of its checkpoint read, {} batches of its log replayed",
             self.metadata_blocks, self.metadata_blocks_in_all, self.batches
-        )
+        )?;
+        if self.index_pages_in_all > 0 {
+            write!(
+                f,
+                ", {} of {} index pages read to find blocks that nobody needs",
+                self.index_pages, self.index_pages_in_all
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -223,6 +235,8 @@ pub struct Counters {
     pub blocks_read: u64,
     /// Blocks given back by overwrites, discards and drops.
     pub blocks_freed: u64,
+    /// Blocks that a lost part of the index had left behind, and that opening found for them to be given back.
+    pub blocks_swept: u64,
     /// Blocks of data moved together.
     pub blocks_moved: u64,
     /// Blocks of data verified by the scrub.

@@ -122,7 +122,7 @@ pub fn inspect(
 
 /// Opens it as far as that needs no writing.
 fn open(reader: &mut dyn BlockReader, geometry: DiskGeometry) -> Result<Box<Engine>, OpenError> {
-    let mut recovery = Recovery::new(OpenExpectation::default(), geometry, StoreLimits::default());
+    let mut recovery = Recovery::new(OpenExpectation::default(), geometry, StoreLimits::default()).without_sweep();
     if let Some(error) = recovery.refused_at_once() {
         return Err(error);
     }

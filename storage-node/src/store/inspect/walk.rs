@@ -376,7 +376,11 @@ impl<'a> Walk<'a> {
             }
         }
         if let Some(first) = first {
-            let words = format!("{leaked} blocks are counted as data and nobody needs them; the first");
+            let swept = match self.engine.catalog.orphans {
+                true => " (left by a lost part of the index; they are given back when the node starts)",
+                false => "",
+            };
+            let words = format!("{leaked} blocks are counted as data and nobody needs them{swept}; the first");
             self.damage.add_own(DamageKind::Leak, Some(DeviceBlock(first)), words);
         }
     }

@@ -261,7 +261,7 @@ impl Recovery {
         match after {
             After::Next => self.read_record(),
             After::EndOfLog => self.look_beyond(),
-            After::Finish => return Ok(Some(self.finish(false))),
+            After::Finish => return Ok(self.replayed(false)),
         }
         Ok(None)
     }
@@ -348,13 +348,13 @@ impl Recovery {
         }
         let believed = !torn || confirmed;
         let Some(last) = self.loaded.log.last.take() else {
-            return Ok(Some(self.finish(false)));
+            return Ok(self.replayed(false));
         };
         if believed || self.limits.canary.skip_data_checksum_at_recovery() {
             self.load_pages(VecDeque::from([last]), After::Finish);
             return Ok(None);
         }
         self.loaded.place = last.before;
-        Ok(Some(self.finish(true)))
+        Ok(self.replayed(true))
     }
 }

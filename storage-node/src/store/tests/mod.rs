@@ -16,3 +16,4 @@ mod property;
 pub(crate) mod rig;
 mod rot;
 mod scrub;
+mod sweep;

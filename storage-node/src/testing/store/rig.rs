@@ -195,12 +195,23 @@ impl Rig {
 
     /// The same; some operations fail.
     pub fn step_with(&mut self, fault: impl Fn(&DiskOp) -> Option<Fault>) -> bool {
-        let count = self.device.in_flight().count() as u64;
+        self.step_among(|_| true, fault)
+    }
+
+    /// The same, of those operations that may complete now.
+    pub fn step_among(&mut self, may: impl Fn(&DiskOp) -> bool, fault: impl Fn(&DiskOp) -> Option<Fault>) -> bool {
+        let count = self.device.in_flight().filter(|op| may(op)).count() as u64;
         if count == 0 {
             return false;
         }
         let chosen = self.prng.below(count) as usize;
-        let op = self.device.in_flight().nth(chosen).expect("counted above").clone();
+        let op = self
+            .device
+            .in_flight()
+            .filter(|op| may(op))
+            .nth(chosen)
+            .expect("counted above")
+            .clone();
         let token = token(&op);
         let done = match fault(&op) {
             None => self.device.complete(token),

@@ -334,10 +334,9 @@ impl Engine {
             if !end || checkpoint.writer.blocks() > 1 {
                 checkpoint.directory_next = Some(self.take_one());
             }
-            let (device, sequence) = (checkpoint.header.device, checkpoint.header.sequence);
             let index = checkpoint.directory.len() as u32;
             let next = checkpoint.directory_next.unwrap_or(0);
-            let block = checkpoint.writer.encode_first(device, sequence, index, next);
+            let block = checkpoint.writer.encode_first(checkpoint.header.root_of(), index, next);
             checkpoint.queue(place, block);
             checkpoint.directory.push(place);
         }

@@ -7,6 +7,7 @@ use cairn_proto::ids::{DeviceId, DeviceUuid, Incarnation};
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::crc;
+use super::directory::RootOf;
 use super::entry::check_place;
 use super::record::LogAhead;
 
@@ -49,6 +50,15 @@ impl CheckpointHeader {
     /// The slot in which it stands.
     pub(super) fn slot(&self) -> usize {
         (self.sequence % 2) as usize
+    }
+
+    /// What the blocks of its directory say that they belong to.
+    pub(super) fn root_of(&self) -> RootOf {
+        RootOf {
+            device: self.device,
+            sequence: self.sequence,
+            covered: self.covered,
+        }
     }
 
     pub(super) fn encode(&self) -> Bytes {

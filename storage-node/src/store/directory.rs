@@ -22,7 +22,7 @@ use super::space::MapHome;
 const MAGIC: [u8; 8] = *b"CAIRNDIR";
 const FORMAT: u16 = 1;
 const CRC_FIELD: usize = 12;
-const HEADER_BYTES: usize = 64;
+const HEADER_BYTES: usize = 72;
 const PAYLOAD_BYTES: usize = BLOCK_BYTES - HEADER_BYTES;
 /// Type, a zero byte, length with this head.
 const HEAD_BYTES: usize = 4;
@@ -135,25 +135,37 @@ impl DirectoryWriter {
     }
 
     /// Takes the first of them, for its place in the chain.
-    pub(super) fn encode_first(&mut self, device: DeviceId, sequence: u64, index: u32, next: u32) -> Bytes {
+    pub(super) fn encode_first(&mut self, of: RootOf, index: u32, next: u32) -> Bytes {
         let (payload, count) = self.payloads.pop_front().expect("a block is left");
-        encode_block(device, sequence, index, next, &payload, count)
+        encode_block(of, index, next, &payload, count)
     }
 }
 
-fn encode_block(device: DeviceId, sequence: u64, index: u32, next: u32, payload: &[u8], entries: u32) -> Bytes {
+/// The attempt at a checkpoint that a block of the directory belongs to. One that power cut off and the one after the next
+/// opening have the same sequence, but not the same last commit: opening commits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct RootOf {
+    pub(super) device: DeviceId,
+    /// Of the checkpoint.
+    pub(super) sequence: u64,
+    /// The last commit that it has.
+    pub(super) covered: u64,
+}
+
+fn encode_block(of: RootOf, index: u32, next: u32, payload: &[u8], entries: u32) -> Bytes {
     let mut out = Vec::with_capacity(BLOCK_BYTES);
     out.put_bytes(&MAGIC);
     out.put_u16(FORMAT);
     out.put_u16(0);
     out.put_u32(0);
-    out.put_bytes(&device.uuid.0);
-    out.put_u64(device.incarnation.0);
-    out.put_u64(sequence);
+    out.put_bytes(&of.device.uuid.0);
+    out.put_u64(of.device.incarnation.0);
+    out.put_u64(of.sequence);
     out.put_u32(index);
     out.put_u32(next);
     out.put_u32(payload.len() as u32);
     out.put_u32(entries);
+    out.put_u64(of.covered);
     out.put_bytes(payload);
     let mut block = BlockBuf::copied_from(&out);
     crc::put(&mut block, CRC_FIELD);
@@ -169,13 +181,7 @@ pub(super) struct DirectoryBlock {
 }
 
 /// Reads block `index` of the directory of a checkpoint. `end` is the first block after the space.
-pub(super) fn decode_block(
-    block: &[u8],
-    device: DeviceId,
-    sequence: u64,
-    index: u32,
-    end: u32,
-) -> Result<DirectoryBlock, DecodeError> {
+pub(super) fn decode_block(block: &[u8], of: RootOf, index: u32, end: u32) -> Result<DirectoryBlock, DecodeError> {
     if block.len() != BLOCK_BYTES || !block.starts_with(&MAGIC) {
         return Err(DecodeError::Invalid("magic"));
     }
@@ -193,7 +199,7 @@ pub(super) fn decode_block(
         uuid: DeviceUuid(reader.array()?),
         incarnation: Incarnation(reader.u64()?),
     };
-    if written_by != device || (reader.u64()?, reader.u32()?) != (sequence, index) {
+    if written_by != of.device || (reader.u64()?, reader.u32()?) != (of.sequence, index) {
         return Err(DecodeError::Invalid("place in the chain"));
     }
     let next = reader.u32()?;
@@ -202,6 +208,9 @@ pub(super) fn decode_block(
     }
     let bytes = reader.count("payload", PAYLOAD_BYTES)?;
     let count = reader.u32()?;
+    if reader.u64()? != of.covered {
+        return Err(DecodeError::Invalid("commit of the checkpoint"));
+    }
     let mut payload = Reader::new(reader.bytes(bytes)?);
     let mut entries = Vec::new();
     while payload.remaining() > 0 {
@@ -316,6 +325,14 @@ mod tests {
         }
     }
 
+    fn root() -> RootOf {
+        RootOf {
+            device: device(),
+            sequence: 4,
+            covered: 77,
+        }
+    }
+
     fn group(index: u8) -> GroupId {
         GroupId {
             volume: VolumeId(9),
@@ -380,9 +397,7 @@ mod tests {
         );
         let count = writer.blocks() as u32;
         let next = |i| if i + 1 < count { 101 + i } else { 0 };
-        (0..count)
-            .map(|i| writer.encode_first(device(), 4, i, next(i)))
-            .collect()
+        (0..count).map(|i| writer.encode_first(root(), i, next(i))).collect()
     }
 
     proptest! {
@@ -396,7 +411,7 @@ mod tests {
             found.leaves.clear();
             let mut map_pages = 0;
             for (i, block) in blocks.iter().enumerate() {
-                let read = decode_block(block, device(), 4, i as u32, END).unwrap();
+                let read = decode_block(block, root(), i as u32, END).unwrap();
                 prop_assert_eq!(read.next, if i + 1 < blocks.len() { 101 + i as u32 } else { 0 });
                 for entry in read.entries {
                     match entry {
@@ -428,7 +443,7 @@ mod tests {
         fn no_flipped_bit_passes(at in 0..BLOCK_BYTES, bit in 0..8u8) {
             let mut block = blocks(&catalog(1, 2))[0].to_vec();
             block[at] ^= 1 << bit;
-            prop_assert!(decode_block(&block, device(), 4, 0, END).is_err());
+            prop_assert!(decode_block(&block, root(), 0, END).is_err());
         }
 
         #[test]
@@ -437,7 +452,7 @@ mod tests {
             let at = at.min(BLOCK_BYTES - 4);
             block[at..at + 4].copy_from_slice(&value.to_le_bytes());
             crc::put(&mut block, CRC_FIELD);
-            if let Ok(read) = decode_block(&block, device(), 4, 0, END) {
+            if let Ok(read) = decode_block(&block, root(), 0, END) {
                 prop_assert!(read.entries.len() <= PAYLOAD_BYTES / HEAD_BYTES);
             }
         }
@@ -447,8 +462,11 @@ mod tests {
     fn a_block_of_another_checkpoint_or_place_is_refused() {
         let blocks = blocks(&catalog(1, 200));
         assert!(blocks.len() > 1);
-        assert!(decode_block(&blocks[0], device(), 5, 0, END).is_err());
-        assert!(decode_block(&blocks[0], device(), 4, 1, END).is_err());
-        assert!(decode_block(&blocks[0][..512], device(), 4, 0, END).is_err());
+        let refused = |of: RootOf, index| decode_block(&blocks[0], of, index, END).is_err();
+        assert!(!refused(root(), 0));
+        assert!(refused(RootOf { sequence: 5, ..root() }, 0));
+        assert!(refused(RootOf { covered: 78, ..root() }, 0));
+        assert!(refused(root(), 1));
+        assert!(decode_block(&blocks[0][..512], root(), 0, END).is_err());
     }
 }

@@ -298,7 +298,7 @@ impl Recovery {
             let place = self.reads.first_place() as u32;
             let block = result
                 .ok()
-                .and_then(|block| decode_block(&block, header.device, header.sequence, index, end).ok());
+                .and_then(|block| decode_block(&block, header.root_of(), index, end).ok());
             let Some(block) = block else {
                 return self.try_checkpoint("a block of the checkpoint's directory can't be read");
             };

@@ -91,14 +91,16 @@ impl World {
     }
 
     /// The nodes in sync by the newest configuration of a group that any metadata server has applied: while that is not
-    /// known to the holder, writes have the quorum of both. All nodes while some of the servers can't be looked at.
+    /// known to the holder, writes have the quorum of both. All nodes while some of the servers can't be looked at, or all have
+    /// just started and know of no group yet.
     fn in_sync(&self, group: GroupId) -> Vec<u8> {
         if self.meta_states().count() < usize::from(self.options.metas) {
             return (0..self.options.nodes).collect();
         }
         let groups = self.meta_states().filter_map(|(_, state)| state.groups().get(&group));
         let newest = groups.max_by_key(|group| group.epoch);
-        newest.map_or_else(Vec::new, |group| {
+        let all = || (0..self.options.nodes).collect();
+        newest.map_or_else(all, |group| {
             group.in_sync.iter().map(|member| member.uuid.0[15]).collect()
         })
     }

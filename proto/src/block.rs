@@ -20,6 +20,13 @@ pub enum Content {
     Damaged,
 }
 
+impl Content {
+    /// Whether it takes no space: absent or zeroes.
+    pub fn is_hole(self) -> bool {
+        matches!(self, Content::Absent | Content::Zero)
+    }
+}
+
 /// A block as a replica holds it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockState {

@@ -139,6 +139,14 @@ fn frames() -> Vec<Vec<u8>> {
             blocks: vec![data, zero],
             bytes: blocks(1),
         }),
+        Message::CopyHole(CopyHole {
+            holder,
+            group,
+            layer,
+            range,
+            source: CopySource::Repair,
+            state: zero,
+        }),
         Message::Read(Read {
             holder,
             group,

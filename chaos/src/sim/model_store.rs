@@ -178,6 +178,21 @@ impl Kept {
                     self.put((group, range.chunk(), layer, at), state, content, apply);
                 }
             }
+            StoreRequest::CopyHole {
+                group,
+                layer,
+                range,
+                block,
+                apply,
+            } => {
+                let state = BlockState {
+                    content: block.content,
+                    version: block.version,
+                };
+                for at in range.start()..range.end() {
+                    self.put((group, range.chunk(), layer, at), state, Bytes::new(), apply);
+                }
+            }
             StoreRequest::DeleteLayer { group, layer } => {
                 self.blocks.retain(|place, _| (place.0, place.2) != (group, layer));
             }
@@ -315,7 +330,9 @@ impl ReplicaStore for ModelStore {
                 };
                 self.actions.push_back(StoreAction::Disk(op));
             }
-            StoreRequest::Write { group, .. } | StoreRequest::Copy { group, .. }
+            StoreRequest::Write { group, .. }
+            | StoreRequest::Copy { group, .. }
+            | StoreRequest::CopyHole { group, .. }
                 if !self.kept.borrow().replicas.contains_key(group) =>
             {
                 self.reply(ticket, StoreReply::Failed(StoreError::NoReplica));

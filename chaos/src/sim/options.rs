@@ -123,12 +123,6 @@ impl Options {
             #[cfg(feature = "canary")]
             planted: None,
         };
-        if lonely {
-            // Copies list each block of a discarded chunk, so an attachment after a long discard takes long by itself.
-            for volume in &mut options.volumes {
-                (volume.mix[3], volume.mix[4]) = (0, 0);
-            }
-        }
         if rng.permille(800) {
             options.pace();
         }

@@ -292,7 +292,7 @@ impl Node {
                     ..ReadAnswer::default()
                 })
             }
-            Message::Copy(_) => durable,
+            Message::Copy(_) | Message::CopyHole(_) => durable,
             _ => Message::Failed(Failed::fenced(self.seal)),
         }
     }

@@ -38,13 +38,36 @@ pub struct Copy {
     pub bytes: Bytes,
 }
 
+impl CopySource {
+    /// When a copy of this holder applies.
+    pub(super) fn apply(self, holder: Holder) -> Apply {
+        match self {
+            CopySource::Repair => Apply::IfNewer,
+            CopySource::Resync => Apply::Resync(holder.generation),
+        }
+    }
+
+    /// The source `u8`, seven zero bytes.
+    pub(super) fn encode(self, out: &mut Vec<u8>) {
+        out.put_u8(self as u8);
+        out.put_bytes(&[0; 7]);
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<CopySource, DecodeError> {
+        let source = match reader.u8()? {
+            1 => CopySource::Repair,
+            2 => CopySource::Resync,
+            _ => return Err(DecodeError::Invalid("copy source")),
+        };
+        reader.zeroes(7)?;
+        Ok(source)
+    }
+}
+
 impl Copy {
     /// When it applies.
     pub fn apply(&self) -> Apply {
-        match self.source {
-            CopySource::Repair => Apply::IfNewer,
-            CopySource::Resync => Apply::Resync(self.holder.generation),
-        }
+        self.source.apply(self.holder)
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) -> Vec<Bytes> {
@@ -56,8 +79,7 @@ impl Copy {
         );
         self.holder.encode(out);
         put_place(out, self.group, self.layer, self.range);
-        out.put_u8(self.source as u8);
-        out.put_bytes(&[0; 7]);
+        self.source.encode(out);
         self.blocks.iter().for_each(|block| block.encode(out));
         if self.bytes.is_empty() {
             Vec::new()
@@ -69,12 +91,7 @@ impl Copy {
     pub(super) fn decode(reader: &mut Reader<'_>, data: Bytes) -> Result<Copy, DecodeError> {
         let holder = Holder::decode(reader)?;
         let (group, layer, range) = get_place(reader)?;
-        let source = match reader.u8()? {
-            1 => CopySource::Repair,
-            2 => CopySource::Resync,
-            _ => return Err(DecodeError::Invalid("copy source")),
-        };
-        reader.zeroes(7)?;
+        let source = CopySource::decode(reader)?;
         check_blocks_bounded(range)?;
         let blocks = (0..range.count())
             .map(|_| BlockState::decode(reader))

@@ -2,6 +2,7 @@
 
 mod collect;
 mod copy;
+mod copy_hole;
 mod failed;
 mod hello;
 mod membership;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 
 pub use collect::{Collect, Collected};
 pub use copy::{Copy, CopySource};
+pub use copy_hole::CopyHole;
 pub use failed::{Failed, FailureKind};
 pub use hello::{Hello, PeerLimits, Purpose, features};
 pub use membership::{Confirm, Join, Joined, Release, ReplicaRole, Seal, Sealed};
@@ -107,6 +109,8 @@ messages! {
     Durable(Durable) = 0x21,
     /// Write blocks as another replica has them.
     Copy(Copy) = 0x22,
+    /// Make a range the hole that it is on another replica.
+    CopyHole(CopyHole) = 0x23,
     /// Read a range.
     Read(Read) = 0x24,
     /// What was read.
@@ -140,7 +144,7 @@ impl Message {
         use Message as M;
         match self {
             M::Ping(_) | M::Seal(_) | M::Join(_) | M::Confirm(_) | M::Release(_) => true,
-            M::Write(_) | M::Copy(_) | M::Read(_) | M::Collect(_) => true,
+            M::Write(_) | M::Copy(_) | M::CopyHole(_) | M::Read(_) | M::Collect(_) => true,
             M::Hello(_) | M::Pong(_) | M::Sealed(_) | M::Joined(_) | M::Confirmed(_) | M::Released(_) => false,
             M::Durable(_) | M::ReadAnswer(_) | M::Collected(_) | M::Failed(_) => false,
         }

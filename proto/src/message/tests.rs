@@ -174,6 +174,22 @@ fn copy() -> impl Strategy<Value = Message> {
         })
 }
 
+fn copy_hole() -> impl Strategy<Value = Message> {
+    let source = prop_oneof![Just(CopySource::Repair), Just(CopySource::Resync)];
+    let place = (holder(), group(), any::<u32>(), range(BLOCKS_PER_CHUNK));
+    (place, source, any::<bool>(), version()).prop_map(|((holder, group, layer, range), source, zero, version)| {
+        let content = if zero { Content::Zero } else { Content::Absent };
+        Message::CopyHole(CopyHole {
+            holder,
+            group,
+            layer: Layer(layer),
+            range,
+            source,
+            state: BlockState { content, version },
+        })
+    })
+}
+
 fn read_answer() -> impl Strategy<Value = Message> {
     (any::<(u64, u32, u32)>(), proptest::collection::vec(state(), 0..8)).prop_map(
         |((commit, queue_us, read_us), states)| {
@@ -288,6 +304,7 @@ fn envelope() -> impl Strategy<Value = Envelope> {
         hello(),
         write(),
         copy(),
+        copy_hole(),
         read_answer(),
         collected(),
         failed(),
@@ -394,6 +411,14 @@ fn the_largest_messages_fit_the_frame() {
         blocks: vec![state; FRAME_BLOCKS_MAX as usize],
         bytes: blocks(FRAME_BLOCKS_MAX as usize),
     };
+    let hole = CopyHole {
+        holder,
+        group: GroupIndex(0),
+        layer: Layer(0),
+        range: BlockRange::whole(ChunkIndex(u32::MAX)),
+        source: CopySource::Resync,
+        state: BlockState::ABSENT,
+    };
     let runs = vec![
         Run {
             layer: Layer(0),
@@ -404,6 +429,7 @@ fn the_largest_messages_fit_the_frame() {
     ];
     for message in [
         Message::Copy(copy),
+        Message::CopyHole(hole),
         Message::Collected(Collected {
             commit: CommitSeq(0),
             runs,
@@ -473,4 +499,53 @@ fn the_layout_on_the_wire_is_final() {
                    0900000000 0b0a00 0000000000000000 0100000000000000 efbeadde";
     assert_eq!(hex[..112], header[..112]);
     assert_eq!(hex[128..], control.replace(' ', ""));
+}
+
+#[test]
+fn the_layout_of_a_copied_hole_is_final_and_it_is_a_hole() {
+    let holder = Holder {
+        volume: VolumeId(7),
+        generation: Generation::new(3).unwrap(),
+    };
+    let hole = CopyHole {
+        holder,
+        group: GroupIndex(1),
+        layer: Layer(2),
+        range: BlockRange::whole(ChunkIndex(9)),
+        source: CopySource::Resync,
+        state: BlockState {
+            content: Content::Zero,
+            version: Version::new(holder.generation, Seq::new(5).unwrap()),
+        },
+    };
+    let mut control = Vec::new();
+    assert!(hole.encode(&mut control).is_empty());
+    let hex: String = control.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = "070000000000000003000000 01000000020000000900000000000000004 00000 0200000000000000 \
+                    0500000000030000 00000000 01000000";
+    assert_eq!(hex, expected.replace(' ', ""));
+    let decode = |control: &[u8], data: Bytes| {
+        let mut reader = Reader::new(control);
+        let hole = CopyHole::decode(&mut reader, data)?;
+        reader.finish().map(|()| hole)
+    };
+    assert_eq!(decode(&control, Bytes::new()), Ok(hole));
+    assert_eq!(
+        decode(&control, blocks(1)),
+        Err(DecodeError::Invalid("data length")),
+        "a hole brings no data"
+    );
+    let with = |at: usize, value: u8| {
+        let mut control = control.clone();
+        control[at] = value;
+        decode(&control, Bytes::new())
+    };
+    for kind in [2, 3, 4] {
+        assert_eq!(with(52, kind), Err(DecodeError::Invalid("block kind")), "kind {kind}");
+    }
+    assert_eq!(with(24, 1), Err(DecodeError::Invalid("range")), "beyond its chunk");
+    assert_eq!(with(28, 1), Err(DecodeError::Invalid("range")), "longer than a chunk");
+    assert_eq!(with(32, 3), Err(DecodeError::Invalid("copy source")));
+    assert!(with(33, 1).is_err() && with(53, 1).is_err(), "reserved bytes are zero");
+    assert!(decode(&control[..55], Bytes::new()).is_err());
 }

@@ -127,10 +127,20 @@ impl Lack {
     }
 
     pub(super) fn insert(&mut self, layer: Layer, range: BlockRange) {
+        self.insert_within(layer, range, self.exact_max);
+    }
+
+    /// Puts back what was taken out of a chunk that was noted exactly, and notes it exactly again: were the whole chunk
+    /// lacking instead, taking out and putting back might never end. Who uses it bounds how much is out at a time.
+    pub(super) fn put_back(&mut self, layer: Layer, range: BlockRange) {
+        self.insert_within(layer, range, usize::MAX);
+    }
+
+    fn insert_within(&mut self, layer: Layer, range: BlockRange, exact_max: usize) {
         let key = (range.chunk(), layer);
         if !self.chunks.contains_key(&key) {
             let whole = range == BlockRange::whole(range.chunk());
-            if whole || self.exact >= self.exact_max {
+            if whole || self.exact >= exact_max {
                 self.chunks.insert(key, Blocks::All);
                 self.blocks += u64::from(BLOCKS_PER_CHUNK);
                 return;
@@ -244,6 +254,9 @@ mod tests {
             lack.run_from(ChunkIndex(1), Layer(0), 100, 64),
             Some((Layer(0), range(1, 100, 64)))
         );
+        lack.remove(Layer(0), BlockRange::whole(ChunkIndex(1)));
+        lack.put_back(Layer(0), range(1, 100, 64));
+        assert_eq!(lack.blocks(), 65, "what is put back is noted exactly");
         lack.remove(Layer(0), range(0, 5, 1));
         lack.remove(Layer(0), BlockRange::whole(ChunkIndex(1)));
         assert!(lack.is_empty());

@@ -13,7 +13,6 @@ use crate::block::{Content, Cursor};
 use crate::buffer::BlockBuf;
 use crate::frame::Class;
 use crate::ids::{ChunkIndex, Layer};
-use crate::limits::FRAME_BLOCKS_MAX;
 use crate::message::{Collected, Copy, CopySource, Message, Read, ReadAnswer};
 use crate::time::Time;
 use crate::units::BlockRange;
@@ -21,16 +20,28 @@ use crate::units::BlockRange;
 /// Runs without a member to copy them from that are skipped in one go.
 const SKIPS_MAX: usize = 32;
 
-/// A copy on its way to a member.
+/// A copy on its way to a member, or the survey of a range that it lacks.
 pub(super) struct Job {
     pub(super) layer: Layer,
     pub(super) range: BlockRange,
-    source: usize,
+    pub(super) source: usize,
+    /// Whether it only asks what of the range is a hole.
+    pub(super) is_survey: bool,
     /// Blocks of it that have come to the member by writes meanwhile, one bit each.
-    superseded: [u64; (FRAME_BLOCKS_MAX / 64) as usize],
+    superseded: Vec<u64>,
 }
 
 impl Job {
+    pub(super) fn new(layer: Layer, range: BlockRange, source: usize) -> Job {
+        Job {
+            layer,
+            range,
+            source,
+            is_survey: false,
+            superseded: vec![0; range.count().div_ceil(64) as usize],
+        }
+    }
+
     /// A write of these blocks is durable on the member: should the copy fail, they are not lacking.
     pub(super) fn supersede(&mut self, layer: Layer, range: BlockRange) {
         if layer != self.layer {
@@ -44,7 +55,30 @@ impl Job {
     }
 
     fn is_superseded(&self, block: u32) -> bool {
+        let block = block - self.range.start();
         self.superseded[(block / 64) as usize] >> (block % 64) & 1 != 0
+    }
+
+    /// The runs of blocks of a part of it that are lacking should it fail.
+    pub(super) fn lacking(&self, part: BlockRange) -> Vec<BlockRange> {
+        self.runs(part, false)
+    }
+
+    /// The runs of blocks of a part of it that have come by writes.
+    pub(super) fn written(&self, part: BlockRange) -> Vec<BlockRange> {
+        self.runs(part, true)
+    }
+
+    fn runs(&self, part: BlockRange, superseded: bool) -> Vec<BlockRange> {
+        let mut runs = Vec::new();
+        let mut start = part.start();
+        for block in part.start()..=part.end() {
+            if block == part.end() || self.is_superseded(block) != superseded {
+                runs.extend(BlockRange::new(part.chunk(), start, block - start));
+                start = block + 1;
+            }
+        }
+        runs
     }
 }
 
@@ -133,28 +167,44 @@ impl Coordinator {
             if replica.jobs.len() >= self.limits.copies_in_flight || replica.lack.is_empty() {
                 return true;
             }
-            let (chunk, layer, block) = replica.copy_from;
-            let Some((layer, range)) = replica.lack.run_from(chunk, layer, block, self.limits.copy_blocks) else {
+            let Some((layer, mut range)) = replica.next_run(self.limits.copy_blocks) else {
                 replica.copy_from = (ChunkIndex(0), Layer(0), 0);
+                replica.surveyed = None;
                 if wrapped {
                     break;
                 }
                 wrapped = true;
                 continue;
             };
-            replica.copy_from = (range.chunk(), layer, range.end());
-            let group = &self.groups[g];
+            if range.count() > self.limits.copy_blocks {
+                if replica.jobs.values().any(|job| job.is_survey) {
+                    return true;
+                }
+                if let Some(source) = self.fastest_source(g, target, layer, range) {
+                    self.start_survey(g, target, source, layer, range);
+                    continue;
+                }
+                let start = BlockRange::new(range.chunk(), range.start(), self.limits.copy_blocks);
+                range = start.expect("a part of the run");
+            }
+            let group = &mut self.groups[g];
+            group.replicas[target].copy_from = (range.chunk(), layer, range.end());
             found_source |= !group.keepers(layer, range).minus(Mask::one(target)).is_empty();
-            let sources = group.holders(layer, range).minus(Mask::one(target));
-            let fastest = sources.iter().min_by_key(|place| {
-                let member = &self.members[group.replicas[*place].member];
-                (member.latency.expected_ns(), *place)
-            });
-            if let Some(source) = fastest {
+            if let Some(source) = self.fastest_source(g, target, layer, range) {
                 self.start_copy(g, target, source, layer, range);
             }
         }
         found_source || !self.groups[g].replicas[target].jobs.is_empty()
+    }
+
+    /// Who is to give a copy.
+    fn fastest_source(&self, g: usize, target: usize, layer: Layer, range: BlockRange) -> Option<usize> {
+        let group = &self.groups[g];
+        let sources = group.holders(layer, range).minus(Mask::one(target));
+        sources.iter().min_by_key(|place| {
+            let member = &self.members[group.replicas[*place].member];
+            (member.latency.expected_ns(), *place)
+        })
     }
 
     fn start_copy(&mut self, g: usize, target: usize, source: usize, layer: Layer, range: BlockRange) {
@@ -163,13 +213,7 @@ impl Coordinator {
         group.next_job += 1;
         let replica = &mut group.replicas[target];
         replica.lack.remove(layer, range);
-        let state = Job {
-            layer,
-            range,
-            source,
-            superseded: Default::default(),
-        };
-        replica.jobs.insert(job, state);
+        replica.jobs.insert(job, Job::new(layer, range, source));
         let read = Message::Read(Read {
             holder: self.holder,
             group: group.index,
@@ -211,7 +255,7 @@ impl Coordinator {
 
     /// By what rule copies to a member apply. A resync copy that arrives late could undo a repair that was made meanwhile
     /// with a higher version of an older generation; there are none while members are compared, so repairs it is then.
-    fn copy_source(&self, g: usize, target: usize) -> CopySource {
+    pub(super) fn copy_source(&self, g: usize, target: usize) -> CopySource {
         let group = &self.groups[g];
         if group.phase == GroupPhase::Serving && group.replicas[target].resync && !self.limits.resync_by_highest() {
             CopySource::Resync
@@ -272,11 +316,10 @@ impl Coordinator {
         let pause: Time = self.now + self.limits.retry_pause;
         let replica = &mut self.groups[g].replicas[target];
         let Some(job) = replica.jobs.remove(&job) else { return };
-        let left = (0..job.range.count()).filter(|block| !job.is_superseded(*block));
-        for block in left {
-            let block = BlockRange::new(job.range.chunk(), job.range.start() + block, 1).expect("within the range");
-            replica.lack.insert(job.layer, block);
+        for run in job.lacking(job.range) {
+            replica.lack.put_back(job.layer, run);
         }
+        replica.surveyed = None;
         replica.copy_paused = Some(pause);
         self.arm_retry(g);
     }

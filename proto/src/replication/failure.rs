@@ -95,7 +95,9 @@ impl Coordinator {
             What::Read { group, read } => self.read_failed(group, read, place, failure),
             What::Reconcile { group, .. } => self.reconcile_lost(group),
             What::Compare { group, target, .. } => self.compare_lost(group, target),
-            What::CopyRead { group, target, job } | What::CopyWrite { group, target, job } => {
+            What::Survey { group, target, job }
+            | What::CopyRead { group, target, job }
+            | What::CopyWrite { group, target, job } => {
                 self.copy_lost(group, target, job);
             }
         }

@@ -13,6 +13,7 @@ use super::read::ReadState;
 use super::reconcile::Reconcile;
 use super::write::WriteState;
 use crate::ids::{GroupIndex, Layer, Version};
+use crate::limits::BLOCKS_PER_CHUNK;
 use crate::time::Time;
 use crate::units::BlockRange;
 
@@ -49,6 +50,8 @@ pub(super) struct Replica {
     pub(super) copy_paused: Option<Time>,
     /// Where in `lack` the next copy is looked for.
     pub(super) copy_from: (crate::ids::ChunkIndex, Layer, u32),
+    /// Up to which block of a chunk what it lacks is copied block by block: the long holes there are known, and on their way.
+    pub(super) surveyed: Option<(crate::ids::ChunkIndex, Layer, u32)>,
     /// Blocks that were copied to it since it was last compared.
     pub(super) copied_blocks: u64,
     /// Acknowledged writes that it has not answered.
@@ -95,6 +98,7 @@ impl Replica {
             jobs: BTreeMap::new(),
             copy_paused: None,
             copy_from: Default::default(),
+            surveyed: None,
             copied_blocks: 0,
             lag_ops: 0,
             lag_bytes: 0,
@@ -118,6 +122,19 @@ impl Replica {
         (self.stale, self.resync) = (true, true);
         self.compare = None;
         self.copied_blocks = 0;
+    }
+
+    /// The next run of blocks to be copied to it: of at most `max` blocks where it is known what they are, else as long as
+    /// it is.
+    pub(super) fn next_run(&mut self, max: u32) -> Option<(Layer, BlockRange)> {
+        let (chunk, layer, block) = self.copy_from;
+        let (layer, range) = self.lack.run_from(chunk, layer, block, max)?;
+        let surveyed = |(chunk, of, end): (_, Layer, u32)| (chunk, of) == (range.chunk(), layer) && range.start() < end;
+        if range.count() < max || self.surveyed.is_some_and(surveyed) {
+            return Some((layer, range));
+        }
+        self.lack
+            .run_from(range.chunk(), layer, range.start(), BLOCKS_PER_CHUNK)
     }
 
     /// Whether it is known to hold every block in its newest acknowledged version, writes on their way apart.

@@ -14,6 +14,7 @@ mod failure;
 mod grants;
 mod group;
 mod health;
+mod holes;
 pub mod limits;
 mod mask;
 mod member;
@@ -125,6 +126,7 @@ enum What {
     Repair { group: usize },
     Reconcile { group: usize, id: u64 },
     Compare { group: usize, target: usize, id: u64 },
+    Survey { group: usize, target: usize, job: u64 },
     CopyRead { group: usize, target: usize, job: u64 },
     CopyWrite { group: usize, target: usize, job: u64 },
 }
@@ -141,6 +143,7 @@ impl What {
             | What::Repair { group }
             | What::Reconcile { group, .. }
             | What::Compare { group, .. }
+            | What::Survey { group, .. }
             | What::CopyRead { group, .. }
             | What::CopyWrite { group, .. } => Some(group),
         }
@@ -452,6 +455,7 @@ impl Coordinator {
                     What::Read { group, read } => self.status_answered(group, read, place, &page),
                     What::Reconcile { group, id } => self.reconcile_page(group, id, place, page),
                     What::Compare { group, target, id } => self.compare_page(group, target, id, place, page),
+                    What::Survey { group, target, job } => self.surveyed(group, target, job, &page),
                     _ => self.request_lost(m, place, what, ReadFailure::Later),
                 }
             }

@@ -5,7 +5,7 @@ use cairn_proto::capability::Rights;
 use cairn_proto::checksum::{Checksum, block_checksum};
 use cairn_proto::ids::VolumeId;
 use cairn_proto::limits::{BLOCK_BYTES, COLLECT_RUNS_MAX};
-use cairn_proto::message::{Collect, Copy, Failed, FailureKind, Message, Read, Write, WriteData};
+use cairn_proto::message::{Collect, Copy, CopyHole, Failed, FailureKind, Message, Read, Write, WriteData};
 use cairn_proto::units::BlockRange;
 
 use super::{DeviceHost, Queued, ReplicaStore, Request, Task};
@@ -72,6 +72,23 @@ impl<S: ReplicaStore> DeviceHost<S> {
             apply,
         };
         self.enqueue(request, range.count(), Task::Copy, work);
+    }
+
+    pub(super) fn copy_hole(&mut self, request: &Request, copy: CopyHole) {
+        if let Err(failed) = self.authorize_change(request) {
+            return self.answer(request, Message::Failed(failed));
+        }
+        let work = StoreRequest::CopyHole {
+            group: copy.holder.group(copy.group),
+            layer: copy.layer,
+            range: copy.range,
+            block: CopiedBlock {
+                content: copy.state.content,
+                version: copy.state.version,
+            },
+            apply: copy.apply(),
+        };
+        self.enqueue(request, 1, Task::Copy, work);
     }
 
     pub(super) fn read(&mut self, request: &Request, read: &Read) {

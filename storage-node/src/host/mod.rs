@@ -359,6 +359,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
             Message::Release(release) => self.release(&request, &release),
             Message::Write(write) => self.write(&request, write),
             Message::Copy(copy) => self.copy(&request, copy),
+            Message::CopyHole(copy) => self.copy_hole(&request, copy),
             Message::Read(read) => self.read(&request, &read),
             Message::Collect(collect) => self.collect(&request, &collect),
             other => unreachable!("{} is no request", other.name()),
@@ -467,6 +468,7 @@ fn holder_of(message: &Message) -> Holder {
         Message::Release(release) => release.holder,
         Message::Write(write) => write.holder,
         Message::Copy(copy) => copy.holder,
+        Message::CopyHole(copy) => copy.holder,
         Message::Read(read) => read.holder,
         Message::Collect(collect) => collect.holder,
         _ => Holder {

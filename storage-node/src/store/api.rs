@@ -112,6 +112,19 @@ pub enum StoreRequest {
         /// When it applies.
         apply: Apply,
     },
+    /// Make a range the hole that it is on another replica, run-length.
+    CopyHole {
+        /// Which group; its replica must exist.
+        group: GroupId,
+        /// Into which layer.
+        layer: Layer,
+        /// Where; all of one chunk is allowed.
+        range: BlockRange,
+        /// What each block is to become: `Absent` or `Zero`. The version may be zero: never written.
+        block: CopiedBlock,
+        /// To which blocks it applies.
+        apply: Apply,
+    },
     /// Read a range; at most 256 blocks.
     Read {
         /// Which group.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use cairn_proto::block::Apply;
 use cairn_proto::ids::Version;
 use cairn_proto::limits::BLOCKS_PER_CHUNK;
 use cairn_proto::units::BlockRange;
@@ -44,14 +45,21 @@ impl Catalog {
                 self.set(at, entries, effects);
             }
             Record::Copy { at, entries } => self.set(at, entries.iter().copied(), effects),
-            Record::Zero { at, version } => self.punch(at, Hole::Zero, *version, effects),
+            Record::Zero { at, version } => {
+                let (hole, version) = (Hole::Zero, *version);
+                self.punch(at, Uniform { hole, version }, Apply::IfNewer, effects);
+            }
             Record::Discard { at, version } => {
                 let version = if self.canary.forget_tombstones() {
                     Version::ZERO
                 } else {
                     *version
                 };
-                self.punch(at, Hole::Absent, version, effects);
+                let hole = Hole::Absent;
+                self.punch(at, Uniform { hole, version }, Apply::IfNewer, effects);
+            }
+            Record::ResyncHole { at, hole, generation } => {
+                self.punch(at, *hole, Apply::Resync(*generation), effects);
             }
             Record::Seal { volume, generation } => {
                 let held = self.seals.entry(*volume).or_default();
@@ -244,22 +252,23 @@ impl Catalog {
         }
     }
 
-    /// Makes a hole of what is older than `version`.
-    fn punch(&mut self, at: &Target, hole: Hole, version: Version, effects: &mut Effects) {
-        let to = Uniform { hole, version };
-        let forget = self.canary.forget_tombstones() && hole == Hole::Absent;
+    /// Makes a hole of what gives way to it.
+    fn punch(&mut self, at: &Target, to: Uniform, apply: Apply, effects: &mut Effects) {
+        let forget = self.canary.forget_tombstones() && apply == Apply::IfNewer && to.version == Version::ZERO;
+        // With the planted bug everything gives way to an absence that has forgotten its version.
+        let gives_way = |held: Version| forget || apply.applies(held, to.version);
         self.change(at.key(), effects, |chunk, pages| {
             let mut delta = 0;
             if at.range.count() < BLOCKS_PER_CHUNK {
                 for (page, blocks) in pages_of(at.range) {
                     let slots = slot_of(blocks.start)..slot_of(blocks.end - 1) + 1;
-                    delta += pages.punch(chunk, page, slots, to);
+                    delta += pages.punch(chunk, page, slots, to, gives_way);
                 }
             } else {
                 for page in chunk.pages.keys() {
-                    delta += pages.punch(chunk, page, 0..PAGE_ENTRIES as usize, to);
+                    delta += pages.punch(chunk, page, 0..PAGE_ENTRIES as usize, to, gives_way);
                 }
-                if version > chunk.floor.version || forget {
+                if gives_way(chunk.floor.version) {
                     chunk.floor = to;
                 }
             }
@@ -310,18 +319,27 @@ impl Pages<'_> {
         }
     }
 
-    /// Makes a hole of what is older in some slots of a page; returns the change in blocks of data.
-    fn punch(&mut self, chunk: &mut Chunk, page: u8, slots: Range<usize>, to: Uniform) -> i64 {
-        // With version zero (a planted bug) everything counts as older.
-        let older = |version: Version| version < to.version || to.version == Version::ZERO;
+    /// Makes a hole of what gives way in some slots of a page; returns the change in blocks of data.
+    fn punch(
+        &mut self,
+        chunk: &mut Chunk,
+        page: u8,
+        slots: Range<usize>,
+        to: Uniform,
+        gives_way: impl Fn(Version) -> bool,
+    ) -> i64 {
         let whole = slots.len() == PAGE_ENTRIES as usize;
         match chunk.pages.get_or_insert(page, Page::Uniform(chunk.floor)) {
-            Page::Uniform(uniform) if whole && older(uniform.version) => {
+            Page::Uniform(uniform) if whole && gives_way(uniform.version) => {
                 *uniform = to;
                 return 0;
             }
-            Page::Uniform(uniform) if whole || !older(uniform.version) => return 0,
-            Page::Resident(resident) if !resident.entries[slots.clone()].iter().any(|held| older(held.version)) => {
+            Page::Uniform(uniform) if whole || !gives_way(uniform.version) => return 0,
+            Page::Resident(resident)
+                if !resident.entries[slots.clone()]
+                    .iter()
+                    .any(|held| gives_way(held.version)) =>
+            {
                 return 0;
             }
             _ => {}
@@ -331,7 +349,7 @@ impl Pages<'_> {
         };
         let mut delta = 0;
         for entry in &mut resident.entries[slots] {
-            if older(entry.version) {
+            if gives_way(entry.version) {
                 delta += count(*entry, to.entry(), self.effects);
                 *entry = to.entry();
             }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, RangeInclusive};
 
+use cairn_proto::block::Apply;
 use cairn_proto::ids::{Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
@@ -84,7 +85,7 @@ pub(super) struct Catalog {
 
 /// What a hole replaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Older {
+pub(super) struct GivesWay {
     /// Blocks of data that it gives back.
     pub(super) data: u32,
     /// Pages that it changes and that stay pages.
@@ -222,6 +223,7 @@ impl Catalog {
             Record::Data { at, .. }
             | Record::Zero { at, .. }
             | Record::Discard { at, .. }
+            | Record::ResyncHole { at, .. }
             | Record::Copy { at, .. }
             | Record::Move { at, .. } => self.unknown(at.key(), at.range).collect(),
             Record::Floor {
@@ -272,36 +274,39 @@ impl Catalog {
         })
     }
 
-    /// What in the range is older than `version`; `None` if nothing is. All of its pages must be in memory.
-    pub(super) fn older(&self, key: ChunkKey, range: BlockRange, version: Version) -> Option<Older> {
+    /// What in the range gives way to a hole of this version; `None` if nothing does. All of its pages must be in memory.
+    pub(super) fn gives_way(
+        &self,
+        key: ChunkKey,
+        range: BlockRange,
+        version: Version,
+        apply: Apply,
+    ) -> Option<GivesWay> {
         let never = Chunk::NEVER;
         let chunk = self.chunks.get(&key).unwrap_or(&never);
-        let mut older = Older::default();
+        let gives = |entry: &Entry| apply.applies(entry.version, version);
+        let mut way = GivesWay::default();
         let mut any = false;
         for (page, blocks) in pages_of(range) {
             let part = blocks.len() < PAGE_ENTRIES as usize;
             match chunk.pages.get(&page) {
                 None | Some(Page::Uniform(_)) => {
-                    let is_older = chunk.entry(blocks.start).is_some_and(|entry| entry.version < version);
-                    any |= is_older;
-                    older.pages += u32::from(is_older && part);
+                    let gives = chunk.entry(blocks.start).is_some_and(|entry| gives(&entry));
+                    any |= gives;
+                    way.pages += u32::from(gives && part);
                 }
                 Some(Page::Resident(resident)) => {
                     let entries = &resident.entries[slot_of(blocks.start)..=slot_of(blocks.end - 1)];
-                    let is_older = |entry: &&Entry| entry.version < version;
-                    let data = entries
-                        .iter()
-                        .filter(is_older)
-                        .filter(|entry| entry.data_place().is_some());
-                    older.data += data.count() as u32;
-                    let found = entries.iter().filter(is_older).count();
+                    let giving = || entries.iter().filter(|entry| gives(entry));
+                    way.data += giving().filter(|entry| entry.data_place().is_some()).count() as u32;
+                    let found = giving().count();
                     any |= found > 0;
-                    older.pages += u32::from(found > 0 && (part || found < entries.len()));
+                    way.pages += u32::from(found > 0 && (part || found < entries.len()));
                 }
                 Some(Page::OnDisk(_) | Page::Broken) => panic!("pages are loaded before they are used"),
             }
         }
-        any.then_some(older)
+        any.then_some(way)
     }
 
     /// Whether a chunk has absent blocks of a lower version. All of its pages must be in memory.

@@ -16,7 +16,7 @@ use super::catalog::Unknown;
 use super::chunk::ChunkKey;
 use super::doomed::Doomed;
 use super::engine::Engine;
-use super::entry::{Entry, Hole};
+use super::entry::{Entry, Hole, Uniform};
 use super::limits::{BATCH_BLOCKS_MAX, PAGE_ENTRIES, PAGES_PER_CHUNK, REQUEST_BLOCKS_MAX, StoreLimits};
 use super::load::For;
 use super::record::{Record, Target, body_capacity};
@@ -158,6 +158,9 @@ pub(super) fn check_request(request: &StoreRequest) -> Result<(), StoreError> {
             }
             Ok(())
         }
+        StoreRequest::CopyHole { block, .. } if !block.content.is_hole() => {
+            Err(StoreError::Invalid("only a hole is copied run-length"))
+        }
         _ => Ok(()),
     }
 }
@@ -242,6 +245,9 @@ impl Engine {
             }
             | StoreRequest::Copy {
                 group, layer, range, ..
+            }
+            | StoreRequest::CopyHole {
+                group, layer, range, ..
             } => self.judge_blocks(building, &queued.request, target(*group, *layer, *range)),
             StoreRequest::SaveScrub { state } => Verdict::Take(Plan::of(Record::Scrub(*state))),
             StoreRequest::Read { .. }
@@ -286,9 +292,16 @@ impl Engine {
         let plan = match request {
             StoreRequest::Write { version, content, .. } => match content {
                 WriteContent::Data { bytes, checksums } => self.plan_data(at, *version, bytes, checksums),
-                WriteContent::Zero => self.plan_hole(at, Hole::Zero, *version),
-                WriteContent::Discard => self.plan_hole(at, Hole::Absent, *version),
+                WriteContent::Zero => self.plan_hole(at, Hole::Zero, *version, Apply::IfNewer),
+                WriteContent::Discard => self.plan_hole(at, Hole::Absent, *version, Apply::IfNewer),
             },
+            StoreRequest::CopyHole { block, apply, .. } => {
+                let hole = match block.content {
+                    Content::Zero => Hole::Zero,
+                    _ => Hole::Absent,
+                };
+                self.plan_hole(at, hole, block.version, *apply)
+            }
             StoreRequest::Copy {
                 blocks, bytes, apply, ..
             } => self.plan_copy(at, blocks, bytes, *apply),
@@ -343,15 +356,20 @@ impl Engine {
         plan.finish()
     }
 
-    fn plan_hole(&mut self, at: Target, hole: Hole, version: Version) -> Option<Plan> {
-        let older = self.catalog.older(at.key(), at.range, version)?;
-        let record = match hole {
-            Hole::Zero => Record::Zero { at, version },
-            Hole::Absent => Record::Discard { at, version },
+    fn plan_hole(&mut self, at: Target, hole: Hole, version: Version, apply: Apply) -> Option<Plan> {
+        let gives_way = self.catalog.gives_way(at.key(), at.range, version, apply)?;
+        let record = match (apply, hole) {
+            (Apply::IfNewer, Hole::Zero) => Record::Zero { at, version },
+            (Apply::IfNewer, Hole::Absent) => Record::Discard { at, version },
+            (Apply::Resync(generation), _) => Record::ResyncHole {
+                at,
+                hole: Uniform { hole, version },
+                generation,
+            },
         };
         Some(Plan {
-            gives_back: older.data,
-            pages: older.pages + LEAVES_PER_CHANGE,
+            gives_back: gives_way.data,
+            pages: gives_way.pages + LEAVES_PER_CHANGE,
             ..Plan::of(record)
         })
     }
@@ -482,6 +500,9 @@ impl Building {
                 group, layer, range, ..
             }
             | StoreRequest::Copy {
+                group, layer, range, ..
+            }
+            | StoreRequest::CopyHole {
                 group, layer, range, ..
             } => {
                 let at = target(group, layer, range);

@@ -155,6 +155,7 @@ impl Engine {
             StoreRequest::CreateReplica { group, .. } => *group == doomed.group,
             StoreRequest::Write { group, layer, .. }
             | StoreRequest::Copy { group, layer, .. }
+            | StoreRequest::CopyHole { group, layer, .. }
             | StoreRequest::RaiseFloor { group, layer, .. } => (*group, Some(*layer)) == (doomed.group, doomed.layer),
             _ => false,
         };

@@ -73,6 +73,7 @@ impl Device {
             Message::Release(m) => m.holder.generation,
             Message::Write(m) => m.holder.generation,
             Message::Copy(m) => m.holder.generation,
+            Message::CopyHole(m) => m.holder.generation,
             Message::Read(m) => m.holder.generation,
             Message::Collect(m) => m.holder.generation,
             other => panic!("a device is not asked {}", other.name()),
@@ -146,6 +147,10 @@ impl Device {
                 self.copy(copy)?;
                 Ok(durable(self.commit))
             }
+            Message::CopyHole(hole) => {
+                self.copy_hole(hole);
+                Ok(durable(self.commit))
+            }
             Message::Read(read) => Ok(self.read(read)),
             Message::Collect(collect) => Ok(self.collect(collect)),
             _ => unreachable!("handled before"),
@@ -162,6 +167,10 @@ impl Device {
         let heals = held.content == Content::Damaged && state.version == held.version;
         if apply.applies(held.version, state.version) || heals {
             self.blocks.insert(key, Held { state, bytes });
+        }
+        if state == BlockState::ABSENT && apply.applies(held.version, Version::ZERO) {
+            // Never written: what an older attachment left behind is gone.
+            self.blocks.remove(&key);
         }
     }
 
@@ -216,18 +225,19 @@ impl Device {
             } else {
                 Bytes::new()
             };
-            if *state != BlockState::ABSENT {
-                self.put(key, *state, bytes, copy.apply());
-            } else if copy.source == CopySource::Resync {
-                // Never written: what an older attachment left behind goes.
-                let held = self.blocks.get(&key).map_or(BlockState::ABSENT, |held| held.state);
-                if copy.apply().applies(held.version, Version::ZERO) {
-                    self.blocks.remove(&key);
-                }
-            }
+            self.put(key, *state, bytes, copy.apply());
         }
         self.commit += 1;
         Ok(())
+    }
+
+    fn copy_hole(&mut self, hole: &CopyHole) {
+        assert!(hole.state.content.is_hole());
+        for block in hole.range.start()..hole.range.end() {
+            let key = (hole.range.chunk(), hole.layer, block);
+            self.put(key, hole.state, Bytes::new(), hole.apply());
+        }
+        self.commit += 1;
     }
 
     fn read(&self, read: &Read) -> Message {
@@ -255,6 +265,15 @@ impl Device {
         let mut next = None;
         for ((chunk, layer, block), held) in self.blocks.range(from..) {
             if groups.group_of(*chunk) != collect.group || held.state.version <= collect.above {
+                continue;
+            }
+            let last: Option<&mut Run> = runs.last_mut();
+            if let Some(run) = last
+                && run.state == held.state
+                && held.state.content.is_hole()
+                && (run.range.chunk(), run.layer, run.range.end()) == (*chunk, *layer, *block)
+            {
+                run.range = BlockRange::new(*chunk, run.range.start(), run.range.count() + 1).unwrap();
                 continue;
             }
             if runs.len() == PAGE_RUNS {

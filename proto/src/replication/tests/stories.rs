@@ -445,3 +445,86 @@ fn a_change_that_a_newer_holder_has_made_is_not_taken_for_ones_own() {
     world.run_until("the older holder is over", is_over);
     assert!(world.status(0).iter().all(|group| group.epoch == Epoch(1)));
 }
+
+/// All devices hold the same of every block, and the whole chunk was not listed block by block to get there.
+fn equal_by_few_copies(world: &World) {
+    let states = |d: usize| {
+        let blocks = world.devices[d].blocks.iter();
+        blocks
+            .map(|(key, held)| (*key, held.state))
+            .collect::<std::collections::BTreeMap<_, _>>()
+    };
+    assert_eq!(states(0), states(1));
+    assert_eq!(states(0), states(2));
+    let arrived = |name| world.arrived.get(name).copied().unwrap_or_default();
+    let (copies, holes) = (arrived("Copy"), arrived("CopyHole"));
+    assert!(
+        (1..10).contains(&holes) && copies < 10 && arrived("Read") < 20,
+        "{holes} holes, {copies} copies: {:?}",
+        world.arrived
+    );
+}
+
+#[test]
+fn a_chunk_discarded_while_a_member_was_away_is_caught_up_with_as_one_hole() {
+    for limits in [tiny(), usual()] {
+        let mut world = attached(limits);
+        world.submit(0, range(0, 4), true);
+        world.run_until("written", |world| world.is_idle(0));
+        world.disconnect(0, 2);
+        world.discard(0, BlockRange::whole(ChunkIndex(0)));
+        world.run_until("discarded", |world| world.is_idle(0));
+        world.submit(0, range(700, 2), true);
+        world.run_until("written", |world| world.is_idle(0));
+        world.connect(0, 2);
+        world.run_until("it has caught up", |world| world.is_complete(0));
+        equal_by_few_copies(&world);
+    }
+}
+
+#[test]
+fn members_that_differ_by_a_discarded_chunk_are_repaired_by_one_hole_before_they_are_served() {
+    for limits in [tiny(), usual()] {
+        let mut world = attached(limits);
+        world.submit(0, range(0, 4), true);
+        world.run_until("written", |world| world.is_idle(0));
+        world.disconnect(0, 2);
+        world.discard(0, BlockRange::whole(ChunkIndex(0)));
+        world.run_until("discarded", |world| world.is_idle(0));
+        assert!(world.release(0));
+        let h = world.attach();
+        (0..3).for_each(|d| world.connect(h, d));
+        world.submit(h, range(3, 1), false);
+        world.run_until("read", |world| world.is_idle(h));
+        world.run_until("they are equal", |world| world.is_complete(h));
+        equal_by_few_copies(&world);
+    }
+}
+
+#[test]
+fn a_discard_of_a_chunk_that_nobody_was_told_of_gives_way_as_a_hole_when_its_member_joins_again() {
+    for limits in [tiny(), usual()] {
+        let mut world = attached(limits);
+        world.submit(0, range(0, 2), true);
+        world.run_until("written", |world| world.is_idle(0));
+        world.disconnect(0, 0);
+        world.disconnect(0, 1);
+        world.discard(0, BlockRange::whole(ChunkIndex(0)));
+        while world.deliver_any() {}
+        assert_eq!(world.devices[2].blocks.len(), 16384, "it has the discard alone");
+        world.crash(2);
+        let h = world.attach();
+        (0..2).for_each(|d| world.connect(h, d));
+        world.submit(h, range(0, 1), false);
+        world.run_until("read", |world| world.is_idle(h));
+        world.restart(2);
+        world.connect(h, 2);
+        world.run_until("it is in sync again", |world| world.is_complete(h));
+        assert_eq!(
+            world.devices[2].blocks.len(),
+            2,
+            "what was never written elsewhere is gone"
+        );
+        equal_by_few_copies(&world);
+    }
+}

@@ -99,6 +99,8 @@ pub(super) struct World {
     pub(super) notices: Vec<Notice>,
     remembered: Option<BTreeMap<(ChunkIndex, Layer, u32), Held>>,
     remembered_commit: u64,
+    /// Messages that reached a device, by name.
+    pub(super) arrived: BTreeMap<&'static str, u64>,
 }
 
 impl World {
@@ -123,6 +125,7 @@ impl World {
             notices: Vec::new(),
             remembered: None,
             remembered_commit: 0,
+            arrived: BTreeMap::new(),
         }
     }
 
@@ -222,6 +225,7 @@ impl World {
                 }
                 "read"
             }
+            (Ok(Outcome::Written), None) => "discarded",
             (Ok(Outcome::Status(runs)), None) => {
                 assert_eq!(runs.iter().map(|(count, _)| count).sum::<u32>(), op.range.count());
                 "status"
@@ -311,6 +315,16 @@ impl World {
         self.step += 1;
         self.tell(h, Event::Submit { op, operation });
         true
+    }
+
+    /// A discard that the history knows nothing of.
+    pub(super) fn discard(&mut self, h: usize, range: BlockRange) {
+        let op = OpToken(self.next_op);
+        self.next_op += 1;
+        let (invoked, value) = (self.step, None);
+        self.holders[h].in_flight.insert(op, InFlight { range, invoked, value });
+        let operation = Operation::Discard { range };
+        self.tell(h, Event::Submit { op, operation });
     }
 
     pub(super) fn connect(&mut self, h: usize, d: usize) {
@@ -410,6 +424,7 @@ impl World {
         let Some((request, message)) = link.to_device.pop_front() else {
             return false;
         };
+        *self.arrived.entry(message.name()).or_default() += 1;
         match self.devices[d].handle(now, &message) {
             Answer::Now(answer, grant) => link.to_holder.push_back((request, answer, grant)),
             Answer::At(at, answer) => link.deferred.push((at, request, answer)),

@@ -28,7 +28,7 @@ pub(super) use reclaim::DOOMED_BYTES;
 
 use super::chunk::ChunkKey;
 use super::doomed::Doomed;
-use super::entry::{Entry, check_place};
+use super::entry::{Entry, Uniform, check_place};
 use super::scrub_state::ScrubState;
 
 /// Where a record applies.
@@ -68,6 +68,12 @@ pub(super) enum Record {
     Zero { at: Target, version: Version },
     /// Absence where what is there is older.
     Discard { at: Target, version: Version },
+    /// A hole where what is there gives way to a resync copy of this generation.
+    ResyncHole {
+        at: Target,
+        hole: Uniform,
+        generation: Generation,
+    },
     /// Blocks each with a version of its own. Applies whatever is there.
     Copy { at: Target, entries: Vec<Entry> },
     /// The highest generation seen of a volume.
@@ -117,6 +123,7 @@ impl Record {
             Record::Scrub(_) => 12,
             Record::Reclaim { .. } => 13,
             Record::Reclaimed { .. } => 14,
+            Record::ResyncHole { .. } => 15,
         }
     }
 
@@ -126,6 +133,7 @@ impl Record {
             + match self {
                 Record::Data { checksums, extents, .. } => write::data_bytes(checksums.len(), extents.len()),
                 Record::Zero { .. } | Record::Discard { .. } => write::HOLE_BYTES,
+                Record::ResyncHole { .. } => write::RESYNC_HOLE_BYTES,
                 Record::Copy { entries, .. } => copy::bytes(entries.len()),
                 Record::Seal { .. } => seal::BYTES,
                 Record::Replica { .. } | Record::DropReplica { .. } => replica::BYTES,
@@ -164,6 +172,7 @@ impl Record {
                 extents,
             } => write::encode_data(out, at, *version, checksums, extents),
             Record::Zero { at, version } | Record::Discard { at, version } => write::encode_hole(out, at, *version),
+            Record::ResyncHole { at, hole, generation } => write::encode_resync_hole(out, at, *hole, *generation),
             Record::Copy { at, entries } => copy::encode(out, at, entries),
             Record::Seal { volume, generation } => seal::encode(out, *volume, *generation),
             Record::Replica { group, role } => replica::encode(out, *group, *role),
@@ -209,6 +218,7 @@ impl Record {
             12 => scrub::decode(&mut body),
             13 => reclaim::decode_reclaim(&mut body),
             14 => Doomed::decode(&mut body).map(|doomed| Record::Reclaimed { doomed }),
+            15 => write::decode_resync_hole(&mut body),
             _ => Err(DecodeError::Invalid("record type")),
         }?;
         body.finish()?;

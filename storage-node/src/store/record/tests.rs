@@ -113,6 +113,19 @@ fn hole() -> impl Strategy<Value = Record> {
     })
 }
 
+fn resync_hole() -> impl Strategy<Value = Record> {
+    (1..=16383u32, any::<bool>(), 0..1u32 << 24).prop_flat_map(|(blocks, zero, generation)| {
+        (target(blocks), version()).prop_map(move |(at, version)| Record::ResyncHole {
+            at,
+            hole: Uniform {
+                hole: if zero { Hole::Zero } else { Hole::Absent },
+                version,
+            },
+            generation: Generation::new(generation).unwrap(),
+        })
+    })
+}
+
 fn scrub() -> impl Strategy<Value = Record> {
     (any::<[u64; 8]>(), group(), any::<bool>(), 0..16384u32).prop_map(|(n, group, under_way, block)| {
         let at = Cursor {
@@ -140,6 +153,7 @@ fn record() -> impl Strategy<Value = Record> {
         copied(),
         moved(),
         hole(),
+        resync_hole(),
         scrub(),
         (any::<u64>(), 0..1u32 << 24).prop_map(|(volume, generation)| Record::Seal {
             volume: VolumeId(volume),

@@ -1,13 +1,17 @@
-//! Types 1 to 3: data, zeroes, absence with one version.
+//! Types 1 to 3 and 15: data, zeroes, absence with one version.
 
 use cairn_proto::checksum::Checksum;
 use cairn_proto::codec::{DecodeError, Put, Reader};
-use cairn_proto::ids::Version;
+use cairn_proto::ids::{Generation, Version};
 
 use super::{Extent, Record, TARGET_BYTES, Target, check_blocks, check_extent, get_target, put_target};
+use crate::store::entry::Uniform;
 
 /// Zeroes and absence: target, version.
 pub(super) const HOLE_BYTES: usize = TARGET_BYTES + 8;
+
+/// A hole of a resync copy: target, hole (twelve bytes), generation.
+pub(super) const RESYNC_HOLE_BYTES: usize = TARGET_BYTES + 12 + 4;
 
 /// Target, version, number of extents, four zero bytes, checksums, extents (place, count).
 pub(super) fn data_bytes(blocks: usize, extents: usize) -> usize {
@@ -66,4 +70,17 @@ pub(super) fn encode_hole(out: &mut Vec<u8>, at: &Target, version: Version) {
 
 pub(super) fn decode_hole(reader: &mut Reader<'_>) -> Result<(Target, Version), DecodeError> {
     Ok((get_target(reader)?, Version::from_bits(reader.u64()?)))
+}
+
+pub(super) fn encode_resync_hole(out: &mut Vec<u8>, at: &Target, hole: Uniform, generation: Generation) {
+    put_target(out, at);
+    hole.encode(out);
+    out.put_u32(generation.get());
+}
+
+pub(super) fn decode_resync_hole(reader: &mut Reader<'_>) -> Result<Record, DecodeError> {
+    let at = get_target(reader)?;
+    let hole = Uniform::decode(reader)?;
+    let generation = Generation::new(reader.u32()?).ok_or(DecodeError::Invalid("generation"))?;
+    Ok(Record::ResyncHole { at, hole, generation })
 }

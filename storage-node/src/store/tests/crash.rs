@@ -119,6 +119,9 @@ pub(crate) fn crash_run(blocks: u64, limits: &StoreLimits, seed: u64, operations
                 StoreRequest::Copy {
                     apply: cairn_proto::block::Apply::Resync(_),
                     ..
+                } | StoreRequest::CopyHole {
+                    apply: cairn_proto::block::Apply::Resync(_),
+                    ..
                 }
             )
         });

@@ -38,7 +38,7 @@ fn the_same_without_a_volatile_cache() {
 
 #[test]
 fn the_same_on_a_device_that_fills_up_and_whose_log_comes_round() {
-    let run = short(3);
+    let run = short(15);
     let totals = passes(&run);
     assert!(totals.no_space > 0, "{totals:?}");
     assert!(totals.blocks_written > run.blocks, "{totals:?}");

@@ -82,7 +82,9 @@ fn work(rig: &mut Rig, model: &mut Model, workload: &mut Workload, prng: &mut Pr
 
 fn apart(one: &StoreRequest, other: &StoreRequest) -> bool {
     let range = |request: &StoreRequest| match request {
-        StoreRequest::Write { layer, range, .. } | StoreRequest::Copy { layer, range, .. } => Some((*layer, *range)),
+        StoreRequest::Write { layer, range, .. }
+        | StoreRequest::Copy { layer, range, .. }
+        | StoreRequest::CopyHole { layer, range, .. } => Some((*layer, *range)),
         _ => None,
     };
     match (range(one), range(other)) {

@@ -556,6 +556,16 @@ pub fn brief(request: &StoreRequest) -> String {
         StoreRequest::Copy {
             layer, range, blocks, ..
         } => format!("copy {range} layer {layer} from {}", blocks[0].version),
+        StoreRequest::CopyHole {
+            layer,
+            range,
+            block,
+            apply,
+            ..
+        } => format!(
+            "hole {range} layer {layer} from {}, {:?}, {apply:?}",
+            block.version, block.content
+        ),
         other => format!("{other:?}"),
     }
 }

@@ -69,6 +69,13 @@ impl Model {
                     self.set(*layer, one_of(range, i), block.content, block.version, *apply);
                 }
             }
+            StoreRequest::CopyHole {
+                layer,
+                range,
+                block,
+                apply,
+                ..
+            } => self.set(*layer, *range, block.content, block.version, *apply),
             StoreRequest::DeleteLayer { layer, .. } => self.blocks.remove_layer(layer.0),
             StoreRequest::RaiseFloor {
                 layer, chunk, version, ..

@@ -59,7 +59,7 @@ impl Workload {
         let layer = Layer(u32::from(prng.chance(1, 6)));
         let version = self.version(prng);
         let at = range(chunk, start, count);
-        match prng.below(if alone { 26 } else { 20 }) {
+        match prng.below(if alone { 28 } else { 20 }) {
             0..=11 => write(layer, at, version, data(at, version)),
             12..=14 => {
                 let content = if prng.chance(1, 2) {
@@ -67,13 +67,9 @@ impl Workload {
                 } else {
                     WriteContent::Discard
                 };
-                let at = match prng.below(4) {
-                    0 => BlockRange::whole(at.chunk()),
-                    1 => range(chunk, start / 256 * 256, 256 * prng.between(1, 3) as u32),
-                    _ => at,
-                };
-                write(layer, at, version, content)
+                write(layer, long(prng, at), version, content)
             }
+            15 if prng.chance(1, 2) => self.copy_hole(prng, layer, at, Apply::IfNewer),
             15..=17 => self.copy(prng, layer, at, Apply::IfNewer),
             18 => {
                 self.generation += u32::from(prng.chance(1, 8));
@@ -96,12 +92,31 @@ impl Workload {
                 chunk: at.chunk(),
                 version,
             },
-            24 => StoreRequest::DeleteLayer { group: GROUP, layer },
+            24..=25 => {
+                let apply = Apply::Resync(Generation::new(self.generation).expect("small numbers"));
+                self.copy_hole(prng, layer, at, apply)
+            }
+            26 => StoreRequest::DeleteLayer { group: GROUP, layer },
             _ if prng.chance(1, 6) => StoreRequest::DropReplica { group: GROUP },
             _ => StoreRequest::CreateReplica {
                 group: GROUP,
                 role: prng.between(1, 2) as u8,
             },
+        }
+    }
+
+    fn copy_hole(&mut self, prng: &mut Prng, layer: Layer, at: BlockRange, apply: Apply) -> StoreRequest {
+        let (content, version) = match prng.below(4) {
+            0..=1 => (Content::Absent, self.version(prng)),
+            2 => (Content::Zero, self.version(prng)),
+            _ => (Content::Absent, Version::ZERO),
+        };
+        StoreRequest::CopyHole {
+            group: GROUP,
+            layer,
+            range: long(prng, at),
+            block: CopiedBlock { content, version },
+            apply,
         }
     }
 
@@ -129,5 +144,14 @@ impl Workload {
             bytes: align(bytes.freeze()),
             apply,
         }
+    }
+}
+
+/// Where a hole goes: now and then a whole chunk, or whole index pages.
+fn long(prng: &mut Prng, at: BlockRange) -> BlockRange {
+    match prng.below(4) {
+        0 => BlockRange::whole(at.chunk()),
+        1 => range(at.chunk().0, at.start() / 256 * 256, 256 * prng.between(1, 3) as u32),
+        _ => at,
     }
 }

@@ -45,6 +45,8 @@ pub(super) enum Purpose {
     HeaderWrite,
     HeaderFlush,
     ZeroAhead,
+    /// Makes durable what recovery believed.
+    BelievedFlush,
     /// A superblock copy that was found damaged.
     Mend,
     MendFlush,
@@ -94,14 +96,32 @@ pub(super) struct Engine {
     pub(super) checkpoints: Checkpoints,
     pub(super) zero_ahead: ZeroAhead,
     pub(super) mends: Mends,
+    /// Whether what recovery believed is being made durable: nothing is written before.
+    pub(super) is_believing: bool,
+    /// The checkpoint header that is erased when recovery ends.
+    pub(super) erase: Option<u32>,
 }
 
 impl Engine {
-    /// Writes the batch that ends recovery: what was not believed can't come back after it, and the checkpoint that was
-    /// not chosen (in `other_slot`, if there is one) can't be chosen once its blocks are used for something else.
+    /// First makes durable what recovery believed: if only the process had ended, it may have read a header or a record that
+    /// the device has in its cache alone. Were it lost with the power after what follows it was written, the device would
+    /// have no checkpoint, or a record whose predecessor is missing.
     pub(super) fn begin(&mut self, now: Time, other_slot: Option<u32>) {
+        self.erase = other_slot;
+        self.is_believing = self.geometry.volatile_cache;
+        if self.is_believing {
+            self.flush(Purpose::BelievedFlush);
+        } else {
+            self.end_recovery(now);
+        }
+    }
+
+    /// Writes the batch that ends recovery: what was not believed can't come back after it, and the checkpoint that was
+    /// not chosen, if there is one, can't be chosen once its blocks are used for something else.
+    fn end_recovery(&mut self, now: Time) {
+        self.is_believing = false;
         self.send_marker(now, MarkerKind::Recovered);
-        if let Some(place) = other_slot {
+        if let Some(place) = self.erase.take() {
             self.batch.as_mut().expect("it was just sent").add_write();
             self.write(Purpose::BatchWrite, place, vec![BlockBuf::zeroed(1).freeze()]);
         }
@@ -176,6 +196,7 @@ impl Engine {
         match purpose {
             Purpose::BatchWrite => self.batch_write_done(now),
             Purpose::BatchFlush => self.batch_durable(now),
+            Purpose::BelievedFlush => self.end_recovery(now),
             Purpose::CheckpointWrite => self.checkpoint_write_done(),
             Purpose::CheckpointFlush => self.checkpoint_flushed(),
             Purpose::HeaderWrite => self.header_written(),
@@ -255,6 +276,9 @@ impl Engine {
         self.release_quarantine();
         if self.poisoned.is_some() {
             return self.evict();
+        }
+        if self.is_believing {
+            return;
         }
         if self.batch.is_none() && self.opened {
             self.evict();

@@ -447,6 +447,8 @@ impl Recovery {
             },
             zero_ahead: ZeroAhead::new(used_end),
             mends: Mends::new(std::mem::take(&mut self.mends)),
+            is_believing: false,
+            erase: None,
         };
         let other = 1 - header.slot();
         let erase = self.slots_used[other].then_some(CHECKPOINT_PLACES[other].0 as u32);

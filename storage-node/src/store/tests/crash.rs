@@ -53,18 +53,27 @@ impl History {
     }
 }
 
-/// Recovers a device after a power cut, perhaps with further cuts on the way.
+/// Power fails; or the process is killed, and what the device has in its cache is there until power fails later.
+fn cut(device: &mut MemoryDevice, prng: &mut Prng) {
+    if prng.chance(1, 3) {
+        device.process_killed(prng);
+    } else {
+        device.power_cut(prng);
+    }
+}
+
+/// Recovers a device after a power cut or a kill, perhaps with further ones on the way.
 fn recover(device: &MemoryDevice, limits: &StoreLimits, seed: u64) -> Result<Rig, String> {
     let mut prng = Prng::new(seed);
     let mut device = device.clone();
-    device.power_cut(&mut prng);
+    cut(&mut device, &mut prng);
     while prng.chance(1, 4) {
         let mut rig = Rig::opening(device, limits.clone(), prng.below(u64::MAX));
         for _ in 0..prng.below(30) {
             rig.step();
         }
         device = rig.device;
-        device.power_cut(&mut prng);
+        cut(&mut device, &mut prng);
     }
     let mut rig = Rig::opening(device, limits.clone(), prng.below(u64::MAX));
     rig.settle();

@@ -127,7 +127,10 @@ impl Planted {
             Planted::WritesOvertakeSeal => {
                 Some("both stores make requests durable in their order, so a seal is never durable before older writes")
             }
-            Planted::EjectWithoutCommit | Planted::ProposeBeforeRepair | Planted::StaleReadAfterTakeOver => {
+            Planted::EjectWithoutCommit
+            | Planted::ProposeBeforeRepair
+            | Planted::ResyncByHighest
+            | Planted::StaleReadAfterTakeOver => {
                 Some("the coordinator's own tests find it; so far no seed is known that does")
             }
             _ => None,

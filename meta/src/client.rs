@@ -189,6 +189,10 @@ calls! {
     list_devices(ListDevicesRequest) -> ListDevicesResponse, ControlClient, None, true;
     /// Has devices verify all that they hold.
     scrub_devices(ScrubDevicesRequest) -> ScrubDevicesResponse, ControlClient, None, true;
+    /// What a holder says of its volumes.
+    report_attachments(ReportAttachmentsRequest) -> ReportAttachmentsResponse, ControlClient, None, true;
+    /// What has happened.
+    list_events(ListEventsRequest) -> ListEventsResponse, ControlClient, None, true;
     /// Makes a node and its devices known. Needs the cluster key.
     register_node(RegisterNodeRequest) -> RegisterNodeResponse, NodesClient, Node, true;
     /// Says that a node is there. Needs the cluster key.

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod config;
+pub mod heal;
 pub mod limits;
 pub mod log;
 pub mod metrics;

@@ -80,6 +80,24 @@ pub const NODE_SILENCE_MS: u64 = 5000;
 pub const MEMBER_SILENCE_MS: u64 = 3000;
 /// How often changes of usage are written to the log at the most.
 pub const REPORT_INTERVAL_MS: u64 = 30_000;
+/// Reports of attachments in one request at the most.
+pub const ATTACHMENT_REPORTS_MAX: usize = 64;
+/// Members of a group in one report at the most.
+pub const REPORTED_MEMBERS_MAX: usize = 16;
+/// Attachments of which the leader keeps what was reported, at the most.
+pub const ATTACHMENTS_HEARD_MAX: usize = VOLUMES_MAX;
+/// Attachments in one heartbeat of a node at the most.
+pub const HELD_VOLUMES_MAX: usize = 4096;
+/// Volumes with damage in one heartbeat of a node at the most.
+pub const DAMAGED_VOLUMES_MAX: usize = 64;
+/// After this long without any sign of life the holder of a volume is held for dead, so that a caretaker may take over.
+/// Nothing of a living client may be silent for so long: it reports every 10 s, and its connections show its generation
+/// to the nodes all the time.
+pub const HOLDER_SILENCE_MS: u64 = 60_000;
+/// After this long without a report another caretaker may take over from a caretaker. It reports every 10 s at the least.
+pub const CARETAKER_SILENCE_MS: u64 = 30_000;
+/// Over how long the speed of a repair is measured at the least.
+pub const RATE_SAMPLE_MS: u64 = 1500;
 /// Requests to the driver thread that wait at the most.
 pub const EVENTS_MAX: usize = 1024;
 /// Messages to one member that wait at the most; more are dropped, and Raft sends again.
@@ -99,3 +117,4 @@ const _: () = assert!(KEPT_ENTRIES < SNAPSHOT_ENTRIES);
 const _: () = assert!(HEARTBEAT_TICKS < ELECTION_TICKS);
 const _: () = assert!(NODE_HEARTBEAT_MS as u64 * 3 < NODE_SILENCE_MS);
 const _: () = assert!(PIECE_BYTES_MAX < RPC_BYTES_MAX);
+const _: () = assert!(NODE_SILENCE_MS < CARETAKER_SILENCE_MS && CARETAKER_SILENCE_MS <= HOLDER_SILENCE_MS);

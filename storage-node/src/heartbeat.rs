@@ -180,6 +180,8 @@ impl Reporter {
                 node_id,
                 run_id: self.run.to_vec(),
                 devices: reports,
+                held: Vec::new(),
+                damaged: Vec::new(),
             })
             .await?;
         self.meta.set_endpoints(answer.members);

@@ -177,6 +177,7 @@ async fn ask(client: &MetaClient, identity: &Identity, request: &MetaRequest) ->
                 client_id: identity.client.0.to_vec(),
                 address: identity.words.clone(),
                 force: true,
+                caretaker: false,
             };
             attached(identity, client.attach(attach).await.map_err(failed)?)
         }
@@ -217,6 +218,7 @@ async fn configure(
         epoch: change.epoch.0,
         in_sync: ids(&change.in_sync),
         joining: ids(&change.joining),
+        cause: String::new(),
     };
     let request = v1::ConfigureGroupsRequest {
         volume,

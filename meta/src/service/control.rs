@@ -6,13 +6,14 @@ use cairn_proto::capability::{Capability, ClusterKey, Rights};
 use cairn_proto::control::v1::control_server::Control;
 use cairn_proto::control::v1::*;
 use cairn_proto::control::{Code, v1};
-use cairn_proto::ids::{ClusterId, DeviceId, Epoch, Generation, GroupIndex, NodeId, VolumeId};
+use cairn_proto::ids::{ClusterId, DeviceId, Epoch, Generation, GroupId, GroupIndex, NodeId, VolumeId};
 use tonic::{Request, Response, Status};
 
 use super::convert::*;
 use super::driver::{Failure, Handle, World};
 use super::health;
-use crate::limits::{CHANGES_MAX, DEVICES_PER_NODE_MAX, PAGE_MAX};
+use crate::heal::AttachmentReport;
+use crate::limits::{ATTACHMENT_REPORTS_MAX, CHANGES_MAX, DEVICES_PER_NODE_MAX, PAGE_MAX, TEXT_BYTES_MAX};
 use crate::state::command::{self, Command};
 use crate::state::{Outcome, Refusal, model};
 
@@ -166,18 +167,26 @@ impl Control for ControlService {
 
     async fn attach(&self, request: Request<AttachRequest>) -> Answered<AttachResponse> {
         let request = request.into_inner();
-        let attach = command::Attach {
+        let mut attach = command::Attach {
             volume: selector(request.volume).map_err(refuse)?,
             client: client_id(&request.client_id).map_err(refuse)?,
             address: request.address,
             force: request.force,
+            caretaker: request.caretaker,
+            displace: None,
         };
         let service = ControlService {
             handle: self.handle.clone(),
             key: self.key.clone(),
         };
         let answer = self.handle.propose(
-            |_| Ok(attach.into()),
+            move |world| {
+                if attach.caretaker {
+                    let volume = world.state.find(&attach.volume)?.0;
+                    attach.displace = world.soft.heal.displaceable(volume, world.state, world.now);
+                }
+                Ok(attach.into())
+            },
             move |outcome, world| {
                 let Outcome::Attached { id, volume, groups } = outcome else {
                     unreachable!("not the outcome of an attachment: {outcome:?}")
@@ -226,6 +235,7 @@ impl Control for ControlService {
                 volume,
                 groups,
                 devices,
+                health: None,
             })
         });
         read.await.map(Response::new)
@@ -234,11 +244,15 @@ impl Control for ControlService {
     async fn configure_groups(&self, request: Request<ConfigureGroupsRequest>) -> Answered<ConfigureGroupsResponse> {
         let request = request.into_inner();
         let change = |change: GroupChange| {
+            if change.cause.len() > TEXT_BYTES_MAX {
+                return Err(invalid(format!("a cause has at most {TEXT_BYTES_MAX} bytes")));
+            }
             Ok(command::GroupChange {
                 index: group_index(change.index)?,
                 epoch: Epoch(change.epoch),
                 in_sync: device_ids(&change.in_sync)?,
                 joining: device_ids(&change.joining)?,
+                cause: change.cause,
             })
         };
         if request.changes.len() > CHANGES_MAX {
@@ -353,11 +367,60 @@ impl Control for ControlService {
         asked.await.map(Response::new)
     }
 
+    async fn report_attachments(
+        &self,
+        request: Request<ReportAttachmentsRequest>,
+    ) -> Answered<ReportAttachmentsResponse> {
+        let request = request.into_inner();
+        if request.reports.len() > ATTACHMENT_REPORTS_MAX {
+            return Err(refuse(invalid(format!(
+                "at most {ATTACHMENT_REPORTS_MAX} attachments can be reported at a time"
+            ))));
+        }
+        let reports: Result<Vec<_>, Refusal> = request.reports.iter().map(attachment_report).collect();
+        let reports = reports.map_err(refuse)?;
+        let answer = self.handle.look(move |world| {
+            world.check_leads()?;
+            let advice = reports.into_iter().map(|(volume, report)| {
+                let heal = &mut world.soft.heal;
+                heal.heard_attachment(volume, report.clone(), world.state, world.now);
+                advise(world, volume, &report)
+            });
+            Ok(ReportAttachmentsResponse {
+                advice: advice.collect(),
+            })
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn list_events(&self, _: Request<ListEventsRequest>) -> Answered<ListEventsResponse> {
+        let read = self.handle.read(|_| Ok(ListEventsResponse::default()));
+        read.await.map(Response::new)
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Answered<StatusResponse> {
         self.handle
             .look(|world| Ok(health::status(world)))
             .await
             .map(Response::new)
+    }
+}
+
+/// What the holder of a volume should know.
+fn advise(world: &World<'_>, volume: VolumeId, report: &AttachmentReport) -> AttachmentAdvice {
+    let known = world.state.volumes().get(&volume);
+    let is_last = known.is_some_and(|known| known.generation == report.generation);
+    let is_wanted = |node| world.soft.heal.is_cared_for_by(volume, node);
+    let newer = |index: &GroupIndex, epoch: Epoch| {
+        let group = world.state.groups().get(&GroupId { volume, index: *index });
+        group.is_some_and(|group| group.epoch > epoch)
+    };
+    let look = report.groups.iter().filter(|(index, group)| newer(index, group.epoch));
+    AttachmentAdvice {
+        volume_id: volume.0,
+        give_way: report.caretaker.is_some_and(|node| !is_last || !is_wanted(node)),
+        look: look.map(|(index, _)| index.0.into()).collect(),
+        generation: known.map_or(0, |known| known.generation.get()),
     }
 }
 

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 
 use cairn_proto::control::{Code, v1};
 use cairn_proto::ids::*;
+use cairn_proto::limits::GROUPS_PER_VOLUME_MAX;
 
 use super::driver::World;
+use crate::heal::{AttachmentReport, GroupReport, Phase, Progress};
+use crate::limits::REPORTED_MEMBERS_MAX;
 use crate::state::Refusal;
 use crate::state::command::{DeviceReport, Selector};
 use crate::state::model::{self, DeviceState, Group, Holder, Node, Spread, Volume};
@@ -99,6 +102,56 @@ pub(super) fn device_report(report: &v1::DeviceHeartbeat) -> Result<DeviceReport
     })
 }
 
+/// What a holder said of a volume.
+pub(super) fn attachment_report(report: &v1::AttachmentReport) -> Result<(VolumeId, AttachmentReport), Refusal> {
+    if report.groups.len() > usize::from(GROUPS_PER_VOLUME_MAX) {
+        return Err(invalid(format!(
+            "a report has at most {GROUPS_PER_VOLUME_MAX} groups of a volume"
+        )));
+    }
+    let groups = report.groups.iter().map(group_report);
+    let described = AttachmentReport {
+        generation: generation(report.generation)?,
+        caretaker: report.caretaker.then_some(NodeId(report.node_id)),
+        groups: groups.collect::<Result<_, _>>()?,
+        damaged_blocks: report.damaged_blocks,
+        repaired_blocks: report.repaired_blocks,
+    };
+    Ok((VolumeId(report.volume_id), described))
+}
+
+fn group_report(report: &v1::GroupReport) -> Result<(GroupIndex, GroupReport), Refusal> {
+    if report.members.len() > REPORTED_MEMBERS_MAX {
+        return Err(invalid(format!(
+            "a report has at most {REPORTED_MEMBERS_MAX} members of a group"
+        )));
+    }
+    let phase = match report.phase() {
+        v1::GroupPhase::Unspecified => return Err(invalid("say how far the group is")),
+        v1::GroupPhase::Sealing => Phase::Sealing,
+        v1::GroupPhase::Waiting => Phase::Waiting,
+        v1::GroupPhase::Reconciling => Phase::Reconciling,
+        v1::GroupPhase::Serving => Phase::Serving,
+        v1::GroupPhase::Fenced => Phase::Fenced,
+    };
+    let member = |member: &v1::MemberReport| {
+        let progress = Progress {
+            connected: member.connected,
+            complete: member.complete,
+            lacking_blocks: member.lacking_blocks,
+            copied_blocks: member.copied_blocks,
+            comparing: member.comparing,
+        };
+        Ok((device_id(member.device.as_ref())?, progress))
+    };
+    let described = GroupReport {
+        epoch: Epoch(report.epoch),
+        phase,
+        members: report.members.iter().map(member).collect::<Result<_, _>>()?,
+    };
+    Ok((group_index(report.index)?, described))
+}
+
 pub(super) fn to_device_id(id: &DeviceId) -> v1::DeviceId {
     v1::DeviceId {
         uuid: id.uuid.0.to_vec(),
@@ -116,6 +169,7 @@ pub(super) fn to_volume(id: VolumeId, volume: &Volume) -> v1::Volume {
         address: holder.address.clone(),
         generation: holder.generation.get(),
         since_unix_ms: holder.since_ms,
+        caretaker: holder.caretaker,
     };
     v1::Volume {
         id: id.0,
@@ -141,6 +195,7 @@ pub(super) fn to_group(index: GroupIndex, group: &Group) -> v1::GroupConfig {
         joining: to_device_ids(&group.joining),
         stale: to_device_ids(&group.stale),
         rescue: to_device_ids(&group.rescue),
+        rebuilding: to_device_ids(&group.rebuilding),
     }
 }
 

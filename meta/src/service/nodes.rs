@@ -4,13 +4,15 @@ use cairn_proto::capability::ClusterKey;
 use cairn_proto::control::v1::nodes_server::Nodes;
 use cairn_proto::control::v1::*;
 use cairn_proto::control::{Code, TOKEN_KEY, TokenPurpose};
-use cairn_proto::ids::{CommitSeq, DeviceUuid, NodeId, VolumeId};
+use cairn_proto::ids::{CommitSeq, DeviceUuid, Generation, NodeId, VolumeId};
 use tonic::{Request, Response, Status};
 
 use super::control::unauthenticated;
 use super::convert::*;
 use super::driver::{Failure, Handle, World};
-use crate::limits::{ADDRESSES_MAX, DEVICES_PER_NODE_MAX, INVENTORY_PAGE_MAX, NODE_HEARTBEAT_MS};
+use crate::limits::{
+    ADDRESSES_MAX, DAMAGED_VOLUMES_MAX, DEVICES_PER_NODE_MAX, HELD_VOLUMES_MAX, INVENTORY_PAGE_MAX, NODE_HEARTBEAT_MS,
+};
 use crate::state::command::{self, DeviceRegistration};
 use crate::state::{Outcome, Refusal};
 
@@ -141,6 +143,11 @@ impl Nodes for NodesService {
                 "a node serves at most {DEVICES_PER_NODE_MAX} devices"
             ))));
         }
+        if request.held.len() > HELD_VOLUMES_MAX || request.damaged.len() > DAMAGED_VOLUMES_MAX {
+            return Err(refuse(invalid(format!(
+                "a heartbeat names at most {HELD_VOLUMES_MAX} volumes that are held and {DAMAGED_VOLUMES_MAX} with damage"
+            ))));
+        }
         let run = run_id(&request.run_id).map_err(refuse)?;
         let answer = self.handle.look(move |world| {
             let node = NodeId(request.node_id);
@@ -164,6 +171,18 @@ impl Nodes for NodesService {
                     scrub.push(to_device_id(&id));
                 }
             }
+            // A generation that can't be is none that was granted.
+            let held = request.held.iter();
+            let held = held.filter_map(|held| Some((VolumeId(held.volume_id), Generation::new(held.generation)?)));
+            let damaged = request.damaged.iter().map(|volume| VolumeId(*volume));
+            world
+                .soft
+                .heal
+                .heard_volumes(node, held, damaged, world.state, world.now);
+            let task = |(volume, generation): (VolumeId, Generation)| CareTask {
+                volume_id: volume.0,
+                generation_seen: generation.get(),
+            };
             Ok(HeartbeatResponse {
                 heartbeat_interval_ms: NODE_HEARTBEAT_MS,
                 send_inventory,
@@ -175,6 +194,7 @@ impl Nodes for NodesService {
                     .map(|member| member.address.clone())
                     .collect(),
                 feature_level: world.state.feature_level(),
+                care: world.soft.heal.tasks_of(node).into_iter().map(task).collect(),
             })
         });
         answer.await.map(Response::new)
@@ -203,6 +223,7 @@ impl Nodes for NodesService {
             let drop = |held: &HeldGroup| world.state.is_deleted(VolumeId(held.volume_id));
             Ok(InventoryResponse {
                 drop: request.groups.iter().filter(|held| drop(held)).copied().collect(),
+                unnamed: vec![],
             })
         });
         answer.await.map(Response::new)

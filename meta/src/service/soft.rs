@@ -8,7 +8,8 @@ use cairn_proto::control::v1::{DeviceScrub, WriteCache};
 use cairn_proto::ids::{DeviceId, NodeId};
 use cairn_proto::time::Time;
 
-use crate::limits::{MEMBER_SILENCE_MS, NODE_SILENCE_MS, REPORT_INTERVAL_MS, REPORTS_MAX};
+use crate::heal::View;
+use crate::limits::{MEMBER_SILENCE_MS, REPORT_INTERVAL_MS, REPORTS_MAX};
 use crate::state::command::DeviceReport;
 use crate::state::model::{DeviceState, State};
 
@@ -36,10 +37,8 @@ pub(super) struct SeenMember {
 
 #[derive(Debug, Default)]
 pub(super) struct Soft {
-    leader_since: Time,
-    nodes: BTreeMap<NodeId, Time>,
-    /// When which device was last said to be served.
-    served: BTreeMap<DeviceId, Time>,
+    /// What healing goes by.
+    pub(super) heal: View,
     devices: BTreeMap<DeviceId, SoftDevice>,
     /// Devices that an operator wants to be verified, with the pass that they were at, until they begin.
     wanted_scrubs: BTreeMap<DeviceId, u64>,
@@ -49,38 +48,33 @@ pub(super) struct Soft {
 impl Soft {
     /// This member has just become the leader, or has ceased to be.
     pub(super) fn reset(&mut self, now: Time) {
-        self.leader_since = now;
-        self.nodes.clear();
-        self.served.clear();
+        self.heal.reset(now);
         self.devices.clear();
         self.wanted_scrubs.clear();
     }
 
     pub(super) fn heard_node(&mut self, node: NodeId, now: Time) {
-        self.nodes.insert(node, now);
+        self.heal.heard_node(node, now);
     }
 
     /// A node said that it serves the device.
     pub(super) fn heard_served(&mut self, device: DeviceId, now: Time) {
-        self.served.insert(device, now);
+        self.heal.heard_device(device, now);
     }
 
     /// Whether the device seems to be served by somebody.
     pub(super) fn is_served(&self, device: &DeviceId, now: Time) -> bool {
-        let heard = self.served.get(device).copied().unwrap_or(self.leader_since);
-        now.saturating_since(heard) < Duration::from_millis(NODE_SILENCE_MS)
+        self.heal.is_served(device, now)
     }
 
     /// Whether the node seems alive.
     pub(super) fn is_alive(&self, node: NodeId, now: Time) -> bool {
-        let heard = self.nodes.get(&node).copied().unwrap_or(self.leader_since);
-        now.saturating_since(heard) < Duration::from_millis(NODE_SILENCE_MS)
+        self.heal.is_alive(node, now)
     }
 
     /// Milliseconds since the node was heard of.
     pub(super) fn heard_ms_ago(&self, node: NodeId, now: Time) -> Option<u64> {
-        let heard = self.nodes.get(&node)?;
-        Some(now.saturating_since(*heard).as_millis() as u64)
+        self.heal.heard_ms_ago(node, now)
     }
 
     pub(super) fn is_member_alive(&self, id: u64, now: Time) -> bool {
@@ -208,6 +202,7 @@ impl Soft {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::NODE_SILENCE_MS;
     use cairn_proto::ids::CommitSeq;
 
     fn at(ms: u64) -> Time {

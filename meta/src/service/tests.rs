@@ -159,6 +159,7 @@ fn attach(name: &str, client: u8, force: bool) -> AttachRequest {
         client_id: vec![client; 16],
         address: "here".into(),
         force,
+        caretaker: false,
     }
 }
 
@@ -214,6 +215,7 @@ async fn a_single_server_does_all_that_clients_and_nodes_ask() {
         epoch,
         in_sync: in_sync.to_vec(),
         joining: vec![],
+        cause: String::new(),
     };
     let configure = |generation, change| ConfigureGroupsRequest {
         volume: by_name("a"),
@@ -300,6 +302,7 @@ async fn inventory_of_a_deleted_volume(client: &MetaClient, node_id: u64, volume
             scrub: Some(scrub),
             ..DeviceHeartbeat::default()
         }],
+        ..HeartbeatRequest::default()
     };
     let inventory = |digest| InventoryRequest {
         node_id,
@@ -368,6 +371,66 @@ async fn inventory_of_a_deleted_volume(client: &MetaClient, node_id: u64, volume
         ..heartbeat(1)
     };
     assert_eq!(code(client.heartbeat(unknown).await), Code::NodeNotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_reports_hears_what_has_changed() {
+    let mut cluster = Cluster::start(1).await;
+    let client = cluster.client();
+    for number in 1..=3 {
+        client.register_node(registration(number)).await.unwrap();
+    }
+    client.create_volume(create("a")).await.unwrap();
+    let granted = client.attach(attach("a", 1, false)).await.unwrap();
+    let volume_id = granted.volume.unwrap().id;
+    let report = |generation, epoch, caretaker| AttachmentReport {
+        volume_id,
+        generation,
+        caretaker,
+        groups: vec![GroupReport {
+            index: 0,
+            epoch,
+            phase: GroupPhase::Serving.into(),
+            members: vec![],
+        }],
+        ..AttachmentReport::default()
+    };
+    let advice = async |report| {
+        let reports = vec![report];
+        let answer = client.report_attachments(ReportAttachmentsRequest { reports }).await;
+        answer.unwrap().advice.remove(0)
+    };
+    let quiet = AttachmentAdvice {
+        volume_id,
+        generation: 1,
+        ..AttachmentAdvice::default()
+    };
+    assert_eq!(advice(report(1, 1, false)).await, quiet);
+    let look = AttachmentAdvice {
+        look: vec![0],
+        ..quiet.clone()
+    };
+    assert_eq!(advice(report(1, 0, false)).await, look);
+    assert!(
+        advice(report(1, 1, true)).await.give_way,
+        "nobody has asked for a caretaker"
+    );
+    let care = AttachRequest {
+        caretaker: true,
+        ..attach("a", 2, true)
+    };
+    assert_eq!(
+        code(client.attach(care).await),
+        Code::VolumeAttached,
+        "the client lives"
+    );
+    let odd = AttachmentReport {
+        groups: vec![GroupReport::default()],
+        ..report(1, 1, false)
+    };
+    let odd = ReportAttachmentsRequest { reports: vec![odd] };
+    assert_eq!(code(client.report_attachments(odd).await), Code::InvalidArgument);
+    cluster.stop(1).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

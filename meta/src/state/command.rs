@@ -178,8 +178,12 @@ record! {
         pub client: ClientId,
         /// What it says of itself.
         pub address: String,
-        /// Even when another holds it.
+        /// Even when another client holds it. Of no meaning for a caretaker.
         pub force: bool,
+        /// Only to repair it: a guest takes over from it without force.
+        pub caretaker: bool,
+        /// The generation that a caretaker may take over from: the proposer holds its holder for dead.
+        pub displace: Option<Generation>,
     }
 }
 
@@ -204,6 +208,8 @@ record! {
         pub in_sync: Vec<DeviceId>,
         /// `J′`.
         pub joining: Vec<DeviceId>,
+        /// Why, for people; may be empty.
+        pub cause: String,
     }
 }
 

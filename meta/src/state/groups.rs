@@ -166,9 +166,11 @@ fn succeed(now: &Group, quorum: usize, in_sync: Vec<DeviceId>, joining: Vec<Devi
     }
     let forgotten = stale.len().saturating_sub(STALE_MAX);
     stale.drain(..forgotten);
-    let epoch = Epoch(now.epoch.0 + 1);
+    let mut rebuilding = now.rebuilding.clone();
+    rebuilding.retain(|device| joining.contains(device) || stale.contains(device));
     Group {
-        epoch,
+        epoch: Epoch(now.epoch.0 + 1),
+        rebuilding,
         in_sync,
         joining,
         stale,

@@ -59,6 +59,8 @@ record! {
         pub generation: Generation,
         /// Unix time of the proposer, in milliseconds.
         pub since_ms: u64,
+        /// It only repairs the volume, and gives way to everybody else.
+        pub caretaker: bool,
     }
 }
 
@@ -105,6 +107,8 @@ record! {
         pub stale: Vec<DeviceId>,
         /// The last `I` that had `W` members, while there are fewer; else empty.
         pub rescue: Vec<DeviceId>,
+        /// Those joining or stale that have taken the place of a lost device, and were never in sync since.
+        pub rebuilding: Vec<DeviceId>,
     }
 }
 

@@ -54,6 +54,7 @@ fn any_command() -> impl Strategy<Value = Command> {
             epoch: Epoch(epoch),
             in_sync,
             joining,
+            cause: "slow".into(),
         });
     let report = (any_device(), any::<u64>(), 0..30u64, any::<bool>(), ".{0,10}").prop_map(
         |(id, used_bytes, seq, failed, trouble)| DeviceReport {
@@ -102,6 +103,8 @@ fn any_command() -> impl Strategy<Value = Command> {
                 client: ClientId([client; 16]),
                 address: "c".into(),
                 force,
+                caretaker: client == 2,
+                displace: (client == 2 && force).then(|| Generation::new(1).unwrap()),
             }
             .into()
         }),

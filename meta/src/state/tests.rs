@@ -67,6 +67,8 @@ fn attach(name: &str, client: u8, force: bool) -> Attach {
         client: ClientId([client; 16]),
         address: "here".into(),
         force,
+        caretaker: false,
+        displace: None,
     }
 }
 
@@ -136,6 +138,7 @@ impl Fixture {
             epoch: Epoch(epoch),
             in_sync: devices(in_sync),
             joining: devices(joining),
+            cause: String::new(),
         };
         let generation = Generation::new(generation).unwrap();
         let changes = vec![change];
@@ -374,6 +377,7 @@ fn a_configuration_that_breaks_a_rule_is_refused() {
         epoch: Epoch(1),
         in_sync: vec![device(1)],
         joining: vec![],
+        cause: String::new(),
     };
     for changes in [vec![], vec![change.clone()], vec![change.clone(), change]] {
         let generation = Generation::new(1).unwrap();
@@ -616,6 +620,42 @@ fn later_formats_and_unknown_tags_are_refused_with_words() {
 }
 
 #[test]
+fn a_caretaker_gives_way_to_everybody_and_takes_from_nobody_who_may_live() {
+    let mut fixture = Fixture::new(3);
+    fixture.apply(create("v", GIB)).unwrap();
+    let care = |client, displace| Attach {
+        caretaker: true,
+        displace: Generation::new(displace).filter(|_| displace > 0),
+        ..attach("v", client, true)
+    };
+    let holder = |fixture: &Fixture| fixture.0.volumes()[&VolumeId(1)].holder.clone().unwrap();
+    fixture.apply(care(8, 0)).unwrap();
+    assert!(holder(&fixture).caretaker);
+    assert_eq!(
+        fixture.refused(care(9, 0)),
+        ErrorCode::VolumeAttached,
+        "another one is at work"
+    );
+    fixture.apply(care(8, 0)).unwrap();
+    fixture.apply(care(9, 2)).unwrap();
+    fixture.apply(attach("v", 1, false)).unwrap();
+    assert!(!holder(&fixture).caretaker, "a guest needs no force");
+    assert_eq!(fixture.refused(care(8, 0)), ErrorCode::VolumeAttached);
+    assert_eq!(
+        fixture.refused(care(8, 3)),
+        ErrorCode::VolumeAttached,
+        "the holder held for dead was another one"
+    );
+    assert_eq!(
+        fixture.refused(care(1, 0)),
+        ErrorCode::VolumeAttached,
+        "by the guest's own id"
+    );
+    fixture.apply(care(8, 4)).unwrap();
+    assert_eq!(holder(&fixture).generation, Generation::new(5).unwrap());
+}
+
+#[test]
 fn the_encoding_of_commands_does_not_change() {
     // One byte more or less here means that older members can't read the log any more: give the command a new tag.
     let attach = Attach {
@@ -623,6 +663,8 @@ fn the_encoding_of_commands_does_not_change() {
         client: ClientId([0xcc; 16]),
         address: "ab".into(),
         force: true,
+        caretaker: true,
+        displace: Generation::new(5),
     };
     let bytes = Logged {
         time_ms: 3,
@@ -632,7 +674,7 @@ fn the_encoding_of_commands_does_not_change() {
     .unwrap();
     let mut expected = vec![1, 7, 0, 3, 0, 0, 0, 0, 0, 0, 0, 1, 2, 1, 0, 0, 0, 0, 0, 0];
     expected.extend([0xcc; 16]);
-    expected.extend([2, 0, 0, 0, b'a', b'b', 1]);
+    expected.extend([2, 0, 0, 0, b'a', b'b', 1, 1, 1, 5, 0, 0, 0]);
     assert_eq!(bytes, expected);
 }
 

@@ -102,6 +102,7 @@ impl State {
                 joining: vec![],
                 stale: vec![],
                 rescue: vec![],
+                rebuilding: vec![],
             };
             self.groups.insert(
                 GroupId {
@@ -178,8 +179,15 @@ impl State {
             ));
         }
         let (id, volume) = self.find_mut(&command.volume)?;
-        let other = volume.holder.as_ref().filter(|holder| holder.client != command.client);
-        if let Some(holder) = other.filter(|_| !command.force) {
+        let in_the_way = |holder: &&Holder| {
+            if command.caretaker {
+                // Whatever it is called, and however hard it asks: a living guest is never fenced by a caretaker.
+                !(holder.caretaker && holder.client == command.client) && command.displace != Some(holder.generation)
+            } else {
+                holder.client != command.client && !holder.caretaker && !command.force
+            }
+        };
+        if let Some(holder) = volume.holder.as_ref().filter(in_the_way) {
             return Err(Refusal::new(
                 Code::VolumeAttached,
                 format!(
@@ -206,6 +214,7 @@ impl State {
             address: command.address.clone(),
             generation,
             since_ms: time_ms,
+            caretaker: command.caretaker,
         });
         let volume = volume.clone();
         let groups = self.groups_of(id).map(|(_, group)| group.clone()).collect();

@@ -224,6 +224,8 @@ impl ClientActor {
                 client: self.client,
                 address: ctx.me.to_string(),
                 force: true,
+                caretaker: false,
+                displace: None,
             })),
             MetaQuestion::Detach { generation } => Request::Command(Command::Detach(Detach {
                 volume,
@@ -354,6 +356,7 @@ fn group_config(group: Group) -> GroupConfig {
 
 fn group_change(change: &ConfigChange) -> GroupChange {
     GroupChange {
+        cause: String::new(),
         index: change.group,
         epoch: change.epoch,
         in_sync: change.in_sync.clone(),

@@ -371,6 +371,7 @@ mod tests {
                 client_id: vec![0xab; 16],
                 address: address.to_string(),
                 generation: 4,
+                caretaker: false,
                 since_unix_ms: 1,
             }),
             created_unix_ms: 1,

@@ -1,0 +1,5 @@
+//! Healing without an operator: what the leader proposes and whom it asks, from the state and what it has heard. Pure.
+
+pub mod view;
+
+pub use view::{AttachmentReport, GroupReport, Phase, Progress, View};

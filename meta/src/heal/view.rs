@@ -1,0 +1,387 @@
+//! What the leader has heard and need not remember: silence, reports of holders, held and damaged volumes. It is gone
+//! with the leader; a new one gives everybody time to be heard before it holds anybody for dead.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use cairn_proto::ids::{DeviceId, Epoch, Generation, GroupIndex, NodeId, VolumeId};
+use cairn_proto::time::Time;
+
+use crate::limits::{
+    ATTACHMENTS_HEARD_MAX, CARETAKER_SILENCE_MS, DAMAGED_VOLUMES_MAX, HELD_VOLUMES_MAX, HOLDER_SILENCE_MS,
+    NODE_SILENCE_MS, RATE_SAMPLE_MS,
+};
+use crate::state::model::State;
+
+/// How far the coordinator of a group is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Phase {
+    /// Fewer members are sealed than make the attachment complete.
+    Sealing,
+    /// A member is missing without which the group is not served.
+    Waiting,
+    /// The members are compared and made equal.
+    Reconciling,
+    /// I/O is served.
+    Serving,
+    /// A newer attachment has taken over.
+    Fenced,
+}
+
+/// A member of a group as its coordinator sees it. Blocks are of 4096 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Whether it can be spoken to.
+    pub connected: bool,
+    /// Whether it holds everything that the others hold.
+    pub complete: bool,
+    /// Blocks that it is known to lack; an upper bound.
+    pub lacking_blocks: u64,
+    /// Blocks copied to it since it began to be compared.
+    pub copied_blocks: u64,
+    /// Whether it is still being compared.
+    pub comparing: bool,
+}
+
+/// A group as its coordinator sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupReport {
+    /// Of the configuration that the coordinator works with.
+    pub epoch: Epoch,
+    /// How far it is.
+    pub phase: Phase,
+    /// Its members.
+    pub members: BTreeMap<DeviceId, Progress>,
+}
+
+/// A volume as its holder sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AttachmentReport {
+    /// Of the holder's grant.
+    pub generation: Generation,
+    /// Of a caretaker: the node that it runs on.
+    pub caretaker: Option<NodeId>,
+    /// Groups that are whole may be left out.
+    pub groups: BTreeMap<GroupIndex, GroupReport>,
+    /// Blocks that were found to be damaged since the attachment began.
+    pub damaged_blocks: u64,
+    /// How many of them were repaired.
+    pub repaired_blocks: u64,
+}
+
+/// How fast a member is filled, measured over reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Rate {
+    copied_blocks: u64,
+    since: Time,
+    blocks_per_second: Option<u64>,
+}
+
+/// What was heard of an attachment.
+#[derive(Clone, Debug)]
+struct Attachment {
+    report: AttachmentReport,
+    heard: Time,
+    /// When anything in its groups was last seen to move.
+    moved: Time,
+    rates: BTreeMap<(GroupIndex, DeviceId), Rate>,
+}
+
+/// A volume that a node takes care of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Task {
+    pub(crate) node: NodeId,
+    pub(crate) generation_seen: Generation,
+    /// When it was given.
+    pub(crate) since: Time,
+}
+
+/// When a device was heard of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Heard {
+    last: Time,
+    /// Since when it was never silent.
+    since: Time,
+}
+
+/// What the leader has heard.
+#[derive(Debug, Default)]
+pub struct View {
+    pub(crate) leader_since: Time,
+    devices: BTreeMap<DeviceId, Heard>,
+    nodes: BTreeMap<NodeId, Time>,
+    attachments: BTreeMap<VolumeId, Attachment>,
+    /// The highest generation that a node has said a living connection shows, and when it last did.
+    held: BTreeMap<VolumeId, (Generation, Time)>,
+    damaged: BTreeMap<NodeId, BTreeSet<VolumeId>>,
+    pub(crate) tasks: BTreeMap<VolumeId, Task>,
+    /// Volumes whose caretaker got nowhere, and when they may be tried again.
+    pub(crate) paused: BTreeMap<VolumeId, Time>,
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl View {
+    /// This member has just become the leader, or has ceased to be: nothing was heard yet.
+    pub fn reset(&mut self, now: Time) {
+        *self = View {
+            leader_since: now,
+            ..View::default()
+        };
+    }
+
+    /// A node was heard of.
+    pub fn heard_node(&mut self, node: NodeId, now: Time) {
+        self.nodes.insert(node, now);
+    }
+
+    /// A node said that it serves the device.
+    pub fn heard_device(&mut self, device: DeviceId, now: Time) {
+        let heard = self.devices.entry(device).or_insert(Heard { last: now, since: now });
+        if now.saturating_since(heard.last) >= ms(NODE_SILENCE_MS) {
+            heard.since = now;
+        }
+        heard.last = now;
+    }
+
+    /// What a node said of attachments with living connections, and of volumes with damage. Only volumes that exist are
+    /// noted, so that this is bounded by their number.
+    pub fn heard_volumes(
+        &mut self,
+        node: NodeId,
+        held: impl IntoIterator<Item = (VolumeId, Generation)>,
+        damaged: impl IntoIterator<Item = VolumeId>,
+        state: &State,
+        now: Time,
+    ) {
+        for (volume, generation) in held.into_iter().take(HELD_VOLUMES_MAX) {
+            let is_last = |known: &crate::state::model::Volume| known.generation == generation;
+            if state.volumes().get(&volume).is_some_and(is_last) {
+                self.held.insert(volume, (generation, now));
+            }
+        }
+        let damaged: BTreeSet<VolumeId> = damaged
+            .into_iter()
+            .filter(|volume| state.volumes().contains_key(volume))
+            .take(DAMAGED_VOLUMES_MAX)
+            .collect();
+        if damaged.is_empty() {
+            self.damaged.remove(&node);
+        } else {
+            self.damaged.insert(node, damaged);
+        }
+    }
+
+    /// What the holder of a volume said. That of an attachment which is not the last one granted is not believed.
+    pub fn heard_attachment(&mut self, volume: VolumeId, report: AttachmentReport, state: &State, now: Time) {
+        let known = state.volumes().get(&volume);
+        let known = known.filter(|known| known.generation == report.generation);
+        let Some(holder) = known.and_then(|known| known.holder.as_ref()) else {
+            return;
+        };
+        if self.attachments.len() >= ATTACHMENTS_HEARD_MAX && !self.attachments.contains_key(&volume) {
+            return;
+        }
+        if let Some(node) = report.caretaker
+            && holder.caretaker
+            && now.saturating_since(self.leader_since) < ms(CARETAKER_SILENCE_MS)
+        {
+            // A task that an earlier leader gave.
+            self.tasks.entry(volume).or_insert(Task {
+                node,
+                generation_seen: report.generation,
+                since: now,
+            });
+        }
+        let before = self.attachments.remove(&volume);
+        let before = before.filter(|before| before.report.generation == report.generation);
+        let mut rates = BTreeMap::new();
+        for (index, group) in &report.groups {
+            for (device, progress) in &group.members {
+                let key = (*index, *device);
+                let rate = before.as_ref().and_then(|before| before.rates.get(&key).copied());
+                rates.insert(key, Rate::measure(rate, progress.copied_blocks, now));
+            }
+        }
+        let moved = match &before {
+            Some(before) if before.report.groups == report.groups => before.moved,
+            _ => now,
+        };
+        self.attachments.insert(
+            volume,
+            Attachment {
+                report,
+                heard: now,
+                moved,
+                rates,
+            },
+        );
+    }
+
+    /// Forgets what is about volumes, devices and nodes that are no more, or about earlier attachments.
+    pub fn tidy(&mut self, state: &State, now: Time) {
+        let generation = |volume: &VolumeId| state.volumes().get(volume).map(|volume| volume.generation);
+        self.attachments
+            .retain(|volume, known| generation(volume) == Some(known.report.generation));
+        self.held
+            .retain(|volume, (shown, _)| generation(volume) == Some(*shown));
+        self.devices.retain(|device, _| state.devices().contains_key(device));
+        self.nodes.retain(|node, _| state.nodes().contains_key(node));
+        self.damaged.retain(|node, volumes| {
+            volumes.retain(|volume| state.volumes().contains_key(volume));
+            !volumes.is_empty() && state.nodes().contains_key(node)
+        });
+        self.paused
+            .retain(|volume, until| *until > now && state.volumes().contains_key(volume));
+    }
+
+    /// How long nobody has said that it serves the device, counted at most from when this member began to lead.
+    pub fn silence(&self, device: &DeviceId, now: Time) -> Duration {
+        let heard = self.devices.get(device).map_or(self.leader_since, |heard| heard.last);
+        now.saturating_since(heard)
+    }
+
+    /// Whether the device seems to be served by somebody.
+    pub fn is_served(&self, device: &DeviceId, now: Time) -> bool {
+        self.silence(device, now) < ms(NODE_SILENCE_MS)
+    }
+
+    /// For how long the device has been heard of without a pause; `None` while it is silent.
+    pub fn served_for(&self, device: &DeviceId, now: Time) -> Option<Duration> {
+        let heard = self.devices.get(device)?;
+        self.is_served(device, now).then(|| now.saturating_since(heard.since))
+    }
+
+    /// Whether the node seems alive.
+    pub fn is_alive(&self, node: NodeId, now: Time) -> bool {
+        let heard = self.nodes.get(&node).copied().unwrap_or(self.leader_since);
+        now.saturating_since(heard) < ms(NODE_SILENCE_MS)
+    }
+
+    /// Milliseconds since the node was heard of.
+    pub fn heard_ms_ago(&self, node: NodeId, now: Time) -> Option<u64> {
+        let heard = self.nodes.get(&node)?;
+        Some(now.saturating_since(*heard).as_millis() as u64)
+    }
+
+    /// What the holder of the volume has said last.
+    pub fn attachment(&self, volume: VolumeId) -> Option<&AttachmentReport> {
+        self.attachments.get(&volume).map(|known| &known.report)
+    }
+
+    /// Blocks per second copied to a member of a group, as measured; `None` while it is not known.
+    pub fn rate(&self, volume: VolumeId, index: GroupIndex, device: DeviceId) -> Option<u64> {
+        let rates = &self.attachments.get(&volume)?.rates;
+        rates.get(&(index, device))?.blocks_per_second
+    }
+
+    /// Whether a node knows of damage in the volume that is not repaired.
+    pub fn is_damaged(&self, volume: VolumeId) -> bool {
+        self.damaged.values().any(|volumes| volumes.contains(&volume))
+    }
+
+    /// Volumes with damage, and the nodes that know of it.
+    pub fn damaged(&self) -> impl Iterator<Item = (NodeId, &BTreeSet<VolumeId>)> {
+        self.damaged.iter().map(|(node, volumes)| (*node, volumes))
+    }
+
+    /// The generation that a caretaker may displace now: that of a caretaker which has fallen silent, or of a client that
+    /// is held for dead. `None` when nobody holds the volume, or its holder may be alive.
+    ///
+    /// A client is held for dead when for a minute neither it was heard of, nor did any node say that a living connection
+    /// shows its generation, and this member has led for that long: a leader that has just begun has heard nobody yet.
+    pub fn displaceable(&self, volume: VolumeId, state: &State, now: Time) -> Option<Generation> {
+        let holder = state.volumes().get(&volume)?.holder.as_ref()?;
+        let silent_for = |bound: u64| {
+            let silent = |heard: Option<Time>| heard.is_none_or(|heard| now.saturating_since(heard) >= ms(bound));
+            let reported = self.attachments.get(&volume);
+            let reported = reported.filter(|known| known.report.generation == holder.generation);
+            let held = self.held.get(&volume).filter(|held| held.0 == holder.generation);
+            let leads = now.saturating_since(self.leader_since) >= ms(bound);
+            leads && silent(reported.map(|known| known.heard)) && (holder.caretaker || silent(held.map(|held| held.1)))
+        };
+        let bound = if holder.caretaker {
+            CARETAKER_SILENCE_MS
+        } else {
+            HOLDER_SILENCE_MS
+        };
+        silent_for(bound).then_some(holder.generation)
+    }
+
+    /// The volumes that this node shall take care of, with the generation that each had when the task was given.
+    pub fn tasks_of(&self, node: NodeId) -> Vec<(VolumeId, Generation)> {
+        let tasks = self.tasks.iter().filter(|(_, task)| task.node == node);
+        tasks.map(|(volume, task)| (*volume, task.generation_seen)).collect()
+    }
+
+    /// Whether what this caretaker does is wanted.
+    pub fn is_cared_for_by(&self, volume: VolumeId, node: NodeId) -> bool {
+        self.tasks.get(&volume).is_some_and(|task| task.node == node)
+    }
+}
+
+impl Rate {
+    /// The rate after a report; half of what was known and half of what is new, so that it does not jump.
+    fn measure(before: Option<Rate>, copied_blocks: u64, now: Time) -> Rate {
+        let fresh = |blocks_per_second| Rate {
+            copied_blocks,
+            since: now,
+            blocks_per_second,
+        };
+        let Some(before) = before else { return fresh(None) };
+        let Some(copied) = copied_blocks.checked_sub(before.copied_blocks) else {
+            // It has begun anew.
+            return fresh(None);
+        };
+        let span = now.saturating_since(before.since);
+        if span < ms(RATE_SAMPLE_MS) {
+            return before;
+        }
+        let measured = u64::try_from(u128::from(copied) * 1000 / span.as_millis()).unwrap_or(u64::MAX);
+        let smooth = match before.blocks_per_second {
+            Some(known) => known / 2 + measured / 2 + (known & measured & 1),
+            None => measured,
+        };
+        fresh(Some(smooth))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Time {
+        Time::ZERO + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_rate_is_measured_over_seconds_and_begins_anew_with_the_count() {
+        let first = Rate::measure(None, 100, at(0));
+        assert_eq!(first.blocks_per_second, None);
+        let early = Rate::measure(Some(first), 150, at(RATE_SAMPLE_MS - 1));
+        assert_eq!(early, first, "too short to tell");
+        let second = Rate::measure(Some(first), 100 + 4000, at(2000));
+        assert_eq!(second.blocks_per_second, Some(2000));
+        let third = Rate::measure(Some(second), 4100 + 2000, at(4000));
+        assert_eq!(third.blocks_per_second, Some(1500));
+        let anew = Rate::measure(Some(third), 5, at(6000));
+        assert_eq!(anew.blocks_per_second, None);
+    }
+
+    #[test]
+    fn a_device_is_served_without_a_pause_from_when_it_came_back() {
+        let (mut view, device) = (View::default(), DeviceId::default());
+        view.reset(at(1000));
+        assert_eq!(view.served_for(&device, at(1500)), None, "it was not heard of");
+        assert!(view.is_served(&device, at(1500)), "but it has time to be");
+        view.heard_device(device, at(2000));
+        view.heard_device(device, at(5000));
+        assert_eq!(view.served_for(&device, at(5500)), Some(Duration::from_millis(3500)));
+        assert_eq!(view.served_for(&device, at(5000 + NODE_SILENCE_MS)), None);
+        view.heard_device(device, at(20_000));
+        assert_eq!(view.served_for(&device, at(21_000)), Some(Duration::from_millis(1000)));
+        assert_eq!(view.silence(&device, at(26_000)), Duration::from_millis(6000));
+    }
+}

@@ -1,5 +1,6 @@
 //! `chaos`: runs the deterministic simulator, and lists the faults that are injected.
 
+mod inject_command;
 mod model_command;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -136,6 +137,12 @@ enum Command {
         #[arg(long, default_value_t = 100_000)]
         runs: u64,
     },
+    /// Runs a TCP proxy that does what bad networks do
+    Proxy(inject_command::ProxyArgs),
+    /// Sends a command to a running proxy
+    ///
+    /// Example: chaos tell /tmp/proxy.sock one-way to-target
+    Tell(inject_command::TellArgs),
     /// Switches planted bugs on, one by one, and runs seeds until each is found
     ///
     /// Example: chaos canary --name ack-before-flush
@@ -209,6 +216,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Fuzz { target, seed, runs } => fuzz(target.as_deref(), seed, runs),
+        Command::Proxy(args) => inject_command::proxy(&args),
+        Command::Tell(args) => inject_command::tell(&args),
         #[cfg(feature = "canary")]
         Command::Canary { name, seeds } => canary(name.as_deref(), seeds),
     }

@@ -1,7 +1,7 @@
 //! Real processes: a `cairn dev` cluster as a child, and what tests and benches do to it and beside it.
 //!
 //! Reading order: [`wait`] (conditions with a bound), [`process`] (any process, by its id), [`dev`] (the cluster),
-//! [`tools`] (programs that may be absent), [`fio`] (load and its figures).
+//! [`tools`] (programs that may be absent), [`fio`] (load and its figures), [`inject`] (what goes wrong around the processes).
 
 #![allow(
     clippy::disallowed_methods,
@@ -10,6 +10,7 @@
 
 pub mod dev;
 pub mod fio;
+pub mod inject;
 pub mod process;
 pub mod tools;
 pub mod wait;

@@ -5,12 +5,12 @@ use std::time::Duration;
 use cairn_meta::client::{ClientError, MetaClient};
 use cairn_proto::control::Code;
 use cairn_proto::control::v1;
-use cairn_proto::ids::{DeviceId, GroupId, GroupIndex, VolumeId};
+use cairn_proto::ids::{DeviceId, Epoch, GroupId, GroupIndex, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
 
 use crate::config::NodeConfig;
 use crate::driver::WriteCache;
-use crate::host::{HostStatus, ScrubStatus};
+use crate::host::{HeldReplica, HostStatus, ScrubStatus};
 use crate::process::device::{Device, Phase, random};
 
 /// The highest feature level that this version understands.
@@ -202,22 +202,23 @@ impl Reporter {
         Ok(())
     }
 
-    /// Tells what a device holds, and drops what meta says is deleted.
+    /// Tells what a device holds, and drops what meta says that nobody needs.
     async fn inventory(&self, node_id: u64, device: &Device, id: v1::DeviceId) -> Result<(), ClientError> {
         let (Phase::Running(thread), Some(status)) = (&device.phase, &device.last_status) else {
             return Ok(());
         };
-        let Some(groups) = thread.inventory().await else {
+        let Some(replicas) = thread.inventory().await else {
             return Ok(());
         };
         // Of a set that has changed since the digest was told: the next heartbeat's differs, and meta asks again.
         let digest = status.inventory_digest;
-        let pages = groups.len().div_ceil(INVENTORY_PAGE).max(1);
+        let pages = replicas.len().div_ceil(INVENTORY_PAGE).max(1);
         for page in 0..pages {
-            let end = groups.len().min((page + 1) * INVENTORY_PAGE);
-            let held = groups[page * INVENTORY_PAGE..end].iter().map(|group| v1::HeldGroup {
-                volume_id: group.volume.0,
-                index: u32::from(group.index.0),
+            let end = replicas.len().min((page + 1) * INVENTORY_PAGE);
+            let held = replicas[page * INVENTORY_PAGE..end].iter().map(|held| v1::HeldGroup {
+                volume_id: held.group.volume.0,
+                index: u32::from(held.group.index.0),
+                epoch: held.epoch.0,
             });
             let answer = self
                 .meta
@@ -231,10 +232,10 @@ impl Reporter {
                     inventory_digest: digest,
                 })
                 .await?;
-            let drop: Vec<GroupId> = answer.drop.iter().filter_map(group_of).collect();
+            let drop: Vec<HeldReplica> = answer.drop.iter().filter_map(held_of).collect();
             if !drop.is_empty() {
-                tracing::info!(path = %device.path.display(), groups = drop.len(), "dropping what was deleted");
-                thread.drop_groups(drop);
+                tracing::info!(path = %device.path.display(), replicas = drop.len(), "dropping what nobody needs");
+                thread.drop_replicas(drop);
             }
         }
         Ok(())
@@ -317,9 +318,11 @@ fn wire_id(id: DeviceId) -> v1::DeviceId {
     }
 }
 
-fn group_of(held: &v1::HeldGroup) -> Option<GroupId> {
-    Some(GroupId {
+fn held_of(held: &v1::HeldGroup) -> Option<HeldReplica> {
+    let group = GroupId {
         volume: VolumeId(held.volume_id),
         index: GroupIndex(u8::try_from(held.index).ok()?),
-    })
+    };
+    let epoch = Epoch(held.epoch);
+    Some(HeldReplica { group, epoch })
 }

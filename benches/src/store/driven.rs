@@ -9,7 +9,8 @@ use cairn_proto::checksum::ChecksumAlgorithm;
 use cairn_proto::checksum::range_checksums;
 use cairn_proto::disk::DiskDone;
 use cairn_proto::ids::{
-    ChunkIndex, ClusterId, DeviceUuid, Generation, GroupId, GroupIndex, Incarnation, Layer, Seq, Version, VolumeId,
+    ChunkIndex, ClusterId, DeviceUuid, Epoch, Generation, GroupId, GroupIndex, Incarnation, Layer, Seq, Version,
+    VolumeId,
 };
 use cairn_proto::limits::BLOCKS_PER_CHUNK;
 use cairn_proto::time::Time;
@@ -72,7 +73,11 @@ impl<D: Disk> Driven<D> {
     /// # Errors
     /// The store refused, in words.
     pub fn create_replica(&mut self) -> Result<(), String> {
-        let create = StoreRequest::CreateReplica { group: GROUP, role: 1 };
+        let create = StoreRequest::CreateReplica {
+            group: GROUP,
+            role: 1,
+            epoch: Epoch(1),
+        };
         self.alone(create).map(|_| ())
     }
 

@@ -14,7 +14,7 @@ use cairn_proto::ids::{ChunkIndex, CommitSeq, Generation, GroupId, Layer, Volume
 use cairn_proto::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK};
 use cairn_proto::time::Time;
 use cairn_proto::units::BlockRange;
-use cairn_storage_node::host::ReplicaStore;
+use cairn_storage_node::host::{HeldReplica, Membership, ReplicaStore};
 use cairn_storage_node::store::api::{DamagedBlock, ScrubState, WriteContent};
 use cairn_storage_node::store::{StoreAction, StoreError, StoreReply, StoreRequest, Ticket};
 
@@ -26,7 +26,7 @@ type Place = (GroupId, ChunkIndex, Layer, u32);
 #[derive(Debug, Default)]
 pub struct Kept {
     seals: BTreeMap<VolumeId, Generation>,
-    replicas: BTreeMap<GroupId, u8>,
+    replicas: BTreeMap<GroupId, Membership>,
     blocks: BTreeMap<Place, (BlockState, Bytes)>,
     commit: u64,
     /// On its way to the device: a crash loses any of it.
@@ -130,10 +130,13 @@ impl Kept {
                 let sealed = self.seals.entry(volume).or_default();
                 *sealed = generation.max(*sealed);
             }
-            StoreRequest::CreateReplica { group, role } => {
-                self.replicas.entry(group).or_insert(role);
+            StoreRequest::CreateReplica { group, role, epoch } => {
+                let held = self.replicas.get(&group);
+                if held.is_none_or(|held| held.epoch <= epoch) {
+                    self.replicas.insert(group, Membership { role, epoch });
+                }
             }
-            StoreRequest::DropReplica { group } => {
+            StoreRequest::DropReplica { group, .. } => {
                 self.replicas.remove(&group);
                 self.blocks.retain(|place, _| place.0 != group);
             }
@@ -371,12 +374,17 @@ impl ReplicaStore for ModelStore {
             .collect()
     }
 
-    fn replica_role(&self, group: GroupId) -> Option<u8> {
+    fn membership(&self, group: GroupId) -> Option<Membership> {
         self.kept.borrow().replicas.get(&group).copied()
     }
 
-    fn replicas(&self) -> Vec<GroupId> {
-        self.kept.borrow().replicas.keys().copied().collect()
+    fn replicas(&self) -> Vec<HeldReplica> {
+        let kept = self.kept.borrow();
+        let held = |(group, membership): (&GroupId, &Membership)| HeldReplica {
+            group: *group,
+            epoch: membership.epoch,
+        };
+        kept.replicas.iter().map(held).collect()
     }
 
     fn recovered(&self) -> CommitSeq {

@@ -309,10 +309,15 @@ async fn inventory_of_a_deleted_volume(client: &MetaClient, node_id: u64, volume
         run_id: vec![1; 16],
         device: device(1).id,
         groups: vec![
-            HeldGroup { volume_id, index: 0 },
+            HeldGroup {
+                volume_id,
+                index: 0,
+                epoch: 1,
+            },
             HeldGroup {
                 volume_id: 999,
                 index: 0,
+                epoch: 1,
             },
         ],
         page: 0,
@@ -358,7 +363,11 @@ async fn inventory_of_a_deleted_volume(client: &MetaClient, node_id: u64, volume
     let drop = client.report_inventory(inventory(1)).await.unwrap().drop;
     assert_eq!(
         drop,
-        [HeldGroup { volume_id, index: 0 }],
+        [HeldGroup {
+            volume_id,
+            index: 0,
+            epoch: 1
+        }],
         "an id that was never drawn is not taken for deleted"
     );
     let old_run = HeartbeatRequest {

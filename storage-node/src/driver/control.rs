@@ -6,22 +6,21 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cairn_proto::ids::GroupId;
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::oneshot;
 
-use crate::host::HostStatus;
+use crate::host::{HeldReplica, HostStatus};
 
 /// What a device's thread is told.
 pub(super) enum Control {
     /// Forget these groups: their volumes are deleted for good.
-    Drop(Vec<GroupId>),
+    Drop(Vec<HeldReplica>),
     /// Verify all that the device holds.
     Scrub,
     /// Say how the device is.
     Status(oneshot::Sender<HostStatus>),
     /// Say which groups it holds.
-    Inventory(oneshot::Sender<Vec<GroupId>>),
+    Inventory(oneshot::Sender<Vec<HeldReplica>>),
 }
 
 /// The queue, shared by both threads.

@@ -264,7 +264,7 @@ impl Serving {
     fn hear_control(&mut self) {
         while let Some(message) = self.control.pop() {
             match message {
-                Control::Drop(groups) => self.host.handle(self.now, HostEvent::Drop { groups }),
+                Control::Drop(replicas) => self.host.handle(self.now, HostEvent::Drop { replicas }),
                 Control::Scrub => self.host.handle(self.now, HostEvent::Scrub),
                 // Whoever asked may have given up meanwhile.
                 Control::Status(reply) => drop(reply.send(self.host.status())),

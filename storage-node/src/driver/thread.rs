@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use cairn_proto::capability::ClusterKey;
-use cairn_proto::ids::{CommitSeq, DeviceUuid, GroupId};
+use cairn_proto::ids::{CommitSeq, DeviceUuid};
 use tokio::sync::oneshot;
 
 use super::control::{Control, ControlQueue};
@@ -17,7 +17,7 @@ use super::ring::Ring;
 use super::serve::Serving;
 use super::{clock, open};
 use crate::host::limits::HostLimits;
-use crate::host::{BackgroundConfig, DeviceHost, HostConfig, HostStatus};
+use crate::host::{BackgroundConfig, DeviceHost, HeldReplica, HostConfig, HostStatus};
 use crate::store::{FormatParams, Identity, OpenError, OpenExpectation, StoreLimits};
 
 /// What a device's thread needs.
@@ -123,16 +123,16 @@ impl DeviceThread {
         answer.await.ok()
     }
 
-    /// The groups that it holds; `None` when its thread has ended or is stuck.
-    pub async fn inventory(&self) -> Option<Vec<GroupId>> {
+    /// The replicas that it holds; `None` when its thread has ended or is stuck.
+    pub async fn inventory(&self) -> Option<Vec<HeldReplica>> {
         let (reply, answer) = oneshot::channel();
         self.control.push(Control::Inventory(reply)).then_some(())?;
         answer.await.ok()
     }
 
-    /// These groups are of volumes that are deleted for good. False when the thread is stuck.
-    pub fn drop_groups(&self, groups: Vec<GroupId>) -> bool {
-        self.control.push(Control::Drop(groups))
+    /// Nobody needs these replicas, as they were reported. False when the thread is stuck.
+    pub fn drop_replicas(&self, replicas: Vec<HeldReplica>) -> bool {
+        self.control.push(Control::Drop(replicas))
     }
 
     /// Begin to verify all that it holds, unless that is under way. False when the thread is stuck.

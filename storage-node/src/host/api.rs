@@ -6,7 +6,7 @@ use std::time::Duration;
 use cairn_proto::capability::ClusterKey;
 use cairn_proto::disk::{DiskDone, DiskOp};
 use cairn_proto::frame::FrameError;
-use cairn_proto::ids::{ClusterId, CommitSeq, DeviceId, GroupId};
+use cairn_proto::ids::{ClusterId, CommitSeq, DeviceId, Epoch, GroupId};
 use cairn_proto::message::Envelope;
 
 use super::background::{BackgroundConfig, ScrubStatus};
@@ -104,14 +104,23 @@ pub enum HostEvent {
     },
     /// The device has finished an operation.
     Disk(DiskDone),
-    /// Meta says that the volumes of these groups are deleted for good: their space is given back. Groups that are not
-    /// here are ignored.
+    /// Meta says that these replicas are not needed: their space is given back. One that is not here, or that a later
+    /// configuration has named meanwhile, is left alone.
     Drop {
-        /// Which groups.
-        groups: Vec<GroupId>,
+        /// Which, as they were reported.
+        replicas: Vec<HeldReplica>,
     },
     /// An operator wants all that the device holds to be verified: a pass of the scrub begins, unless one is under way.
     Scrub,
+}
+
+/// A replica that is here.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct HeldReplica {
+    /// Of which group.
+    pub group: GroupId,
+    /// The configuration that named it last.
+    pub epoch: Epoch,
 }
 
 /// What the host wants done, in this order.

@@ -8,7 +8,7 @@ use cairn_proto::message::{
 use cairn_proto::replica::{Refusal, SealStep};
 
 use super::reply::failed;
-use super::{CloseReason, ConnId, DeviceHost, HostAction, ReplicaStore, Request, Task};
+use super::{CloseReason, ConnId, DeviceHost, HostAction, Membership, ReplicaStore, Request, Task};
 use crate::store::api::{StoreError, StoreRequest};
 
 impl<S: ReplicaStore> DeviceHost<S> {
@@ -157,14 +157,17 @@ impl<S: ReplicaStore> DeviceHost<S> {
             .working
             .values()
             .any(|working| matches!(working.task, Task::Join { group: other, .. } if other == group));
-        let held = self.store.replica_role(group);
-        if held == Some(role) && !underway {
+        let held = self.store.membership(group);
+        let is_known = |held: Membership| join.epoch < held.epoch || (join.epoch, role) == (held.epoch, held.role);
+        if held.is_some_and(is_known) && !underway {
             return self.joined(request, group, false);
         }
         // Also of one that is being made, for another connection: its asker may never hear of it.
         let created = held.is_none();
+        let epoch = join.epoch;
+        let create = StoreRequest::CreateReplica { group, role, epoch };
         let task = Task::Join { group, created };
-        self.submit(Some(*request), task, None, StoreRequest::CreateReplica { group, role });
+        self.submit(Some(*request), task, None, create);
     }
 
     pub(super) fn joined(&mut self, request: &Request, group: GroupId, created: bool) {

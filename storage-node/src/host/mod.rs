@@ -17,7 +17,7 @@ use std::time::Duration;
 
 #[cfg(feature = "canary")]
 pub use api::Canary;
-pub use api::{CloseReason, ConnId, HostAction, HostConfig, HostEvent, HostStatus};
+pub use api::{CloseReason, ConnId, HeldReplica, HostAction, HostConfig, HostEvent, HostStatus};
 use background::{Background, Chore};
 pub use background::{BackgroundConfig, ScrubStatus};
 use cairn_proto::collections::Map;
@@ -31,7 +31,7 @@ use queue::Queues;
 use seals::Seals;
 use session::Connection;
 pub use session::Peer;
-pub use store::ReplicaStore;
+pub use store::{Membership, ReplicaStore};
 
 use crate::store::api::{DamagedBlock, DamagedMetadata};
 use crate::store::{Store, StoreAction, StoreRequest, Ticket};
@@ -139,7 +139,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
             HostEvent::BadFrame { conn, error } => self.close(conn, CloseReason::BadFrame(error)),
             HostEvent::Disconnected { conn } => self.forget(conn),
             HostEvent::Disk(done) => self.store.disk_done(now, done),
-            HostEvent::Drop { groups } => self.drop_replicas(groups),
+            HostEvent::Drop { replicas } => self.drop_replicas(replicas),
             HostEvent::Scrub => self.background.want_scrub(now),
         }
     }
@@ -232,8 +232,8 @@ impl<S: ReplicaStore> DeviceHost<S> {
         self.background.damaged_metadata()
     }
 
-    /// The groups that have a replica here, in order.
-    pub fn inventory(&self) -> Vec<GroupId> {
+    /// The replicas that are here, in order of their groups.
+    pub fn inventory(&self) -> Vec<HeldReplica> {
         self.store.replicas()
     }
 
@@ -479,10 +479,11 @@ fn holder_of(message: &Message) -> Holder {
 }
 
 /// FNV-1a over the groups: equal sets have equal digests, and an empty one has another than most.
-fn digest(groups: &[GroupId]) -> u64 {
-    let bytes = groups.iter().flat_map(|group| {
-        let volume = group.volume.0.to_le_bytes();
-        volume.into_iter().chain([group.index.0])
+fn digest(replicas: &[HeldReplica]) -> u64 {
+    let bytes = replicas.iter().flat_map(|held| {
+        let volume = held.group.volume.0.to_le_bytes();
+        let epoch = held.epoch.0.to_le_bytes();
+        volume.into_iter().chain([held.group.index.0]).chain(epoch)
     });
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

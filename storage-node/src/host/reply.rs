@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use cairn_proto::ids::{GroupId, VolumeId};
+use cairn_proto::ids::VolumeId;
 use cairn_proto::message::{Collected, Durable, Failed, FailureKind, Holder, Message, ReadAnswer};
 use cairn_proto::replica::Refusal;
 
-use super::{DeviceHost, ReplicaStore, Request, Task, Working};
+use super::{DeviceHost, HeldReplica, ReplicaStore, Request, Task, Working};
 use crate::store::api::{StoreError, StoreReply, StoreRequest, Ticket};
 
 impl<S: ReplicaStore> DeviceHost<S> {
@@ -127,12 +127,13 @@ impl<S: ReplicaStore> DeviceHost<S> {
         self.try_open(holder.volume);
     }
 
-    /// Meta says that the volumes of these groups are deleted for good.
-    pub(super) fn drop_replicas(&mut self, groups: Vec<GroupId>) {
-        for group in groups {
-            if self.store.replica_role(group).is_some() {
+    /// Meta says that nobody needs these replicas. It said so of what was reported, and the store looks again: in between
+    /// a later configuration may have named one, and it may be full of acknowledged data by now.
+    pub(super) fn drop_replicas(&mut self, replicas: Vec<HeldReplica>) {
+        for HeldReplica { group, epoch } in replicas {
+            if self.store.membership(group).is_some_and(|held| held.epoch <= epoch) {
                 self.stables.remove(&group);
-                self.submit(None, Task::Drop, None, StoreRequest::DropReplica { group });
+                self.submit(None, Task::Drop, None, StoreRequest::DropReplica { group, epoch });
             }
         }
     }

@@ -1,11 +1,21 @@
 //! What the host needs of a store.
 
 use cairn_proto::disk::{DiskDone, DiskError};
-use cairn_proto::ids::{CommitSeq, Generation, GroupId, VolumeId};
+use cairn_proto::ids::{CommitSeq, Epoch, Generation, GroupId, VolumeId};
 use cairn_proto::time::Time;
 
+use super::api::HeldReplica;
 use crate::store::api::{DamagedBlock, ScrubState};
-use crate::store::{Store, StoreAction, StoreRequest, StoreState, Ticket};
+use crate::store::{ReplicaInfo, Store, StoreAction, StoreRequest, StoreState, Ticket};
+
+/// What a configuration made of a replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Membership {
+    /// What it is.
+    pub role: u8,
+    /// The configuration that said so.
+    pub epoch: Epoch,
+}
 
 /// A store that is open: recovery is over.
 pub trait ReplicaStore {
@@ -21,10 +31,10 @@ pub trait ReplicaStore {
     fn poll_timeout(&self) -> Option<Time>;
     /// Every seal that is durable.
     fn seals(&self) -> Vec<(VolumeId, Generation)>;
-    /// The role of a group's replica; `None` if there is none here.
-    fn replica_role(&self, group: GroupId) -> Option<u8>;
-    /// The groups that have a replica here, in order.
-    fn replicas(&self) -> Vec<GroupId>;
+    /// How a group's replica was named last; `None` if there is none here.
+    fn membership(&self, group: GroupId) -> Option<Membership>;
+    /// The replicas that are here, in order of their groups.
+    fn replicas(&self) -> Vec<HeldReplica>;
     /// The commit sequence as it was recovered.
     fn recovered(&self) -> CommitSeq;
     /// The commit sequence now.
@@ -70,12 +80,20 @@ impl ReplicaStore for Store {
         Store::seals(self).collect()
     }
 
-    fn replica_role(&self, group: GroupId) -> Option<u8> {
-        self.replica_of(group).map(|replica| replica.role)
+    fn membership(&self, group: GroupId) -> Option<Membership> {
+        let replica = self.replica_of(group)?;
+        Some(Membership {
+            role: replica.role,
+            epoch: replica.epoch,
+        })
     }
 
-    fn replicas(&self) -> Vec<GroupId> {
-        Store::replicas(self).map(|replica| replica.group).collect()
+    fn replicas(&self) -> Vec<HeldReplica> {
+        let held = |replica: ReplicaInfo| HeldReplica {
+            group: replica.group,
+            epoch: replica.epoch,
+        };
+        Store::replicas(self).map(held).collect()
     }
 
     fn recovered(&self) -> CommitSeq {

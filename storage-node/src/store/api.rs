@@ -6,7 +6,7 @@ use bytes::Bytes;
 pub use cairn_proto::block::{Apply, BlockState, Content, Cursor, Run};
 use cairn_proto::checksum::Checksum;
 use cairn_proto::disk::{DiskError, DiskOp};
-use cairn_proto::ids::{ChunkIndex, CommitSeq, Generation, GroupId, Layer, Version, VolumeId};
+use cairn_proto::ids::{ChunkIndex, CommitSeq, Epoch, Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
 pub use super::scrub::{DamagedBlock, DamagedMetadata, MetadataKind};
@@ -58,12 +58,16 @@ pub enum StoreRequest {
         group: GroupId,
         /// What the store keeps of it, opaque here.
         role: u8,
+        /// The configuration that says so. What an older one says changes nothing.
+        epoch: Epoch,
     },
     /// Forget a group's replica. It is gone when this is durable; its space is given back in the background, and a new
-    /// replica of the group waits for that. Seals stay.
+    /// replica of the group waits for that. Seals stay. Nothing is done if a later configuration has named it meanwhile.
     DropReplica {
         /// Which group.
         group: GroupId,
+        /// The last configuration that may have named it.
+        epoch: Epoch,
     },
     /// Delete a layer of a group's replica. It is gone when this is durable; its space is given back in the background, and
     /// a write to a layer of that number waits for that.

@@ -65,7 +65,10 @@ impl Catalog {
                 let held = self.seals.entry(*volume).or_default();
                 *held = (*held).max(*generation);
             }
-            Record::Replica { group, role } => self.replicas.entry(*group).or_default().role = *role,
+            Record::Replica { group, role, epoch } => {
+                let replica = self.replicas.entry(*group).or_default();
+                (replica.role, replica.epoch) = (*role, *epoch);
+            }
             Record::DropReplica { group } => self.drop_replica(*group),
             Record::DeleteLayer { group, layer } => self.delete_layer(*group, *layer),
             Record::Reclaim { key, first, last } => self.reclaim(*key, (*first, *last), effects),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, RangeInclusive};
 
 use cairn_proto::block::Apply;
-use cairn_proto::ids::{Generation, GroupId, Layer, Version, VolumeId};
+use cairn_proto::ids::{Epoch, Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
 use super::canary::Canary;
@@ -22,6 +22,8 @@ use super::scrub_state::ScrubState;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Replica {
     pub(super) role: u8,
+    /// Of the configuration that last said so.
+    pub(super) epoch: Epoch,
     /// Blocks of data.
     pub(super) blocks: u64,
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use cairn_proto::buffer::BlockBuf;
 use cairn_proto::codec::{DecodeError, Put, Reader};
-use cairn_proto::ids::{DeviceId, DeviceUuid, Generation, GroupId, Incarnation, Layer, VolumeId};
+use cairn_proto::ids::{DeviceId, DeviceUuid, Epoch, Generation, GroupId, Incarnation, Layer, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::catalog::{Catalog, Replica};
@@ -64,6 +64,7 @@ impl DirectoryWriter {
                 put_group(out, *group);
                 out.put_u8(replica.role);
                 out.put_bytes(&[0; 3]);
+                out.put_u64(replica.epoch.0);
                 out.put_u64(replica.blocks);
             });
         }
@@ -239,8 +240,8 @@ fn decode_entry(reader: &mut Reader<'_>, end: u32) -> Result<DirectoryEntry, Dec
             let group = get_group(&mut body)?;
             let role = body.u8()?;
             body.zeroes(3)?;
-            let blocks = body.u64()?;
-            DirectoryEntry::Replica(group, Replica { role, blocks })
+            let (epoch, blocks) = (Epoch(body.u64()?), body.u64()?);
+            DirectoryEntry::Replica(group, Replica { role, epoch, blocks })
         }
         3 => {
             let key = ChunkKey::decode(&mut body)?;
@@ -346,7 +347,11 @@ mod tests {
         let mut catalog = Catalog::new(&StoreLimits::tiny());
         catalog.orphans = prng.chance(1, 2);
         catalog.seals.insert(VolumeId(9), Generation::new(77).unwrap());
-        let replica = Replica { role: 2, blocks: 12345 };
+        let replica = Replica {
+            role: 2,
+            epoch: Epoch(6),
+            blocks: 12345,
+        };
         catalog.replicas.insert(group(1), replica);
         catalog.layers.insert((group(1), Layer(3)), 12345);
         for layer in [None, Some(Layer(3))] {

@@ -336,6 +336,7 @@ fn info(group: GroupId, replica: &Replica) -> ReplicaInfo {
     ReplicaInfo {
         group,
         role: replica.role,
+        epoch: replica.epoch,
         blocks_used: replica.blocks,
     }
 }

@@ -12,7 +12,7 @@ use cairn_proto::units::BlockRange;
 
 use super::api::{CopiedBlock, StoreError, StoreRequest, Ticket, WriteContent};
 use super::batch::{Queued, target};
-use super::catalog::Unknown;
+use super::catalog::{Replica, Unknown};
 use super::chunk::ChunkKey;
 use super::doomed::Doomed;
 use super::engine::Engine;
@@ -184,16 +184,13 @@ impl Engine {
                     generation: *generation,
                 }))
             }
-            StoreRequest::CreateReplica { group, role } => {
+            StoreRequest::CreateReplica { group, role, epoch } => {
                 if building.written.contains(group) || building.remade.contains(group) {
                     return Verdict::Wait;
                 }
-                if self
-                    .catalog
-                    .replicas
-                    .get(group)
-                    .is_some_and(|replica| replica.role == *role)
-                {
+                let is_known =
+                    |replica: &Replica| *epoch < replica.epoch || (*epoch, *role) == (replica.epoch, replica.role);
+                if self.catalog.replicas.get(group).is_some_and(is_known) {
                     return Verdict::Answer(Ok(()));
                 }
                 let dropped = Doomed {
@@ -207,13 +204,15 @@ impl Engine {
                 Verdict::Take(Plan::of(Record::Replica {
                     group: *group,
                     role: *role,
+                    epoch: *epoch,
                 }))
             }
-            StoreRequest::DropReplica { group } => {
+            StoreRequest::DropReplica { group, epoch } => {
                 if building.written.contains(group) || building.remade.contains(group) {
                     return Verdict::Wait;
                 }
-                if !self.catalog.replicas.contains_key(group) {
+                let held = self.catalog.replicas.get(group);
+                if held.is_none_or(|replica| replica.epoch > *epoch) {
                     return Verdict::Answer(Ok(()));
                 }
                 Verdict::Take(Plan::of(Record::DropReplica { group: *group }))
@@ -517,7 +516,7 @@ impl Building {
                 self.written.insert(group);
             }
             StoreRequest::CreateReplica { group, .. }
-            | StoreRequest::DropReplica { group }
+            | StoreRequest::DropReplica { group, .. }
             | StoreRequest::DeleteLayer { group, .. } => {
                 self.remade.insert(group);
             }

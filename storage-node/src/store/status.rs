@@ -4,7 +4,7 @@ use std::fmt;
 
 use cairn_proto::checksum::ChecksumAlgorithm;
 use cairn_proto::disk::DiskError;
-use cairn_proto::ids::{ClusterId, DeviceUuid, GroupId, Incarnation};
+use cairn_proto::ids::{ClusterId, DeviceUuid, Epoch, GroupId, Incarnation};
 
 /// What a device is formatted as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -197,6 +197,8 @@ pub struct ReplicaInfo {
     pub group: GroupId,
     /// What the caller keeps of it.
     pub role: u8,
+    /// The configuration that last named it.
+    pub epoch: Epoch,
     /// Blocks of data that it holds.
     pub blocks_used: u64,
 }

@@ -10,6 +10,17 @@ use super::support::*;
 use crate::host::*;
 use crate::store::api::StoreRequest;
 
+/// The replica that a join makes, as it is reported.
+fn held() -> HeldReplica {
+    HeldReplica {
+        group: GroupId {
+            volume: VOLUME,
+            index: GroupIndex(0),
+        },
+        epoch: Epoch(1),
+    }
+}
+
 #[test]
 fn a_hello_is_answered_with_the_device_s_own() {
     let mut world = World::new();
@@ -137,13 +148,10 @@ fn only_a_join_makes_a_replica_and_it_says_so_once() {
         );
         assert!(grant);
     }
-    let groups = vec![GroupId {
-        volume: VOLUME,
-        index: GroupIndex(0),
-    }];
+    let replicas = vec![held()];
     let digest = world.host.status().inventory_digest;
-    assert_eq!(world.host.inventory(), groups);
-    world.event(HostEvent::Drop { groups });
+    assert_eq!(world.host.inventory(), replicas);
+    world.event(HostEvent::Drop { replicas });
     world.store_ends();
     assert!(world.host.inventory().is_empty());
     assert_ne!(world.host.status().inventory_digest, digest);
@@ -155,11 +163,8 @@ fn a_join_that_waits_for_another_one_is_told_too_that_the_replica_is_new() {
     let (first, second) = (world.take(1), world.peer());
     world.send(second, seal(1));
     world.answer(second);
-    let groups = vec![GroupId {
-        volume: VOLUME,
-        index: GroupIndex(0),
-    }];
-    world.event(HostEvent::Drop { groups });
+    let replicas = vec![held()];
+    world.event(HostEvent::Drop { replicas });
     world.store_ends();
     // The answer to the first may be lost with its connection.
     world.send(first, join(1));
@@ -178,13 +183,12 @@ fn a_join_that_waits_for_another_one_is_told_too_that_the_replica_is_new() {
 fn a_join_that_comes_after_the_drop_makes_an_empty_replica_that_meta_is_told_of() {
     let mut world = World::new();
     let conn = world.take(1);
-    let groups = vec![GroupId {
-        volume: VOLUME,
-        index: GroupIndex(0),
-    }];
+    let replicas = vec![held()];
     for _ in 0..2 {
         let digest = world.host.status().inventory_digest;
-        world.event(HostEvent::Drop { groups: groups.clone() });
+        world.event(HostEvent::Drop {
+            replicas: replicas.clone(),
+        });
         world.store_ends();
         assert_ne!(world.host.status().inventory_digest, digest);
         world.send(conn, join(1));
@@ -192,13 +196,13 @@ fn a_join_that_comes_after_the_drop_makes_an_empty_replica_that_meta_is_told_of(
         assert!(matches!(world.answer(conn), Some((Message::Joined(joined), _)) if joined.created));
         // The digest that it reports is another one again, so it is asked what it holds, and told to drop it.
         assert_eq!(world.host.status().inventory_digest, digest);
-        assert_eq!(world.host.inventory(), groups);
+        assert_eq!(world.host.inventory(), replicas);
     }
     // The generation that it has seen is kept through all that.
     let refused = world.peer();
     world.send(refused, seal(2));
     world.store_ends();
-    world.event(HostEvent::Drop { groups });
+    world.event(HostEvent::Drop { replicas });
     world.store_ends();
     assert!(matches!(world.ask(conn, join(1)), Some(Message::Failed(failed)) if failed.kind == FailureKind::Fenced));
 }
@@ -332,4 +336,29 @@ fn answers_to_a_connection_that_is_gone_are_dropped() {
     ));
     world.store_ends();
     assert_eq!(world.host.status().requests, 0);
+}
+
+/// 1. Meta sees a replica that no configuration names and says to drop it. 2. It becomes a member again, and is filled. 3. What
+/// meta said arrives.
+#[test]
+fn a_replica_that_was_named_again_meanwhile_is_not_dropped() {
+    let mut world = World::new();
+    let conn = world.take(1);
+    assert_eq!(world.host.inventory(), [held()]);
+    let rejoin = Message::Join(Join {
+        epoch: Epoch(2),
+        ..join_of(1)
+    });
+    world.send(conn, rejoin);
+    world.store_ends();
+    assert!(matches!(world.answer(conn), Some((Message::Joined(joined), _)) if !joined.created));
+    let replicas = vec![held()];
+    world.event(HostEvent::Drop { replicas });
+    world.store_ends();
+    let epoch = Epoch(2);
+    assert_eq!(world.host.inventory(), [HeldReplica { epoch, ..held() }]);
+    // What an older configuration says comes late, and changes nothing.
+    world.send(conn, join(1));
+    world.store_ends();
+    assert_eq!(world.host.inventory(), [HeldReplica { epoch, ..held() }]);
 }

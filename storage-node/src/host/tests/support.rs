@@ -26,7 +26,7 @@ pub(super) const DEVICE: DeviceId = DeviceId {
 pub(super) struct HeldStore {
     pub(super) asked: BTreeMap<Ticket, StoreRequest>,
     pub(super) seals: BTreeMap<VolumeId, Generation>,
-    pub(super) roles: BTreeMap<GroupId, u8>,
+    pub(super) replicas: BTreeMap<GroupId, Membership>,
     pub(super) commit: u64,
     pub(super) failed: Option<DiskError>,
     pub(super) scrub: ScrubState,
@@ -51,11 +51,15 @@ impl ReplicaStore for HeldStore {
             .map(|(volume, generation)| (*volume, *generation))
             .collect()
     }
-    fn replica_role(&self, group: GroupId) -> Option<u8> {
-        self.roles.get(&group).copied()
+    fn membership(&self, group: GroupId) -> Option<Membership> {
+        self.replicas.get(&group).copied()
     }
-    fn replicas(&self) -> Vec<GroupId> {
-        self.roles.keys().copied().collect()
+    fn replicas(&self) -> Vec<HeldReplica> {
+        let held = |(group, membership): (&GroupId, &Membership)| HeldReplica {
+            group: *group,
+            epoch: membership.epoch,
+        };
+        self.replicas.iter().map(held).collect()
     }
     fn recovered(&self) -> CommitSeq {
         CommitSeq(1)
@@ -106,11 +110,11 @@ impl HeldStore {
                         let sealed = self.seals.entry(volume).or_default();
                         *sealed = generation.max(*sealed);
                     }
-                    StoreRequest::CreateReplica { group, role } => {
-                        self.roles.insert(group, role);
+                    StoreRequest::CreateReplica { group, role, epoch } => {
+                        self.replicas.insert(group, Membership { role, epoch });
                     }
-                    StoreRequest::DropReplica { group } => {
-                        self.roles.remove(&group);
+                    StoreRequest::DropReplica { group, .. } => {
+                        self.replicas.remove(&group);
                     }
                     _ => {}
                 }
@@ -199,12 +203,16 @@ pub(super) fn read(generation: u32) -> Message {
 }
 
 pub(super) fn join(generation: u32) -> Message {
-    Message::Join(Join {
+    Message::Join(join_of(generation))
+}
+
+pub(super) fn join_of(generation: u32) -> Join {
+    Join {
         holder: holder(generation),
         group: GroupIndex(0),
         role: ReplicaRole::InSync,
         epoch: Epoch(1),
-    })
+    }
 }
 
 pub(super) fn confirm(generation: u32) -> Message {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use cairn_proto::disk::{DeviceBlock, DiskGeometry};
-use cairn_proto::ids::{ChunkIndex, Generation, GroupId, Layer, Version, VolumeId};
+use cairn_proto::ids::{ChunkIndex, Epoch, Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::limits::BLOCKS_PER_CHUNK;
 
 use crate::store::scrub_state::ScrubState;
@@ -119,6 +119,8 @@ pub struct ReplicaSummary {
     pub group: GroupId,
     /// As the host wrote it down.
     pub role: u8,
+    /// The configuration that last named it.
+    pub epoch: Epoch,
     /// Blocks of data that it counts.
     pub blocks_counted: u64,
     /// What its index says, by layer.

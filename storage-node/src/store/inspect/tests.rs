@@ -1,5 +1,5 @@
 use cairn_proto::disk::{DeviceBlock, DiskError, DiskGeometry};
-use cairn_proto::ids::{GroupId, GroupIndex, Layer, VolumeId};
+use cairn_proto::ids::{Epoch, GroupId, GroupIndex, Layer, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::*;
@@ -358,7 +358,11 @@ fn spread() -> Rig {
         index: GroupIndex(2),
         ..GROUP
     };
-    rig.call(StoreRequest::CreateReplica { group, role: 2 });
+    rig.call(StoreRequest::CreateReplica {
+        group,
+        role: 2,
+        epoch: Epoch(1),
+    });
     for seq in 1..=120 {
         let StoreRequest::Write {
             layer,

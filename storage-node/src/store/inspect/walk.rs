@@ -89,6 +89,7 @@ impl<'a> Walk<'a> {
             .map(|(group, replica)| ReplicaSummary {
                 group: *group,
                 role: replica.role,
+                epoch: replica.epoch,
                 blocks_counted: replica.blocks,
                 layers: Vec::new(),
             })

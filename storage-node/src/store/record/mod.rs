@@ -18,7 +18,7 @@ mod write;
 
 use cairn_proto::checksum::Checksum;
 use cairn_proto::codec::{DecodeError, Put, Reader};
-use cairn_proto::ids::{ChunkIndex, Generation, GroupId, GroupIndex, Layer, Version, VolumeId};
+use cairn_proto::ids::{ChunkIndex, Epoch, Generation, GroupId, GroupIndex, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
 pub(super) use ahead::LogAhead;
@@ -78,8 +78,8 @@ pub(super) enum Record {
     Copy { at: Target, entries: Vec<Entry> },
     /// The highest generation seen of a volume.
     Seal { volume: VolumeId, generation: Generation },
-    /// A group has a replica here, with this role.
-    Replica { group: GroupId, role: u8 },
+    /// A group has a replica here, with this role since this epoch.
+    Replica { group: GroupId, role: u8, epoch: Epoch },
     /// A group has no replica here any more.
     DropReplica { group: GroupId },
     /// Blocks that are elsewhere now, where they are still where they were.
@@ -175,8 +175,8 @@ impl Record {
             Record::ResyncHole { at, hole, generation } => write::encode_resync_hole(out, at, *hole, *generation),
             Record::Copy { at, entries } => copy::encode(out, at, entries),
             Record::Seal { volume, generation } => seal::encode(out, *volume, *generation),
-            Record::Replica { group, role } => replica::encode(out, *group, *role),
-            Record::DropReplica { group } => replica::encode(out, *group, 0),
+            Record::Replica { group, role, epoch } => replica::encode(out, *group, *role, *epoch),
+            Record::DropReplica { group } => replica::encode(out, *group, 0, Epoch(0)),
             Record::Move { at, moves } => moved::encode(out, at, moves),
             Record::DeleteLayer { group, layer } => layer::encode_delete(out, *group, *layer),
             Record::Marker { kind, recovered } => marker::encode(out, *kind, *recovered),
@@ -206,10 +206,10 @@ impl Record {
             3 => write::decode_hole(&mut body).map(|(at, version)| Record::Discard { at, version }),
             4 => copy::decode(&mut body, end),
             5 => seal::decode(&mut body),
-            6 => replica::decode(&mut body).map(|(group, role)| Record::Replica { group, role }),
+            6 => replica::decode(&mut body).map(|(group, role, epoch)| Record::Replica { group, role, epoch }),
             7 => match replica::decode(&mut body)? {
-                (group, 0) => Ok(Record::DropReplica { group }),
-                _ => Err(DecodeError::Invalid("role")),
+                (group, 0, Epoch(0)) => Ok(Record::DropReplica { group }),
+                _ => Err(DecodeError::Invalid("role or epoch")),
             },
             8 => moved::decode(&mut body, end),
             9 => layer::decode_delete(&mut body),

@@ -159,7 +159,11 @@ fn record() -> impl Strategy<Value = Record> {
             volume: VolumeId(volume),
             generation: Generation::new(generation).unwrap(),
         }),
-        (group(), any::<u8>()).prop_map(|(group, role)| Record::Replica { group, role }),
+        (group(), any::<u8>(), any::<u64>()).prop_map(|(group, role, epoch)| Record::Replica {
+            group,
+            role,
+            epoch: Epoch(epoch)
+        }),
         group().prop_map(|group| Record::DropReplica { group }),
         (group(), any::<u32>()).prop_map(|(group, layer)| Record::DeleteLayer {
             group,

@@ -1,7 +1,7 @@
 //! What each request does.
 
 use cairn_proto::block::{BlockState, Content, Cursor};
-use cairn_proto::ids::Generation;
+use cairn_proto::ids::{Epoch, Generation};
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::rig::*;
@@ -85,7 +85,10 @@ fn without_a_replica_nothing_is_written_or_read() {
     assert!(refused(rig.read(0, 0, 1)));
     rig.create();
     rig.write(0, 0, 9, 1);
-    rig.call(StoreRequest::DropReplica { group: GROUP });
+    rig.call(StoreRequest::DropReplica {
+        group: GROUP,
+        epoch: Epoch(1),
+    });
     assert!(refused(rig.read(0, 0, 1)));
     assert_eq!(rig.store.space().data, 0);
 }

@@ -1,6 +1,6 @@
 //! Power is cut after every operation of the device, and what is recovered is compared with what must be there.
 
-use cairn_proto::ids::CommitSeq;
+use cairn_proto::ids::{CommitSeq, Epoch};
 
 use super::model::*;
 use super::rig::*;
@@ -110,7 +110,7 @@ pub(crate) fn crash_run(blocks: u64, limits: &StoreLimits, seed: u64, operations
     let mut rig = Rig::on(blocks, seed % 4 != 3, limits.clone(), seed);
     rig.create();
     let mut history = History::default();
-    history.acknowledged.replica = Some(1);
+    history.acknowledged.replica = Some((Epoch(1), 1));
     let mut workload = Workload::new(330, 24);
     let in_flight_max = prng.between(1, 5);
     let mut cuts = 0;

@@ -4,7 +4,7 @@ use cairn_proto::block::{Apply, Content};
 use cairn_proto::buffer::BlockBuf;
 use cairn_proto::checksum::range_checksums;
 use cairn_proto::disk::{DeviceBlock, DiskGeometry, DiskOp};
-use cairn_proto::ids::{ClusterId, DeviceUuid, Layer};
+use cairn_proto::ids::{ClusterId, DeviceUuid, Epoch, Layer};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::time::Time;
 
@@ -221,7 +221,7 @@ fn damage_to_any_one_block_of_the_newest_checkpoint_loses_nothing() {
         let mut rig = Rig::new(1100, StoreLimits::tiny(), seed);
         rig.create();
         let mut model = Model {
-            replica: Some(1),
+            replica: Some((Epoch(1), 1)),
             ..Model::default()
         };
         let mut workload = Workload::new(330, 24);
@@ -395,7 +395,10 @@ fn blocks_whose_index_page_is_rotten_are_neither_read_nor_written_and_the_others
         rig.settle();
         assert_eq!(rig.store.state(), StoreState::Open);
     }
-    rig.call(StoreRequest::DropReplica { group: GROUP });
+    rig.call(StoreRequest::DropReplica {
+        group: GROUP,
+        epoch: Epoch(1),
+    });
     rig.create();
     assert!(matches!(rig.write(0, 0, 1, 1), StoreReply::Durable { .. }));
 }

@@ -1,6 +1,7 @@
 //! The index beside its memory: leaves that come and go, checkpoints in small steps, long discards.
 
 use cairn_proto::disk::{DeviceBlock, DiskOp};
+use cairn_proto::ids::Epoch;
 use cairn_proto::limits::BLOCK_BYTES;
 
 use super::rig::*;
@@ -186,7 +187,10 @@ fn a_rotten_leaf_makes_its_chunks_damaged_until_the_replica_is_dropped_and_no_ot
             rig = rig.reopen(true);
         }
         rig.settle();
-        rig.call(crate::store::StoreRequest::DropReplica { group: GROUP });
+        rig.call(crate::store::StoreRequest::DropReplica {
+            group: GROUP,
+            epoch: Epoch(1),
+        });
         rig.create();
         for chunk in 0..12 {
             let reply = rig.write(chunk, 0, 1, 1);

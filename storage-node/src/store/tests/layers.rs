@@ -3,7 +3,7 @@
 use cairn_proto::block::{BlockState, Content};
 use cairn_proto::checksum::range_checksums;
 use cairn_proto::disk::DiskOp;
-use cairn_proto::ids::{ChunkIndex, GroupId, GroupIndex, Layer};
+use cairn_proto::ids::{ChunkIndex, Epoch, GroupId, GroupIndex, Layer};
 
 use super::rig::*;
 use crate::store::api::{StoreError, StoreReply, StoreRequest, WriteContent};
@@ -53,7 +53,11 @@ const OTHER: GroupId = GroupId {
 fn two_replicas(blocks: u64) -> Rig {
     let mut rig = Rig::new(blocks, StoreLimits::tiny(), 1);
     rig.create();
-    rig.call(StoreRequest::CreateReplica { group: OTHER, role: 1 });
+    rig.call(StoreRequest::CreateReplica {
+        group: OTHER,
+        role: 1,
+        epoch: Epoch(1),
+    });
     for page in 0..24 {
         for group in [GROUP, OTHER] {
             let reply = rig.call(write_to(group, page % 2, page / 6, page * 256, 3, 1));
@@ -68,7 +72,10 @@ fn two_replicas(blocks: u64) -> Rig {
 fn a_dropped_replica_is_gone_at_once_and_its_space_comes_back_in_the_background() {
     let mut rig = two_replicas(2048);
     let loads = rig.store.counters().index_loads;
-    let drop = rig.submit(StoreRequest::DropReplica { group: GROUP });
+    let drop = rig.submit(StoreRequest::DropReplica {
+        group: GROUP,
+        epoch: Epoch(1),
+    });
     while !rig.replies.contains_key(&drop) {
         assert!(rig.step());
     }
@@ -88,8 +95,15 @@ fn a_dropped_replica_is_gone_at_once_and_its_space_comes_back_in_the_background(
 #[test]
 fn a_new_replica_waits_for_the_space_of_the_old_one_and_has_nothing_of_it() {
     let mut rig = two_replicas(2048);
-    rig.submit(StoreRequest::DropReplica { group: GROUP });
-    let create = rig.submit(StoreRequest::CreateReplica { group: GROUP, role: 2 });
+    rig.submit(StoreRequest::DropReplica {
+        group: GROUP,
+        epoch: Epoch(1),
+    });
+    let create = rig.submit(StoreRequest::CreateReplica {
+        group: GROUP,
+        role: 2,
+        epoch: Epoch(1),
+    });
     let other = rig.submit(write_to(OTHER, 0, 9, 0, 1, 1));
     while !rig.replies.contains_key(&other) {
         assert!(rig.step());
@@ -108,7 +122,10 @@ fn a_new_replica_waits_for_the_space_of_the_old_one_and_has_nothing_of_it() {
 fn wherever_the_power_fails_what_was_dropped_is_given_back_in_the_end() {
     let steps = {
         let mut rig = two_replicas(1024);
-        rig.submit(StoreRequest::DropReplica { group: GROUP });
+        rig.submit(StoreRequest::DropReplica {
+            group: GROUP,
+            epoch: Epoch(1),
+        });
         (0..).take_while(|_| rig.step()).count()
     };
     assert!(steps > 30, "{steps} operations");
@@ -116,7 +133,10 @@ fn wherever_the_power_fails_what_was_dropped_is_given_back_in_the_end() {
     for cut in 0..steps {
         let mut rig = Rig::opening(before.device.clone(), StoreLimits::tiny(), cut as u64);
         rig.settle();
-        let drop = rig.submit(StoreRequest::DropReplica { group: GROUP });
+        let drop = rig.submit(StoreRequest::DropReplica {
+            group: GROUP,
+            epoch: Epoch(1),
+        });
         for _ in 0..cut {
             rig.step();
         }
@@ -188,8 +208,15 @@ fn layers_are_counted_and_deleted_one_by_one() {
 #[test]
 fn a_page_that_can_not_be_read_does_not_stop_a_drop() {
     let mut rig = two_replicas(2048);
-    rig.submit(StoreRequest::DropReplica { group: GROUP });
-    let create = rig.submit(StoreRequest::CreateReplica { group: GROUP, role: 1 });
+    rig.submit(StoreRequest::DropReplica {
+        group: GROUP,
+        epoch: Epoch(1),
+    });
+    let create = rig.submit(StoreRequest::CreateReplica {
+        group: GROUP,
+        role: 1,
+        epoch: Epoch(1),
+    });
     let home_of_a_page = |op: &DiskOp| matches!(op, DiskOp::Read { at, .. } if at.0 % 3 == 0);
     while rig.step_with(|op| home_of_a_page(op).then(Fault::default)) {}
     // A leaf that can't be read may be readable later; a new replica is refused until then.

@@ -2,6 +2,7 @@
 
 use cairn_proto::block::Content;
 use cairn_proto::disk::{DeviceBlock, DiskOp};
+use cairn_proto::ids::Epoch;
 
 use super::model::*;
 use super::rig::*;
@@ -189,7 +190,7 @@ pub(super) fn move_run(limits: &StoreLimits, seed: u64, operations: u32) -> Resu
     let mut rig = Rig::on(900, seed % 4 != 3, limits.clone(), seed);
     rig.create();
     let mut acknowledged = Model {
-        replica: Some(1),
+        replica: Some((Epoch(1), 1)),
         ..Model::default()
     };
     let mut seq = 1;
@@ -267,7 +268,10 @@ fn a_replica_that_is_dropped_during_a_move_leaves_nothing_behind() {
             from: ScrubCursor::START,
         });
         (0..steps).all(|_| rig.step());
-        rig.call(StoreRequest::DropReplica { group: GROUP });
+        rig.call(StoreRequest::DropReplica {
+            group: GROUP,
+            epoch: Epoch(1),
+        });
         let reply = rig.replies.remove(&ticket);
         assert!(matches!(reply, Some(StoreReply::Defragmented { .. })), "{reply:?}");
         rig.create();

@@ -1,6 +1,6 @@
 //! What opening a device costs.
 
-use cairn_proto::ids::{GroupId, Layer, Version, VolumeId};
+use cairn_proto::ids::{Epoch, GroupId, Layer, Version, VolumeId};
 
 use super::rig::*;
 use crate::store::api::{StoreReply, StoreRequest, WriteContent};
@@ -56,7 +56,11 @@ fn a_leaf_that_takes_over_the_range_of_another_is_read_when_it_is_needed() {
         content: WriteContent::Discard,
     };
     for group in [GROUP, other] {
-        rig.call(StoreRequest::CreateReplica { group, role: 1 });
+        rig.call(StoreRequest::CreateReplica {
+            group,
+            role: 1,
+            epoch: Epoch(1),
+        });
         for chunk in 0..20 {
             rig.call(at(group, chunk, 1));
         }
@@ -72,8 +76,15 @@ fn a_leaf_that_takes_over_the_range_of_another_is_read_when_it_is_needed() {
     rig.settle();
     let checkpoints = rig.store.counters().checkpoints;
     for request in [
-        StoreRequest::DropReplica { group: other },
-        StoreRequest::CreateReplica { group: other, role: 2 },
+        StoreRequest::DropReplica {
+            group: other,
+            epoch: Epoch(1),
+        },
+        StoreRequest::CreateReplica {
+            group: other,
+            role: 2,
+            epoch: Epoch(1),
+        },
         at(other, 0, 9),
         at(other, 19, 9),
     ] {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use cairn_proto::block::Content;
 use cairn_proto::disk::{DeviceBlock, DiskOp};
+use cairn_proto::ids::Epoch;
 use cairn_proto::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK};
 
 use super::model::*;
@@ -44,7 +45,7 @@ impl Story {
         Story {
             rig,
             model: Model {
-                replica: Some(1),
+                replica: Some((Epoch(1), 1)),
                 ..Model::default()
             },
             workload: Workload::new(prng.between(32, 300) as u32, 24),

@@ -1,7 +1,7 @@
 //! What tests of the store share: see [`crate::testing::store`].
 
 use cairn_proto::disk::DeviceBlock;
-use cairn_proto::ids::{Generation, Layer, Seq, Version};
+use cairn_proto::ids::{Epoch, Generation, Layer, Seq, Version};
 
 use crate::store::api::{StoreReply, StoreRequest, WriteContent};
 
@@ -16,7 +16,11 @@ impl Rig {
     }
 
     pub(crate) fn create(&mut self) {
-        let reply = self.call(StoreRequest::CreateReplica { group: GROUP, role: 1 });
+        let reply = self.call(StoreRequest::CreateReplica {
+            group: GROUP,
+            role: 1,
+            epoch: Epoch(1),
+        });
         assert!(matches!(reply, StoreReply::Durable { .. }), "{reply:?}");
     }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cairn_proto::block::{Apply, BlockState, Content};
 use cairn_proto::checksum::block_checksum;
 use cairn_proto::disk::{DeviceBlock, DiskGeometry, DiskOp};
-use cairn_proto::ids::{Layer, Version};
+use cairn_proto::ids::{Epoch, Layer, Version};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::units::BlockRange;
 
@@ -120,7 +120,7 @@ fn images() -> Vec<Image> {
     let mut rig = Rig::new(BLOCKS, limits(), 11);
     rig.create();
     let mut model = Model {
-        replica: Some(1),
+        replica: Some((Epoch(1), 1)),
         ..Model::default()
     };
     let mut workload = Workload::new(200, 24);
@@ -188,7 +188,7 @@ fn examine(device: MemoryDevice, model: &Model, fails: impl Fn(&DiskOp) -> bool)
 /// Compares all blocks of an open store with the model.
 fn compare(rig: &mut Rig, model: &Model, fails: &dyn Fn(&DiskOp) -> bool) -> Result<Verdict, String> {
     let held = (
-        rig.store.replica_of(GROUP).map(|replica| replica.role),
+        rig.store.replica_of(GROUP).map(|replica| (replica.epoch, replica.role)),
         rig.store.seal_of(GROUP.volume).get(),
     );
     if held != (model.replica, model.seal) {
@@ -679,7 +679,7 @@ fn a_write_that_goes_wrong_while_the_store_is_at_work_is_survived_or_reported() 
         let mut rig = Rig::new(BLOCKS, limits(), 21);
         rig.create();
         let mut model = Model {
-            replica: Some(1),
+            replica: Some((Epoch(1), 1)),
             ..Model::default()
         };
         let mut workload = Workload::new(200, 24);

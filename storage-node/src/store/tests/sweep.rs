@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use cairn_proto::block::Content;
 use cairn_proto::disk::{DeviceBlock, DiskOp};
-use cairn_proto::ids::{GroupId, GroupIndex, Layer};
+use cairn_proto::ids::{Epoch, GroupId, GroupIndex, Layer};
 
 use super::rig::*;
 use crate::store::api::{StoreError, StoreReply, StoreRequest};
@@ -66,7 +66,14 @@ fn durable(rig: &mut Rig, request: StoreRequest) {
 fn device() -> MemoryDevice {
     let mut rig = Rig::new(BLOCKS, limits(), 1);
     for group in [GROUP, OTHER] {
-        durable(&mut rig, StoreRequest::CreateReplica { group, role: 1 });
+        durable(
+            &mut rig,
+            StoreRequest::CreateReplica {
+                group,
+                role: 1,
+                epoch: Epoch(1),
+            },
+        );
         for chunk in 0..CHUNKS {
             for start in STARTS {
                 durable(&mut rig, request(group, chunk, start, 5, 1));
@@ -125,7 +132,10 @@ fn parts(device: &MemoryDevice) -> (Vec<u32>, Vec<u32>) {
 fn drop_group(device: MemoryDevice, fails: impl Fn(&DiskOp) -> bool) -> Rig {
     let mut rig = Rig::opening(device, limits(), 2);
     rig.settle();
-    let ticket = rig.submit(StoreRequest::DropReplica { group: GROUP });
+    let ticket = rig.submit(StoreRequest::DropReplica {
+        group: GROUP,
+        epoch: Epoch(1),
+    });
     while rig.step_with(|op| fails(op).then(Fault::default)) {}
     assert!(matches!(rig.replies.remove(&ticket), Some(StoreReply::Durable { .. })));
     assert_eq!(rig.store.reclaiming().count(), 0);

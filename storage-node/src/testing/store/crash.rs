@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use cairn_proto::disk::DiskGeometry;
 
+use cairn_proto::ids::Epoch;
+
 use super::content::GROUP;
 use super::model::{Model, difference};
 use super::rig::{Moment, Rig, formatted};
@@ -186,7 +188,11 @@ impl CrashRun {
         settle(&mut rig, visit)?;
         let mut workload = Workload::new(self.span, self.largest);
         let in_flight_max = prng.between(1, 5);
-        let create = StoreRequest::CreateReplica { group: GROUP, role: 1 };
+        let create = StoreRequest::CreateReplica {
+            group: GROUP,
+            role: 1,
+            epoch: Epoch(1),
+        };
         learned.submit(&mut rig, create);
         let mut left = self.requests;
         while left > 0 || !learned.open.is_empty() {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use cairn_proto::block::{Content, Cursor};
 use cairn_proto::checksum::block_checksum;
 use cairn_proto::disk::{DeviceBlock, DiskGeometry};
-use cairn_proto::ids::Version;
+use cairn_proto::ids::{Epoch, Version};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::units::BlockRange;
 
@@ -78,7 +78,11 @@ impl Image {
         };
         let mut rig = Rig::opening(formatted(geometry), limits, seed);
         rig.settle();
-        rig.call(StoreRequest::CreateReplica { group: GROUP, role: 1 });
+        rig.call(StoreRequest::CreateReplica {
+            group: GROUP,
+            role: 1,
+            epoch: Epoch(1),
+        });
         let mut workload = Workload::new(300, 32);
         for _ in 0..prng.between(20, 120) {
             let request = workload.request(&mut prng, false);

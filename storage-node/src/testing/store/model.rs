@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use cairn_proto::block::{Apply, BlockState, Content, Cursor};
-use cairn_proto::ids::{Layer, Version};
+use cairn_proto::ids::{Epoch, Layer, Version};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::units::BlockRange;
 
@@ -14,8 +14,8 @@ use crate::store::api::{StoreReply, StoreRequest, WriteContent};
 /// What a group's replica holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Model {
-    /// The replica's role, if there is one.
-    pub replica: Option<u8>,
+    /// The replica's epoch and role, if there is one.
+    pub replica: Option<(Epoch, u8)>,
     /// The highest generation sealed; zero if none.
     pub seal: u32,
     /// All blocks but those never written. The checksum stands for the content.
@@ -35,7 +35,12 @@ impl Model {
         match request {
             StoreRequest::Seal { volume, .. } if *volume != GROUP.volume => {}
             StoreRequest::Seal { generation, .. } => self.seal = self.seal.max(generation.get()),
-            StoreRequest::CreateReplica { role, .. } => self.replica = Some(*role),
+            StoreRequest::CreateReplica { role, epoch, .. } => {
+                if self.replica.is_none_or(|(held, _)| held <= *epoch) {
+                    self.replica = Some((*epoch, *role));
+                }
+            }
+            StoreRequest::DropReplica { epoch, .. } if self.replica.is_some_and(|(held, _)| held > *epoch) => {}
             StoreRequest::DropReplica { .. } => {
                 self.replica = None;
                 self.blocks.clear();
@@ -112,7 +117,7 @@ impl Model {
     /// that is not what it says.
     pub fn observe(rig: &mut Rig) -> Result<Model, String> {
         let mut model = Model {
-            replica: rig.store.replica_of(GROUP).map(|replica| replica.role),
+            replica: rig.store.replica_of(GROUP).map(|replica| (replica.epoch, replica.role)),
             seal: rig.store.seal_of(GROUP.volume).get(),
             blocks: Blocks::NONE,
         };

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use cairn_proto::block::{Apply, Content};
 use cairn_proto::buffer::align;
 use cairn_proto::checksum::block_checksum;
-use cairn_proto::ids::{Generation, Layer, Seq, Version, VolumeId};
+use cairn_proto::ids::{Epoch, Generation, Layer, Seq, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
 use super::content::{GROUP, content, data, range, write};
@@ -97,10 +97,14 @@ impl Workload {
                 self.copy_hole(prng, layer, at, apply)
             }
             26 => StoreRequest::DeleteLayer { group: GROUP, layer },
-            _ if prng.chance(1, 6) => StoreRequest::DropReplica { group: GROUP },
+            _ if prng.chance(1, 6) => StoreRequest::DropReplica {
+                group: GROUP,
+                epoch: Epoch(1),
+            },
             _ => StoreRequest::CreateReplica {
                 group: GROUP,
                 role: prng.between(1, 2) as u8,
+                epoch: Epoch(prng.between(1, 3)),
             },
         }
     }

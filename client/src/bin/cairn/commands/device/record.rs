@@ -119,6 +119,8 @@ pub(super) struct ReplicaRecord {
     pub(super) volume_id: u64,
     pub(super) group: u8,
     pub(super) role: String,
+    /// The configuration of the group that last named it.
+    pub(super) epoch: u64,
     pub(super) data_bytes: u64,
     /// Runs of data per chunk that has data; 1 at best. `null` without data.
     pub(super) extents_per_chunk: Option<f64>,
@@ -320,6 +322,7 @@ fn replica(found: &ReplicaSummary) -> ReplicaRecord {
             Some(ReplicaRole::Joining) => "joining".to_string(),
             None => found.role.to_string(),
         },
+        epoch: found.epoch.0,
         data_bytes: bytes(found.blocks_counted),
         extents_per_chunk: (chunks > 0).then(|| (extents as f64 / chunks as f64 * 100.0).round() / 100.0),
         layers,

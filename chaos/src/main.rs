@@ -139,7 +139,9 @@ enum Command {
     },
     /// Runs a TCP proxy that does what bad networks do
     Proxy(inject_command::ProxyArgs),
-    /// Sends a command to a running proxy
+    /// Serves a device that loses power, fails, sticks and lies on demand
+    Shim(inject_command::ShimArgs),
+    /// Sends a command to a running proxy or shim
     ///
     /// Example: chaos tell /tmp/proxy.sock one-way to-target
     Tell(inject_command::TellArgs),
@@ -217,6 +219,7 @@ fn main() -> ExitCode {
         }
         Command::Fuzz { target, seed, runs } => fuzz(target.as_deref(), seed, runs),
         Command::Proxy(args) => inject_command::proxy(&args),
+        Command::Shim(args) => inject_command::shim(&args),
         Command::Tell(args) => inject_command::tell(&args),
         #[cfg(feature = "canary")]
         Command::Canary { name, seeds } => canary(name.as_deref(), seeds),

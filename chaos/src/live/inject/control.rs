@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::limits::{ANSWER_BOUND, COMMAND_BYTES_MAX, CONTROLLERS_MAX};
+use crate::live::wait::wait_until;
 
 /// What obeys: a command without its newline in; words for the answer, or why not, out. Without newlines.
 pub type Obey = dyn Fn(&str) -> Result<String, String> + Send + Sync;
@@ -23,6 +24,8 @@ const IDLE_BOUND: Duration = Duration::from_secs(600);
 pub struct Control {
     path: PathBuf,
     stop: Arc<AtomicBool>,
+    /// Commands that are not answered yet.
+    busy: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -43,6 +46,8 @@ impl Control {
         let listener = bind(path)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let busy = Arc::new(AtomicUsize::new(0));
+        let counting = Arc::clone(&busy);
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             let controllers = Arc::new(AtomicUsize::new(0));
             for stream in listener.incoming() {
@@ -54,10 +59,10 @@ impl Control {
                     controllers.fetch_sub(1, Ordering::AcqRel);
                     continue;
                 }
-                let (obey, count) = (Arc::clone(&obey), Arc::clone(&controllers));
+                let (obey, count, busy) = (Arc::clone(&obey), Arc::clone(&controllers), Arc::clone(&counting));
                 let served = std::thread::Builder::new().name("controller".into()).spawn(move || {
                     // A controller that goes away in the middle of a command is nobody's trouble.
-                    let _ = converse(stream, &*obey);
+                    let _ = converse(stream, &*obey, &busy);
                     count.fetch_sub(1, Ordering::AcqRel);
                 });
                 if served.is_err() {
@@ -68,6 +73,7 @@ impl Control {
         Ok(Control {
             path: path.to_owned(),
             stop,
+            busy,
             thread: Some(thread),
         })
     }
@@ -82,6 +88,8 @@ impl Drop for Control {
             let _ = thread.join();
         }
         let _ = fs::remove_file(&self.path);
+        // Whoever told this process to end gets the answer.
+        wait_until(ANSWER_BOUND, || self.busy.load(Ordering::Acquire) == 0);
     }
 }
 
@@ -100,7 +108,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
-fn converse(stream: UnixStream, obey: &Obey) -> io::Result<()> {
+fn converse(stream: UnixStream, obey: &Obey, busy: &AtomicUsize) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE_BOUND))?;
     stream.set_write_timeout(Some(ANSWER_BOUND))?;
     let mut answers = stream.try_clone()?;
@@ -111,6 +119,7 @@ fn converse(stream: UnixStream, obey: &Obey) -> io::Result<()> {
         if read == 0 {
             return Ok(());
         }
+        busy.fetch_add(1, Ordering::AcqRel);
         let complete = line.ends_with('\n');
         let answer = if complete {
             match obey(line.trim()) {
@@ -121,7 +130,9 @@ fn converse(stream: UnixStream, obey: &Obey) -> io::Result<()> {
         } else {
             format!("error: a command is one line of at most {COMMAND_BYTES_MAX} bytes\n")
         };
-        answers.write_all(answer.as_bytes())?;
+        let answered = answers.write_all(answer.as_bytes());
+        busy.fetch_sub(1, Ordering::AcqRel);
+        answered?;
         if !complete {
             return Ok(());
         }

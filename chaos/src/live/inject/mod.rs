@@ -3,6 +3,7 @@
 //! | what | injects |
 //! |---|---|
 //! | [`proxy`] | faults of a TCP connection, between a process and whoever connects to it |
+//! | [`shim`] | faults of a device, between a process and a file |
 //!
 //! Reading order: [`control`] (commands by line over a Unix socket, to injectors that run as processes of their own),
 //! then any injector. An injector is told what to do by method calls or by lines of the same meaning, counts what it did, and
@@ -11,3 +12,4 @@
 pub mod control;
 pub mod limits;
 pub mod proxy;
+pub mod shim;

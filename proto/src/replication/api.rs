@@ -333,6 +333,14 @@ pub enum Notice {
         /// Which member.
         device: DeviceId,
     },
+    /// A member holds up the comparison at attach: it goes on without that one, which will be ejected unless it answers
+    /// in time.
+    PassedOver {
+        /// Which group.
+        group: GroupIndex,
+        /// Which member.
+        device: DeviceId,
+    },
     /// A member holds everything again.
     CaughtUp {
         /// Which group.
@@ -412,6 +420,10 @@ impl fmt::Display for Notice {
                 Ok(())
             }
             Notice::Behind { group, device } => write!(f, "group {group}: {device} has fallen behind"),
+            Notice::PassedOver { group, device } => write!(
+                f,
+                "group {group}: {device} has not answered while the others have: comparing the others without it"
+            ),
             Notice::CaughtUp { group, device } => write!(f, "group {group}: {device} holds everything again"),
             Notice::Forgot {
                 device,

@@ -87,7 +87,7 @@ impl Coordinator {
         if group.phase == GroupPhase::Fenced || replica.role == Role::Out {
             return;
         }
-        (replica.joined, replica.behind) = (true, false);
+        (replica.joined, replica.behind, replica.passed_over) = (true, false, false);
         if group.phase == GroupPhase::Serving {
             if created {
                 group.replicas[place].distrust();
@@ -97,14 +97,19 @@ impl Coordinator {
             self.ask_idle_reads(g);
             self.touch_catch_up(g);
         }
+        self.take_late(g, place);
+        self.update_phase(g);
+    }
+
+    /// A member can be compared now. Where the others are equal, and were about to go on without it, nobody needs to be
+    /// ejected any more: all are compared anew.
+    pub(super) fn take_late(&mut self, g: usize, place: usize) {
         if self.comes_late(g, place) {
-            // The others are equal, and were about to go on without it: now nobody needs to be ejected.
             let group = &mut self.groups[g];
             group.restarts += 1;
             (group.change, group.reconcile) = (None, None);
             group.phase = GroupPhase::Waiting;
         }
-        self.update_phase(g);
     }
 
     /// Whether a member completes `I` while the others, equal already, wait for an ejection that was not proposed yet.
@@ -117,7 +122,7 @@ impl Coordinator {
             && unasked
             && patient
             && group.in_sync.contains(place)
-            && group.in_sync.minus(group.joined()).is_empty()
+            && group.in_sync.minus(group.present()).is_empty()
     }
 
     /// What a member refused is tried again.
@@ -184,7 +189,6 @@ impl Coordinator {
     /// that are have waited long enough for the others.
     fn go_on_without(&mut self, g: usize) {
         let group = &mut self.groups[g];
-        let present = group.joined().and(group.in_sync);
         if group.change.is_some_and(|change| change.step == Step::Wanted) {
             group.change = None;
         }
@@ -195,12 +199,20 @@ impl Coordinator {
         let settings = &self.settings;
         let seal_quorum = settings.seal_quorum(group.in_sync.len());
         let enough = seal_quorum.max(settings.in_sync_min().min(group.in_sync.len()));
+        if group.present().len() < enough {
+            // Nobody can be passed over now.
+            group
+                .replicas
+                .iter_mut()
+                .for_each(|replica| replica.passed_over = false);
+        }
+        let present = group.present();
         if present.len() < enough {
             group.enough_since = None;
             return;
         }
         let since = *group.enough_since.get_or_insert(self.now);
-        let missing = group.in_sync.minus(present);
+        let missing = group.in_sync.minus(group.joined());
         let until = missing.iter().map(|place| self.patience(g, place, since)).max();
         if let Some(until) = until.filter(|until| *until > self.now) {
             self.timers.insert((until, Timer::Patience(g)));
@@ -211,6 +223,12 @@ impl Coordinator {
         } else {
             self.start_reconcile(g, present);
         }
+    }
+
+    /// Members are waited for no longer: those that are missing at attach, or that hold up the comparison.
+    pub(super) fn patience_over(&mut self, g: usize) {
+        self.pass_over_stalled(g);
+        self.update_phase(g);
     }
 
     /// Until when a member that is missing at attach is waited for, when enough others are there since `since`.

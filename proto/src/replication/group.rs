@@ -36,6 +36,8 @@ pub(super) struct Replica {
     pub(super) role: Role,
     /// Whether it has answered our Join on the connection that stands.
     pub(super) joined: bool,
+    /// It held up the comparison at attach, which goes on without it until it answers.
+    pub(super) passed_over: bool,
     /// Blocks of which it may hold an older version than the newest acknowledged one.
     pub(super) lack: Lack,
     /// Whether nothing it holds can be relied on until it was compared with a complete member.
@@ -91,6 +93,7 @@ impl Replica {
             member,
             role,
             joined: false,
+            passed_over: false,
             lack: Lack::new(limits.lack_chunks_exact_max),
             stale: role == Role::Joining,
             resync: role == Role::Joining,
@@ -263,6 +266,12 @@ impl Group {
     /// Members that have answered our Join on the connection that stands.
     pub(super) fn joined(&self) -> Mask {
         self.places(|replica| replica.joined)
+    }
+
+    /// Members of `I` to compare at attach: those that have joined, but for who held up a comparison.
+    pub(super) fn present(&self) -> Mask {
+        self.in_sync
+            .and(self.places(|replica| replica.joined && !replica.passed_over))
     }
 
     /// `I ∪ J`: who gets every write.

@@ -37,6 +37,9 @@ pub struct ReplicationLimits {
     /// The same for one that is connected and has not answered the seal: it may have to wait for read grants of an older
     /// holder.
     pub seal_patience: Duration,
+    /// How long a comparison at attach waits for an answer of one member while the others have answered, before it goes on
+    /// without that one.
+    pub reconcile_patience: Duration,
     /// How often a comparison may begin anew because a member came while it ran.
     pub reconcile_restarts_max: u32,
     /// How often troubled members are looked at.
@@ -85,6 +88,7 @@ impl ReplicationLimits {
         silent_patience_min: Duration::from_millis(100),
         silent_patience_max: Duration::from_millis(300),
         seal_patience: Duration::from_millis(READ_GRANT_MS + 300),
+        reconcile_patience: Duration::from_millis(500),
         reconcile_restarts_max: 2,
         health_interval: Duration::from_millis(250),
         slow_min: Duration::from_millis(100),

@@ -97,7 +97,7 @@ enum Timer {
     Member(usize),
     /// What members of a group refused is tried again.
     Group(usize),
-    /// A group has waited long enough for members that are missing at attach.
+    /// A group has waited long enough for members that are missing at attach, or that hold up the comparison.
     Patience(usize),
     /// Members are looked at.
     Health,
@@ -277,7 +277,7 @@ impl Coordinator {
                 Timer::Hedge(g, read) => self.hedge_read(g, read),
                 Timer::Member(m) => self.retry_member(m),
                 Timer::Group(g) => self.retry_group(g),
-                Timer::Patience(g) => self.update_phase(g),
+                Timer::Patience(g) => self.patience_over(g),
                 Timer::Health => self.health_tick(),
                 Timer::Meta => {}
             }
@@ -406,6 +406,9 @@ impl Coordinator {
                 if grant {
                     // Counted from the sending of the request: the member can't have begun to count earlier.
                     member.grant_until = member.grant_until.max(at + self.limits.grant_trusted);
+                }
+                if let Some(g) = what.group() {
+                    self.heard_again(g, place);
                 }
                 self.dispatch(m, place, what, at, message);
                 self.member_vouched(m);

@@ -6,15 +6,16 @@
 
 use std::collections::VecDeque;
 
-use super::api::GroupPhase;
+use super::api::{Action, GroupPhase, Notice};
 use super::group::{Role, Step};
 use super::mask::Mask;
-use super::{Coordinator, What};
+use super::{Coordinator, Timer, What};
 use crate::block::{BlockState, Content, Cursor, Run};
 use crate::frame::Class;
 use crate::ids::{Layer, Version};
 use crate::limits::MEMBERS_MAX;
 use crate::message::{Collect, Collected, Message};
+use crate::time::Time;
 use crate::units::BlockRange;
 
 /// The comparison of the sealed members of a group.
@@ -26,6 +27,8 @@ pub(super) struct Reconcile {
     /// In the order of `places`.
     streams: Vec<Stream>,
     merged: bool,
+    /// When it is looked next whether somebody holds it up.
+    look_at: Time,
 }
 
 impl Reconcile {
@@ -161,6 +164,15 @@ pub(super) fn next_segment(streams: &mut [Stream]) -> Option<Segment> {
     })
 }
 
+/// Whether the comparison of this number can't end before this request is answered.
+fn holds_up(what: What, g: usize, comparison: u64) -> bool {
+    match what {
+        What::Reconcile { group, id } => (group, id) == (g, comparison),
+        What::Survey { group, .. } | What::CopyRead { group, .. } | What::CopyWrite { group, .. } => group == g,
+        _ => false,
+    }
+}
+
 pub(super) fn is_ended(streams: &[Stream]) -> bool {
     streams
         .iter()
@@ -205,9 +217,70 @@ impl Coordinator {
             places: participants.iter().collect(),
             streams: participants.iter().map(|_| Stream::new()).collect(),
             merged: false,
+            look_at: self.now,
         });
         self.tell_phase(g);
         self.ask_pages(g);
+        self.arm_patience(g);
+    }
+
+    fn arm_patience(&mut self, g: usize) {
+        let at = self.now + self.limits.reconcile_patience / 2;
+        if let Some(reconcile) = &mut self.groups[g].reconcile {
+            reconcile.look_at = at;
+            self.timers.insert((at, Timer::Patience(g)));
+        }
+    }
+
+    /// Goes on without members whose answers have not come for long, where all others' have: a device that is stuck, or a
+    /// host that is frozen, must not hold up the volume (promise 4), and nobody knows yet that its connection is dead.
+    pub(super) fn pass_over_stalled(&mut self, g: usize) {
+        let group = &self.groups[g];
+        let due = |reconcile: &&Reconcile| reconcile.look_at <= self.now;
+        let Some(reconcile) = group.reconcile.as_ref().filter(due) else {
+            return;
+        };
+        let participants = reconcile.participants();
+        let patience = self.limits.reconcile_patience;
+        let (mut stalled, mut late) = (Mask::NONE, Mask::NONE);
+        for sent in self.sent.values().filter(|sent| holds_up(sent.what, g, reconcile.id)) {
+            let waited = self.now.saturating_since(sent.at);
+            if waited >= patience {
+                stalled = stalled.or(sent.to.and(participants));
+            } else if waited * 2 >= patience {
+                late = late.or(sent.to.and(participants));
+            }
+        }
+        let settings = &self.settings;
+        let enough = settings
+            .seal_quorum(group.in_sync.len())
+            .max(settings.in_sync_min().min(group.in_sync.len()));
+        let rest = participants.minus(stalled);
+        let fresh = self.is_meta_fresh();
+        // Without meta nobody can be ejected, so it is no use to go on without anybody.
+        self.look_wanted |= !fresh && !stalled.or(late).is_empty();
+        if stalled.is_empty() || !late.minus(stalled).is_empty() || rest.len() < enough || !fresh {
+            return self.arm_patience(g);
+        }
+        for place in stalled.iter() {
+            let group = &mut self.groups[g];
+            let replica = &mut group.replicas[place];
+            replica.passed_over = true;
+            let (group, device) = (group.index, self.members[replica.member].device);
+            self.actions
+                .push_back(Action::Notice(Notice::PassedOver { group, device }));
+        }
+        let since = self.groups[g].enough_since;
+        self.reconcile_lost(g);
+        self.groups[g].enough_since = since;
+    }
+
+    /// A member that was passed over has answered something of a group.
+    pub(super) fn heard_again(&mut self, g: usize, place: usize) {
+        if std::mem::take(&mut self.groups[g].replicas[place].passed_over) {
+            self.take_late(g, place);
+            self.update_phase(g);
+        }
     }
 
     fn ask_pages(&mut self, g: usize) {
@@ -301,7 +374,7 @@ impl Coordinator {
             }
             return;
         }
-        let came = group.joined().and(group.in_sync).minus(participants);
+        let came = group.present().minus(participants);
         let settled = group.change.is_some_and(|change| change.step != Step::Wanted);
         if settled || came.is_empty() || group.restarts >= self.limits.reconcile_restarts_max {
             return self.reconsider(g);

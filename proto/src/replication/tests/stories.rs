@@ -76,6 +76,57 @@ fn with_one_member_away_a_fresh_attachment_serves_within_half_a_second_and_fills
     assert_eq!(world.devices[2].blocks.len(), 6);
 }
 
+/// Everybody has joined, and then this member takes nothing in any more, while its connection stands.
+fn frozen_in_mid_comparison(d: usize) -> (World, usize) {
+    let mut world = attached(usual());
+    world.submit(0, range(0, 4), true);
+    world.run_until("written", |world| world.is_idle(0));
+    assert!(world.release(0));
+    let h = world.attach();
+    (0..3).for_each(|d| world.connect(h, d));
+    world.run_until("compared", |world| {
+        world
+            .status(h)
+            .iter()
+            .all(|group| group.phase == GroupPhase::Reconciling)
+    });
+    world.frozen = Some(d);
+    (world, h)
+}
+
+#[test]
+fn a_member_that_falls_silent_in_mid_comparison_does_not_hold_up_the_others() {
+    let (mut world, h) = frozen_in_mid_comparison(2);
+    let began = world.now;
+    world.submit(h, range(2, 4), true);
+    world.run_until("the write is done", |world| world.is_idle(h));
+    assert!(world.now.saturating_since(began) < Duration::from_secs(1));
+    let silent = world.devices[2].id;
+    assert!(world.meta.configs.iter().all(|config| config.stale == [silent]));
+    let told = |notice: &Notice| matches!(notice, Notice::PassedOver { device, .. } if *device == silent);
+    assert!(world.notices.iter().any(told), "{:?}", world.notices);
+    world.frozen = None;
+    world.run_until("it is in sync again", |world| world.is_complete(h));
+    assert!(world.meta.configs.iter().all(|config| config.in_sync.len() == 3));
+}
+
+#[test]
+fn with_meta_away_a_member_that_falls_silent_in_mid_comparison_is_waited_for() {
+    let (mut world, h) = frozen_in_mid_comparison(2);
+    world.meta.down = true;
+    world.submit(h, range(2, 4), true);
+    for _ in 0..100 {
+        while world.deliver_any() {}
+        world.pass(Duration::from_millis(100));
+    }
+    assert!(!world.is_idle(h), "it can't be ejected");
+    world.frozen = None;
+    let began = world.now;
+    world.run_until("all three are compared", |world| world.is_idle(h));
+    assert!(world.now.saturating_since(began) < Duration::from_secs(1));
+    assert!(world.meta.configs.iter().all(|config| config.in_sync.len() == 3));
+}
+
 #[test]
 fn with_meta_away_nobody_is_ejected_and_whoever_is_there_in_full_is_served() {
     let mut world = World::new(1, Faults::default(), usual());

@@ -101,6 +101,8 @@ pub(super) struct World {
     remembered_commit: u64,
     /// Messages that reached a device, by name.
     pub(super) arrived: BTreeMap<&'static str, u64>,
+    /// A device that takes nothing in, and whose connections stand.
+    pub(super) frozen: Option<usize>,
 }
 
 impl World {
@@ -126,6 +128,7 @@ impl World {
             remembered: None,
             remembered_commit: 0,
             arrived: BTreeMap::new(),
+            frozen: None,
         }
     }
 
@@ -404,6 +407,9 @@ impl World {
     /// Lets the first message of one direction of one link arrive.
     fn deliver(&mut self, h: usize, d: usize, to_device: bool) -> bool {
         let now = self.now;
+        if to_device && self.frozen == Some(d) {
+            return false;
+        }
         let link = &mut self.holders[h].links[d];
         if !to_device {
             let Some((request, message, grant)) = link.to_holder.pop_front() else {

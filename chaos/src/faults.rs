@@ -58,6 +58,14 @@ const fn fault(
     }
 }
 
+impl Fault {
+    /// It is injected with real processes too.
+    const fn live(mut self) -> Fault {
+        self.live = Injected::Yes;
+        self
+    }
+}
+
 const PAUSE: &str = "a pause, no error";
 const NOTHING: &str = "nothing";
 const WAITS: &str = "I/O waits while a quorum is away, no error";
@@ -70,42 +78,48 @@ pub const CATALOGUE: &[Fault] = &[
         "a metadata server is killed and comes back",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .live(),
     fault(
         "process",
         "kill-node",
         "a storage node is killed and comes back",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "process",
         "kill-client",
         "a client is killed, in mid-write too, and comes back",
         Injected::Yes,
         "its I/O ends",
-    ),
+    )
+    .live(),
     fault(
         "process",
         "kill-all",
         "everything is killed at once and comes back in any order",
         Injected::Yes,
         WAITS,
-    ),
+    )
+    .live(),
     fault(
         "process",
         "freeze",
         "a process stops for 100 ms to 5 s, then goes on",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "process",
         "slow-start",
         "processes come back late and in any order",
         Injected::Yes,
         WAITS,
-    ),
+    )
+    .live(),
     fault(
         "network",
         "delay",
@@ -183,7 +197,8 @@ pub const CATALOGUE: &[Fault] = &[
         "wrong protocol, oversized frame, slow-loris, port scan",
         Injected::NotYet,
         NOTHING,
-    ),
+    )
+    .live(),
     fault(
         "disk",
         "power-cut",
@@ -291,7 +306,8 @@ pub const CATALOGUE: &[Fault] = &[
         "a second client takes a volume while the first is cut off, frozen, or waits for a device",
         Injected::Yes,
         "the first gets errors",
-    ),
+    )
+    .live(),
     fault(
         "client",
         "death-in-write",
@@ -305,7 +321,8 @@ pub const CATALOGUE: &[Fault] = &[
         "a client dies while it takes a volume over",
         Injected::Yes,
         "its I/O ends",
-    ),
+    )
+    .live(),
     fault(
         "client",
         "release",

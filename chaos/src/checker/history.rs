@@ -134,20 +134,37 @@ pub struct Broken {
 /// The history of one world.
 #[derive(Default)]
 pub struct History {
+    /// Operations that were settled before: numbers up to this one are of an earlier part.
+    settled: OpNumber,
+    /// What blocks held then, where that is not zeroes.
+    held: BTreeMap<(VolumeId, u64), BlockContent>,
     ops: Vec<Op>,
     instant: Instant,
     sessions: BTreeMap<u32, Generation>,
 }
 
 impl History {
-    /// The operations, by number from one on.
+    /// The operations since the last [`settle`](Self::settle), by number.
     pub fn ops(&self) -> &[Op] {
         &self.ops
     }
 
-    /// The operation of a number.
+    /// The operation of a number, which is not settled.
     pub fn op(&self, number: OpNumber) -> &Op {
-        &self.ops[number as usize - 1]
+        &self.ops[(number - self.settled) as usize - 1]
+    }
+
+    fn op_mut(&mut self, number: OpNumber) -> &mut Op {
+        &mut self.ops[(number - self.settled) as usize - 1]
+    }
+
+    /// Forgets all operations, after they have been checked: from here on blocks hold `held`, and zeroes where that says
+    /// nothing. Every operation must have ended, or belong to an attachment that was followed by another, so that
+    /// none takes effect from now on.
+    pub fn settle(&mut self, held: BTreeMap<(VolumeId, u64), BlockContent>) {
+        self.settled += OpNumber::try_from(self.ops.len()).expect("histories are short");
+        self.ops.clear();
+        self.held = held;
     }
 
     fn tick(&mut self) -> Instant {
@@ -158,7 +175,8 @@ impl History {
     /// A client asks; the operation's number.
     pub fn call(&mut self, now: Time, session: u32, volume: VolumeId, kind: OpKind, place: (u64, u64)) -> OpNumber {
         let called = (self.tick(), now);
-        let number = OpNumber::try_from(self.ops.len() + 1).expect("histories are short");
+        let count = OpNumber::try_from(self.ops.len() + 1).expect("histories are short");
+        let number = self.settled.checked_add(count).expect("fewer operations than numbers");
         let (sector, sectors) = place;
         self.ops.push(Op {
             number,
@@ -182,10 +200,12 @@ impl History {
     /// It was done. Fails when a read shows what nobody wrote there.
     pub fn done(&mut self, now: Time, number: OpNumber, generation: Generation, read: &[Bytes]) -> Result<(), Broken> {
         let at = self.tick();
-        let op = &mut self.ops[number as usize - 1];
+        let op = self.op_mut(number);
         assert!(op.ended.is_none(), "operation {number} was answered twice");
         op.ended = Some((at, now, End::Done(generation)));
-        self.sessions.insert(op.session, generation);
+        let session = op.session;
+        self.sessions.insert(session, generation);
+        let op = self.op_mut(number);
         if op.kind != OpKind::Read {
             return Ok(());
         }
@@ -224,7 +244,7 @@ impl History {
     /// It ended with an error.
     pub fn failed(&mut self, now: Time, number: OpNumber, words: String) {
         let at = self.tick();
-        let op = &mut self.ops[number as usize - 1];
+        let op = self.op_mut(number);
         assert!(op.ended.is_none(), "operation {number} was answered twice");
         op.ended = Some((at, now, End::Error(words)));
     }
@@ -318,6 +338,13 @@ impl History {
                 ops.push(self.block_op(op, *block, first, group_of));
             }
         }
+        for (place, ops) in &mut blocks {
+            let Some(held) = self.held.get(place) else { continue };
+            let mut writers = held.to_vec();
+            writers.sort_unstable();
+            writers.dedup();
+            ops.extend(writers.into_iter().map(|writer| written_before(held, writer)));
+        }
         blocks
     }
 
@@ -370,6 +397,22 @@ impl History {
         ops.filter(|op| op.blocks().contains(&block))
             .map(Op::to_string)
             .collect()
+    }
+}
+
+/// What a block held before everything that is known of it, as far as it was this writer's.
+fn written_before(held: &BlockContent, writer: Writer) -> BlockOp {
+    let own = (0..SECTORS_PER_BLOCK).filter(|s| held[*s] == writer);
+    BlockOp {
+        op: writer,
+        effect: Effect::Write {
+            sectors: own.fold(0, |bits, s| bits | 1 << s),
+            writer,
+        },
+        called: 0,
+        answered: Some(0),
+        closes: None,
+        generation: 0,
     }
 }
 
@@ -509,6 +552,25 @@ mod tests {
             })
         );
         read(&mut history, (0, 8), &[first; 8]);
+        assert!(check(&history).is_err());
+    }
+
+    #[test]
+    fn what_was_held_when_a_history_was_settled_is_expected_from_then_on() {
+        let mut history = History::default();
+        let (first, second) = (write(&mut history, 1, (0, 4)), write(&mut history, 1, (4, 4)));
+        history.done(Time::ZERO, first, g(1), &[]).unwrap();
+        history.done(Time::ZERO, second, g(1), &[]).unwrap();
+        assert!(check(&history).is_ok());
+        let held = [first, first, first, first, second, second, second, second];
+        history.settle(BTreeMap::from([((VOLUME, 0), held)]));
+        read(&mut history, (0, 8), &held);
+        let third = write(&mut history, 9, (0, 1));
+        assert_eq!(third, 4, "numbers go on");
+        history.done(Time::ZERO, third, g(9), &[]).unwrap();
+        read(&mut history, (0, 5), &[third, first, first, first, second]);
+        assert!(check(&history).is_ok());
+        read(&mut history, (7, 1), &[first]);
         assert!(check(&history).is_err());
     }
 

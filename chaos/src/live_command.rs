@@ -1,0 +1,167 @@
+//! `chaos live`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cairn_chaos::live::cluster::ClusterOptions;
+use cairn_chaos::live::run::{RunOptions, VolumeOptions};
+use cairn_chaos::live::scenario::{self, Outcome, Plan, Scenario, quantiles};
+use cairn_chaos::live::tools;
+use clap::{Args, ValueEnum};
+
+/// Bytes of each node's device; it takes space only as it is written.
+const DEVICE_BYTES: u64 = 1 << 30;
+
+/// Arguments of `chaos live`.
+#[derive(Args)]
+pub(crate) struct LiveArgs {
+    /// Chooses what happens
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// For so many minutes; without it every fault once, or as many cuts as there are to be
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// Only this fault, by its name here or in the catalogue; may be repeated
+    #[arg(long)]
+    only: Vec<String>,
+    /// Which story
+    #[arg(long, value_enum, default_value_t = Story::Faults)]
+    scenario: Story,
+    /// With `--scenario power`: how often the power of everything is cut
+    #[arg(long, default_value_t = 20)]
+    cuts: u64,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+/// Where, and how it is told.
+#[derive(Args)]
+pub(crate) struct PlaceArgs {
+    /// The `cairn` to try [default: the one beside this program, or on PATH]
+    #[arg(long)]
+    program: Option<PathBuf>,
+    /// Where everything is kept, by a short path [default: a new directory for temporary files]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Storage nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
+    nodes: u8,
+    /// Keeps the directory of a run that did not fail, too
+    #[arg(long)]
+    keep: bool,
+    /// Says nothing while it runs
+    #[arg(long)]
+    quiet: bool,
+    /// The result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Story {
+    /// Every fault in turn
+    Faults,
+    /// Faults drawn at random, until the minutes are over
+    Random,
+    /// Cuts of the power of everything
+    Power,
+}
+
+pub(crate) fn run(args: &LiveArgs) -> ExitCode {
+    if let Err(name) = scenario::chosen(&args.only) {
+        eprintln!("there is no fault `{name}`: `chaos live --help` and `chaos list` name them");
+        return ExitCode::from(2);
+    }
+    if args.scenario == Story::Random && args.minutes.is_none() {
+        eprintln!("--scenario random needs --minutes");
+        return ExitCode::from(2);
+    }
+    let plan = Plan {
+        scenario: match args.scenario {
+            Story::Faults => Scenario::Faults,
+            Story::Random => Scenario::Random,
+            Story::Power => Scenario::Power(args.cuts),
+        },
+        only: args.only.clone(),
+        span: args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
+    };
+    play(&args.place, args.seed, &plan)
+}
+
+/// Plays a plan on a new cluster, tells what came of it, and gives the exit code.
+pub(crate) fn play(place: &PlaceArgs, seed: u64, plan: &Plan) -> ExitCode {
+    let Some(program) = place.program.clone().or_else(beside).or_else(|| tools::find("cairn")) else {
+        eprintln!("there is no `cairn` beside this program or on PATH: build it, or say --program FILE");
+        return ExitCode::from(2);
+    };
+    let dir = match &place.dir {
+        Some(dir) => std::path::absolute(dir).unwrap_or_else(|_| dir.clone()),
+        None => match tempfile::Builder::new().prefix("cairn-live-").tempdir() {
+            Ok(dir) => dir.keep(),
+            Err(error) => {
+                eprintln!("a directory for temporary files can't be made: {error}; say --dir DIR");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    let volume = |name: &str, mib: u64, export| VolumeOptions {
+        name: name.to_string(),
+        bytes: mib << 20,
+        export,
+    };
+    let options = RunOptions {
+        cluster: ClusterOptions {
+            program: std::path::absolute(&program).unwrap_or(program),
+            dir: dir.clone(),
+            metas: 3,
+            nodes: place.nodes,
+            device_bytes: DEVICE_BYTES,
+            env: Vec::new(),
+        },
+        seed,
+        volumes: vec![volume("a", 192, 1), volume("b", 64, 1), volume("c", 128, 2)],
+        is_told: !place.quiet,
+    };
+    let outcome = scenario::run(options, plan);
+    if place.json {
+        println!("{}", outcome.json(seed));
+    } else {
+        tell(&outcome, seed);
+    }
+    match &outcome.failure {
+        Some((failure, _)) => ExitCode::from(failure.kind.exit_code()),
+        None => {
+            if !place.keep {
+                // What stays behind is in nobody's way.
+                let _ = std::fs::remove_dir_all(&dir);
+            }
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// The `cairn` in the directory of this program.
+fn beside() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?.with_file_name("cairn");
+    program.is_file().then_some(program)
+}
+
+fn tell(outcome: &Outcome, seed: u64) {
+    println!("{}", outcome.table);
+    if !outcome.first_io.is_empty() {
+        let (least, median, most) = quantiles(&outcome.first_io);
+        println!(
+            "{} cuts of the power of everything; until all guests were answered: {least} ms at least, {median} ms median, {most} ms at most",
+            outcome.first_io.len()
+        );
+    }
+    let minutes = outcome.took.as_secs_f64() / 60.0;
+    match &outcome.failure {
+        None => println!("seed {seed}: {minutes:.1} minutes, all promises kept"),
+        Some((failure, dir)) => {
+            println!("seed {seed}: FAILED after {minutes:.1} minutes: {failure}");
+            println!("  everything that is known of it is in {}", dir.display());
+        }
+    }
+}

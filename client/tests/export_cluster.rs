@@ -69,6 +69,7 @@ impl Cluster {
             start: MetaStart::Bootstrap(vec![(1, listen.to_string())]),
             cluster_key: KEY,
             metrics_listen: None,
+            heal: Default::default(),
         };
         let meta = Some(Part::spawn(|stopped| async move {
             let stopped = async { drop(stopped.await) };

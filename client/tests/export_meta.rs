@@ -47,6 +47,7 @@ impl Meta {
             start: MetaStart::Bootstrap(vec![(1, listen.to_string())]),
             cluster_key: KEY,
             metrics_listen: None,
+            heal: Default::default(),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(cairn_meta::run_on(listener, config, async {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use cairn_proto::capability::ClusterKey;
 
+use crate::heal;
+
 /// One metadata server.
 #[derive(Clone, Debug)]
 pub struct MetaConfig {
@@ -22,6 +24,8 @@ pub struct MetaConfig {
     pub cluster_key: ClusterKey,
     /// Where Prometheus metrics are served; `None` for nowhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// How the cluster heals while this one leads. All are told the same.
+    pub heal: heal::Settings,
 }
 
 /// How a metadata server with an empty directory begins.

@@ -80,6 +80,26 @@ pub const NODE_SILENCE_MS: u64 = 5000;
 pub const MEMBER_SILENCE_MS: u64 = 3000;
 /// How often changes of usage are written to the log at the most.
 pub const REPORT_INTERVAL_MS: u64 = 30_000;
+/// Events that are kept; the oldest go.
+pub const EVENTS_KEPT: usize = 4096;
+/// How long a device may be silent before its copies are rebuilt elsewhere, unless told otherwise, and the shortest that
+/// can be told: below it a restart of a node would start copies.
+pub const REBUILD_AFTER_MS: (u64, u64) = (600_000, 1000);
+/// How often the leader looks what is to be healed.
+pub const HEAL_INTERVAL_MS: u64 = 1000;
+/// Spares that are being filled at the same time: in the cluster, and on one device. Each begins with reading all of a
+/// copy, so more at once would make each of them late, and guests wait.
+pub const REBUILDS_MAX: (usize, usize) = (32, 4);
+/// Volumes that one node takes care of at the same time.
+pub const CARE_PER_NODE_MAX: usize = 2;
+/// After so long without any progress another volume gets the caretaker's place; where copies are compared there is
+/// nothing to see for a while.
+pub const CARE_STUCK_MS: (u64, u64) = (60_000, 600_000);
+/// For how long a volume is left alone then at first, and at the most; each time in vain it is twice as long.
+pub const CARE_PAUSE_MS: (u64, u64) = (300_000, 6 * 3_600_000);
+/// After this long without a heartbeat that a device is silent is written down, and after this long with heartbeats
+/// that it is back. So there is at most one pair of events in the sum of both.
+pub const SILENCE_NOTED_MS: (u64, u64) = (10_000, 10_000);
 /// Reports of attachments in one request at the most.
 pub const ATTACHMENT_REPORTS_MAX: usize = 64;
 /// Members of a group in one report at the most.
@@ -98,6 +118,8 @@ pub const HOLDER_SILENCE_MS: u64 = 60_000;
 pub const CARETAKER_SILENCE_MS: u64 = 30_000;
 /// Over how long the speed of a repair is measured at the least.
 pub const RATE_SAMPLE_MS: u64 = 1500;
+/// How often a device's inventory is looked at anew at the most because copies somewhere became superfluous.
+pub const RELEASE_INTERVAL_MS: u64 = 30_000;
 /// Requests to the driver thread that wait at the most.
 pub const EVENTS_MAX: usize = 1024;
 /// Messages to one member that wait at the most; more are dropped, and Raft sends again.
@@ -117,4 +139,6 @@ const _: () = assert!(KEPT_ENTRIES < SNAPSHOT_ENTRIES);
 const _: () = assert!(HEARTBEAT_TICKS < ELECTION_TICKS);
 const _: () = assert!(NODE_HEARTBEAT_MS as u64 * 3 < NODE_SILENCE_MS);
 const _: () = assert!(PIECE_BYTES_MAX < RPC_BYTES_MAX);
+const _: () = assert!(REBUILDS_MAX.1 <= REBUILDS_MAX.0 && CARE_PER_NODE_MAX <= 4);
+const _: () = assert!(NODE_SILENCE_MS < SILENCE_NOTED_MS.0);
 const _: () = assert!(NODE_SILENCE_MS < CARETAKER_SILENCE_MS && CARETAKER_SILENCE_MS <= HOLDER_SILENCE_MS);

@@ -1,5 +1,9 @@
 //! Healing without an operator: what the leader proposes and whom it asks, from the state and what it has heard. Pure.
 
+pub mod decide;
+#[cfg(test)]
+mod tests;
 pub mod view;
 
+pub use decide::{Settings, decide};
 pub use view::{AttachmentReport, GroupReport, Phase, Progress, View};

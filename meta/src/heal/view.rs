@@ -110,13 +110,15 @@ pub struct View {
     pub(crate) leader_since: Time,
     devices: BTreeMap<DeviceId, Heard>,
     nodes: BTreeMap<NodeId, Time>,
+    /// Which grant of each volume that is held this leader has seen, and since when.
+    grants: BTreeMap<VolumeId, (Generation, Time)>,
     attachments: BTreeMap<VolumeId, Attachment>,
     /// The highest generation that a node has said a living connection shows, and when it last did.
     held: BTreeMap<VolumeId, (Generation, Time)>,
     damaged: BTreeMap<NodeId, BTreeSet<VolumeId>>,
     pub(crate) tasks: BTreeMap<VolumeId, Task>,
-    /// Volumes whose caretaker got nowhere, and when they may be tried again.
-    pub(crate) paused: BTreeMap<VolumeId, Time>,
+    /// Volumes whose caretaker got nowhere, when they may be tried again, and how long they had to wait.
+    pub(crate) paused: BTreeMap<VolumeId, (Time, Duration)>,
 }
 
 fn ms(ms: u64) -> Duration {
@@ -220,8 +222,18 @@ impl View {
         );
     }
 
-    /// Forgets what is about volumes, devices and nodes that are no more, or about earlier attachments.
-    pub fn tidy(&mut self, state: &State, now: Time) {
+    /// Takes in new grants, and forgets what is about volumes, devices and nodes that are no more, or about earlier
+    /// attachments.
+    pub(crate) fn follow(&mut self, state: &State, now: Time) {
+        let grants = std::mem::take(&mut self.grants);
+        let held = state.volumes().iter().filter(|(_, known)| known.holder.is_some());
+        self.grants = held
+            .map(|(volume, known)| {
+                let seen = grants.get(volume).filter(|seen| seen.0 == known.generation);
+                (*volume, seen.copied().unwrap_or((known.generation, now)))
+            })
+            .collect();
+
         let generation = |volume: &VolumeId| state.volumes().get(volume).map(|volume| volume.generation);
         self.attachments
             .retain(|volume, known| generation(volume) == Some(known.report.generation));
@@ -233,8 +245,7 @@ impl View {
             volumes.retain(|volume| state.volumes().contains_key(volume));
             !volumes.is_empty() && state.nodes().contains_key(node)
         });
-        self.paused
-            .retain(|volume, until| *until > now && state.volumes().contains_key(volume));
+        self.paused.retain(|volume, _| state.volumes().contains_key(volume));
     }
 
     /// How long nobody has said that it serves the device, counted at most from when this member began to lead.
@@ -291,16 +302,18 @@ impl View {
     /// is held for dead. `None` when nobody holds the volume, or its holder may be alive.
     ///
     /// A client is held for dead when for a minute neither it was heard of, nor did any node say that a living connection
-    /// shows its generation, and this member has led for that long: a leader that has just begun has heard nobody yet.
+    /// shows its generation, and this leader has known of its grant for that long: who was just granted has not said
+    /// anything yet, and a leader that has just begun has heard nobody.
     pub fn displaceable(&self, volume: VolumeId, state: &State, now: Time) -> Option<Generation> {
         let holder = state.volumes().get(&volume)?.holder.as_ref()?;
+        let granted = self.grants.get(&volume).filter(|seen| seen.0 == holder.generation)?.1;
         let silent_for = |bound: u64| {
             let silent = |heard: Option<Time>| heard.is_none_or(|heard| now.saturating_since(heard) >= ms(bound));
             let reported = self.attachments.get(&volume);
             let reported = reported.filter(|known| known.report.generation == holder.generation);
             let held = self.held.get(&volume).filter(|held| held.0 == holder.generation);
-            let leads = now.saturating_since(self.leader_since) >= ms(bound);
-            leads && silent(reported.map(|known| known.heard)) && (holder.caretaker || silent(held.map(|held| held.1)))
+            let known = now.saturating_since(granted) >= ms(bound);
+            known && silent(reported.map(|known| known.heard)) && (holder.caretaker || silent(held.map(|held| held.1)))
         };
         let bound = if holder.caretaker {
             CARETAKER_SILENCE_MS
@@ -308,6 +321,16 @@ impl View {
             HOLDER_SILENCE_MS
         };
         silent_for(bound).then_some(holder.generation)
+    }
+
+    /// When anything was last seen to move in the groups of a volume, and whether copies are being compared.
+    pub(crate) fn progress(&self, volume: VolumeId) -> Option<(Time, bool)> {
+        let known = self.attachments.get(&volume)?;
+        let compares = |group: &GroupReport| {
+            let mut members = group.members.values();
+            group.phase == Phase::Reconciling || members.any(|member| member.connected && member.comparing)
+        };
+        Some((known.moved, known.report.groups.values().any(compares)))
     }
 
     /// The volumes that this node shall take care of, with the generation that each had when the task was given.

@@ -15,7 +15,7 @@ use super::health;
 use crate::heal::AttachmentReport;
 use crate::limits::{ATTACHMENT_REPORTS_MAX, CHANGES_MAX, DEVICES_PER_NODE_MAX, PAGE_MAX, TEXT_BYTES_MAX};
 use crate::state::command::{self, Command};
-use crate::state::{Outcome, Refusal, model};
+use crate::state::{Outcome, Refusal, State, events, model};
 
 pub(super) struct ControlService {
     pub(super) handle: Handle,
@@ -261,13 +261,16 @@ impl Control for ControlService {
             ))));
         }
         let changes: Result<Vec<_>, Refusal> = request.changes.into_iter().map(change).collect();
-        let configure = command::ConfigureGroups {
+        let mut configure = command::ConfigureGroups {
             volume: selector(request.volume).map_err(refuse)?,
             generation: generation(request.generation).map_err(refuse)?,
             changes: changes.map_err(refuse)?,
         };
         let answer = self.handle.propose(
-            |_| Ok(configure.into()),
+            move |world| {
+                give_causes(world, &mut configure);
+                Ok(configure.into())
+            },
             |outcome, _| {
                 let Outcome::Configured(outcomes) = outcome else {
                     unreachable!("not the outcome of a configuration: {outcome:?}")
@@ -393,8 +396,9 @@ impl Control for ControlService {
         answer.await.map(Response::new)
     }
 
-    async fn list_events(&self, _: Request<ListEventsRequest>) -> Answered<ListEventsResponse> {
-        let read = self.handle.read(|_| Ok(ListEventsResponse::default()));
+    async fn list_events(&self, request: Request<ListEventsRequest>) -> Answered<ListEventsResponse> {
+        let request = request.into_inner();
+        let read = self.handle.read(move |world| Ok(list_events(world.state, &request)));
         read.await.map(Response::new)
     }
 
@@ -421,6 +425,52 @@ fn advise(world: &World<'_>, volume: VolumeId, report: &AttachmentReport) -> Att
         give_way: report.caretaker.is_some_and(|node| !is_last || !is_wanted(node)),
         look: look.map(|(index, _)| index.0.into()).collect(),
         generation: known.map_or(0, |known| known.generation.get()),
+    }
+}
+
+/// Says of ejections why they are, as far as the leader knows, where the client has not.
+fn give_causes(world: &World<'_>, configure: &mut command::ConfigureGroups) {
+    let Ok((volume, _)) = world.state.find(&configure.volume) else {
+        return;
+    };
+    for change in configure.changes.iter_mut().filter(|change| change.cause.is_empty()) {
+        let id = GroupId {
+            volume,
+            index: change.index,
+        };
+        let Some(group) = world.state.groups().get(&id) else {
+            continue;
+        };
+        let ejected = group.in_sync.iter().find(|device| !change.in_sync.contains(device));
+        change.cause = match ejected {
+            None => continue,
+            Some(device) if world.soft.report(device).is_some_and(|report| report.failed) => {
+                "it can't acknowledge writes".to_string()
+            }
+            Some(device) if !world.soft.is_served(device, world.now) => "it is not heard of".to_string(),
+            Some(_) => "its client finds it cut off, slow or behind".to_string(),
+        };
+    }
+}
+
+fn list_events(state: &State, request: &ListEventsRequest) -> ListEventsResponse {
+    let limit = page(request.limit);
+    let of_volume = |event: &events::Event| request.volume.is_empty() || event.name == request.volume;
+    let mut found = state.events_after(request.after).filter(|(_, event)| of_volume(event));
+    let (events, more) = if request.newest {
+        let mut events: Vec<Event> = found.rev().take(limit).map(|(id, event)| to_event(id, event)).collect();
+        events.reverse();
+        (events, false)
+    } else {
+        let page = found.by_ref().take(limit);
+        let events = page.map(|(id, event)| to_event(id, event)).collect();
+        (events, found.next().is_some())
+    };
+    ListEventsResponse {
+        events,
+        more,
+        first_id: state.events().next().map_or(0, |(id, _)| id),
+        last_id: state.last_event(),
     }
 }
 

@@ -9,9 +9,9 @@ use cairn_proto::limits::GROUPS_PER_VOLUME_MAX;
 use super::driver::World;
 use crate::heal::{AttachmentReport, GroupReport, Phase, Progress};
 use crate::limits::REPORTED_MEMBERS_MAX;
-use crate::state::Refusal;
 use crate::state::command::{DeviceReport, Selector};
 use crate::state::model::{self, DeviceState, Group, Holder, Node, Spread, Volume};
+use crate::state::{Refusal, events};
 
 pub(super) fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::new(Code::InvalidArgument, message)
@@ -196,6 +196,21 @@ pub(super) fn to_group(index: GroupIndex, group: &Group) -> v1::GroupConfig {
         stale: to_device_ids(&group.stale),
         rescue: to_device_ids(&group.rescue),
         rebuilding: to_device_ids(&group.rebuilding),
+    }
+}
+
+pub(super) fn to_event(id: u64, event: &events::Event) -> v1::Event {
+    v1::Event {
+        id,
+        unix_ms: event.time_ms,
+        kind: event.kind.as_str().to_string(),
+        message: event.message.clone(),
+        cause: event.cause.clone(),
+        volume_id: event.volume.map_or(0, |volume| volume.0),
+        volume: event.name.clone(),
+        group: event.group.map(|index| index.0.into()),
+        device: event.device.as_ref().map(to_device_id),
+        node_id: event.node.map_or(0, |node| node.0),
     }
 }
 

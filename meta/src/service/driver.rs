@@ -1,6 +1,6 @@
 //! The thread that owns the node: everything that happens to it happens here, one after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,7 +13,8 @@ use tonic::Status;
 
 use super::soft::{SeenMember, Soft};
 use super::transport::Transport;
-use crate::limits::{EVENTS_MAX, REQUEST_TIMEOUT_MS};
+use crate::heal;
+use crate::limits::{EVENTS_MAX, HEAL_INTERVAL_MS, REQUEST_TIMEOUT_MS};
 use crate::log::sled::SledLogStore;
 use crate::raft::{Answer, MetaAction, MetaNode, MetaStatus, NodeError, Ticket};
 use crate::state::command::{Command, InitCluster, ReportDevices, UpdateMember};
@@ -264,6 +265,9 @@ pub(super) struct Driver {
     housekept: Time,
     /// A proposal of the housekeeping is under way.
     housekeeping: Option<Ticket>,
+    healed: Time,
+    /// What healing has proposed and is not answered yet.
+    healing: BTreeSet<Ticket>,
 }
 
 #[expect(clippy::disallowed_methods, reason = "the driver is where clocks are read")]
@@ -288,7 +292,14 @@ impl Driver {
             reads: BTreeMap::new(),
             housekept: Time::ZERO,
             housekeeping: None,
+            healed: Time::ZERO,
+            healing: BTreeSet::new(),
         }
+    }
+
+    /// How the cluster heals while this member leads.
+    pub(super) fn heal_by(&mut self, settings: heal::Settings) {
+        self.soft.heal_settings = settings;
     }
 
     fn now(&self) -> Time {
@@ -475,6 +486,18 @@ impl Driver {
             self.housekeeping = None;
             return;
         }
+        if self.healing.remove(&ticket) {
+            match answer {
+                Answer::Applied(result) => {
+                    if let Err(refusal) = *result {
+                        // Somebody was quicker. It is looked at again in a second.
+                        tracing::debug!("not healed: {refusal}");
+                    }
+                }
+                Answer::Refused(_) | Answer::Unknown(_) | Answer::Readable => {}
+            }
+            return;
+        }
         if let Some(query) = self.reads.remove(&ticket) {
             let mut world = self.world();
             match answer {
@@ -501,12 +524,31 @@ impl Driver {
         }
         self.housekept = now;
         self.gauge();
+        self.heal(now);
         if self.housekeeping.is_some() || !self.node.leads() {
             return;
         }
         if let Some(command) = self.due() {
             let ticket = self.ticket();
             self.housekeeping = Some(ticket);
+            self.node.propose(ticket, unix_ms(), command);
+        }
+    }
+
+    /// Does what the leader should do about devices that are lost.
+    fn heal(&mut self, now: Time) {
+        let is_due = now.saturating_since(self.healed) >= Duration::from_millis(HEAL_INTERVAL_MS);
+        let is_able = self.node.leads() && self.node.state().cluster().is_some() && self.healing.is_empty();
+        if !is_due || !is_able {
+            return;
+        }
+        self.healed = now;
+        let settings = self.soft.heal_settings;
+        let commands = heal::decide(self.node.state(), &mut self.soft.heal, now, &settings);
+        for command in commands {
+            metrics::counter!("cairn_meta_proposals_total", "command" => command.tag().1).increment(1);
+            let ticket = self.ticket();
+            self.healing.insert(ticket);
             self.node.propose(ticket, unix_ms(), command);
         }
     }

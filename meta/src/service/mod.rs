@@ -149,7 +149,8 @@ pub async fn run_on(
     let (handle, events) = driver::channel();
     let token = TokenPurpose::Member.token(&config.cluster_key);
     let transport = Transport::new(handle.clone(), myself.clone(), token);
-    let driver = Driver::new(myself.clone(), node, events, transport, handle.rejections.clone());
+    let mut driver = Driver::new(myself.clone(), node, events, transport, handle.rejections.clone());
+    driver.heal_by(config.heal);
     let (ended, end) = oneshot::channel();
     let thread = std::thread::Builder::new().name(format!("meta-{id}")).spawn(move || {
         // Nobody listens when the service has ended first.
@@ -203,6 +204,14 @@ fn check(config: &MetaConfig, listener: &TcpListener) -> Result<String, MetaErro
     } else {
         config.advertise.clone()
     };
+    let shortest = Duration::from_millis(crate::limits::REBUILD_AFTER_MS.1);
+    if config.heal.rebuild_after < shortest {
+        return fail(format!(
+            "copies can't be rebuilt after {} ms: give at least {} s, or a node that restarts would start copies",
+            config.heal.rebuild_after.as_millis(),
+            shortest.as_secs()
+        ));
+    }
     if let MetaStart::Bootstrap(members) = &config.start {
         let mut ids: Vec<u64> = members.iter().map(|(id, _)| *id).collect();
         ids.sort_unstable();

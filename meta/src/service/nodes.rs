@@ -4,12 +4,13 @@ use cairn_proto::capability::ClusterKey;
 use cairn_proto::control::v1::nodes_server::Nodes;
 use cairn_proto::control::v1::*;
 use cairn_proto::control::{Code, TOKEN_KEY, TokenPurpose};
-use cairn_proto::ids::{CommitSeq, DeviceUuid, Generation, NodeId, VolumeId};
+use cairn_proto::ids::{CommitSeq, DeviceUuid, Generation, GroupId, GroupIndex, NodeId, VolumeId};
 use tonic::{Request, Response, Status};
 
 use super::control::unauthenticated;
 use super::convert::*;
 use super::driver::{Failure, Handle, World};
+use super::soft::Looked;
 use crate::limits::{
     ADDRESSES_MAX, DAMAGED_VOLUMES_MAX, DEVICES_PER_NODE_MAX, HELD_VOLUMES_MAX, INVENTORY_PAGE_MAX, NODE_HEARTBEAT_MS,
 };
@@ -153,7 +154,6 @@ impl Nodes for NodesService {
             let node = NodeId(request.node_id);
             check_node(world, node, run)?;
             world.soft.heard_node(node, world.now);
-            let deletions = world.state.deletions();
             let mut send_inventory = Vec::new();
             let mut scrub = Vec::new();
             for device in &request.devices {
@@ -163,7 +163,11 @@ impl Nodes for NodesService {
                 if known {
                     world.soft.heard_served(id, world.now);
                 }
-                if known && world.soft.heard_device(report, device.inventory_digest, deletions) {
+                if known
+                    && world
+                        .soft
+                        .heard_device(report, Looked::at(device.inventory_digest, world.state), world.now)
+                {
                     send_inventory.push(to_device_id(&id));
                 }
                 world.soft.heard_write_cache(&id, device.write_cache());
@@ -213,17 +217,22 @@ impl Nodes for NodesService {
         }
         let run = run_id(&request.run_id).map_err(refuse)?;
         let device = device_id(request.device.as_ref()).map_err(refuse)?;
-        let answer = self.handle.look(move |world| {
+        // A linearizable read: a Join that has reached the device before the page was begun is in the state then.
+        let answer = self.handle.read(move |world| {
             check_node(world, NodeId(request.node_id), run)?;
-            let deletions = world.state.deletions();
+            let looked = Looked::at(request.inventory_digest, world.state);
             world
                 .soft
-                .heard_inventory(device, request.page, request.last, request.inventory_digest, deletions);
-            // Only what was deleted for good: a replica that is no member now may become one again at any moment.
+                .heard_inventory(device, request.page, request.last, looked, world.now);
+            let is_unnamed = |held: &HeldGroup| {
+                let index = u8::try_from(held.index).ok().map(GroupIndex);
+                let volume = VolumeId(held.volume_id);
+                index.is_some_and(|index| world.state.is_unnamed(GroupId { volume, index }, &device))
+            };
             let drop = |held: &HeldGroup| world.state.is_deleted(VolumeId(held.volume_id));
             Ok(InventoryResponse {
                 drop: request.groups.iter().filter(|held| drop(held)).copied().collect(),
-                unnamed: vec![],
+                unnamed: request.groups.iter().filter(|held| is_unnamed(held)).copied().collect(),
             })
         });
         answer.await.map(Response::new)

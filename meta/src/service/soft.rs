@@ -8,8 +8,8 @@ use cairn_proto::control::v1::{DeviceScrub, WriteCache};
 use cairn_proto::ids::{DeviceId, NodeId};
 use cairn_proto::time::Time;
 
-use crate::heal::View;
-use crate::limits::{MEMBER_SILENCE_MS, REPORT_INTERVAL_MS, REPORTS_MAX};
+use crate::heal::{Settings, View};
+use crate::limits::{MEMBER_SILENCE_MS, RELEASE_INTERVAL_MS, REPORT_INTERVAL_MS, REPORTS_MAX};
 use crate::state::command::DeviceReport;
 use crate::state::model::{DeviceState, State};
 
@@ -17,14 +17,35 @@ use crate::state::model::{DeviceState, State};
 #[derive(Clone, Debug)]
 struct SoftDevice {
     report: DeviceReport,
-    digest: u64,
     write_cache: WriteCache,
     scrub: Option<DeviceScrub>,
-    /// Digest and count of deletions when its inventory was last looked at completely.
-    inventory: Option<(u64, u64)>,
-    /// The page of an inventory that is expected next, and the count of deletions at its first.
-    pages: (u32, u64),
+    /// What was when its inventory was last looked at completely, and when that was.
+    inventory: Option<(Looked, Time)>,
+    /// The page of an inventory that is expected next, and what was at its first.
+    pages: (u32, Looked),
     written: Time,
+}
+
+/// What makes it worth to look at an inventory: if any of it has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Looked {
+    /// Of the groups that the device holds.
+    pub(super) digest: u64,
+    /// How many volumes were ever deleted.
+    pub(super) deletions: u64,
+    /// How often copies may have become superfluous.
+    pub(super) releases: u64,
+}
+
+impl Looked {
+    /// As it is now.
+    pub(super) fn at(digest: u64, state: &State) -> Looked {
+        Looked {
+            digest,
+            deletions: state.deletions(),
+            releases: state.releases(),
+        }
+    }
 }
 
 /// What was heard of a metadata server.
@@ -39,6 +60,8 @@ pub(super) struct SeenMember {
 pub(super) struct Soft {
     /// What healing goes by.
     pub(super) heal: View,
+    /// What an operator has decided about it.
+    pub(super) heal_settings: Settings,
     devices: BTreeMap<DeviceId, SoftDevice>,
     /// Devices that an operator wants to be verified, with the pass that they were at, until they begin.
     wanted_scrubs: BTreeMap<DeviceId, u64>,
@@ -83,19 +106,22 @@ impl Soft {
     }
 
     /// Notes what a device says of itself. Whether its inventory should be looked at.
-    pub(super) fn heard_device(&mut self, report: DeviceReport, digest: u64, deletions: u64) -> bool {
+    pub(super) fn heard_device(&mut self, report: DeviceReport, now_is: Looked, now: Time) -> bool {
         let device = self.devices.entry(report.id).or_insert_with(|| SoftDevice {
             report: report.clone(),
-            digest,
             write_cache: WriteCache::Unspecified,
             scrub: None,
             inventory: None,
-            pages: (0, 0),
+            pages: (0, now_is),
             written: Time::ZERO,
         });
         device.report = report;
-        device.digest = digest;
-        device.inventory != Some((digest, deletions))
+        let Some((was, at)) = device.inventory else {
+            return true;
+        };
+        // What nobody needs any more takes space, and nothing else: there is no hurry.
+        let is_old = now.saturating_since(at) >= Duration::from_millis(RELEASE_INTERVAL_MS);
+        (was.digest, was.deletions) != (now_is.digest, now_is.deletions) || (was != now_is && is_old)
     }
 
     /// Notes what a device that was heard of says about its write cache.
@@ -139,19 +165,26 @@ impl Soft {
     }
 
     /// Notes a page of an inventory. Pages out of order are answered all the same, but do not complete it.
-    pub(super) fn heard_inventory(&mut self, device: DeviceId, page: u32, last: bool, digest: u64, deletions: u64) {
+    pub(super) fn heard_inventory(&mut self, device: DeviceId, page: u32, last: bool, now_is: Looked, now: Time) {
         let Some(device) = self.devices.get_mut(&device) else {
             return;
         };
         if page == 0 {
-            device.pages = (0, deletions);
+            device.pages = (0, now_is);
         }
         if device.pages.0 != page {
             return;
         }
         device.pages.0 += 1;
         if last {
-            device.inventory = Some((digest, device.pages.1));
+            let digest = now_is.digest;
+            device.inventory = Some((
+                Looked {
+                    digest,
+                    ..device.pages.1
+                },
+                now,
+            ));
         }
     }
 
@@ -238,7 +271,7 @@ mod tests {
     #[test]
     fn a_device_is_told_to_verify_until_it_does() {
         let (mut soft, id) = (Soft::default(), DeviceId::default());
-        soft.heard_device(report(), 7, 0);
+        soft.heard_device(report(), Looked::default(), at(1));
         let scrub = |pass, under_way| DeviceScrub {
             pass,
             under_way,
@@ -259,18 +292,35 @@ mod tests {
     }
 
     #[test]
-    fn an_inventory_is_asked_for_again_when_it_or_the_deletions_have_changed() {
+    fn an_inventory_is_asked_for_again_when_it_or_what_is_needed_of_it_has_changed() {
         let (mut soft, id) = (Soft::default(), DeviceId::default());
-        assert!(soft.heard_device(report(), 7, 0));
-        soft.heard_inventory(id, 0, false, 7, 0);
-        assert!(soft.heard_device(report(), 7, 0), "only a page of it was seen");
-        soft.heard_inventory(id, 1, true, 7, 0);
-        assert!(!soft.heard_device(report(), 7, 0));
-        assert!(soft.heard_device(report(), 7, 1), "a volume was deleted");
-        assert!(soft.heard_device(report(), 8, 0), "the device holds something else");
+        let looked = |digest, deletions, releases| Looked {
+            digest,
+            deletions,
+            releases,
+        };
+        let first = looked(7, 0, 0);
+        assert!(soft.heard_device(report(), first, at(1)));
+        soft.heard_inventory(id, 0, false, first, at(2));
+        assert!(soft.heard_device(report(), first, at(3)), "only a page of it was seen");
+        soft.heard_inventory(id, 1, true, first, at(4));
+        assert!(!soft.heard_device(report(), first, at(5)));
+        assert!(
+            soft.heard_device(report(), looked(7, 1, 0), at(6)),
+            "a volume was deleted"
+        );
+        assert!(
+            soft.heard_device(report(), looked(8, 0, 0), at(7)),
+            "the device holds something else"
+        );
+        assert!(
+            !soft.heard_device(report(), looked(7, 0, 1), at(8)),
+            "what is superfluous can wait"
+        );
+        assert!(soft.heard_device(report(), looked(7, 0, 1), at(4 + RELEASE_INTERVAL_MS)));
         // A deletion between two pages: the first page was answered without it.
-        soft.heard_inventory(id, 0, false, 7, 1);
-        soft.heard_inventory(id, 1, true, 7, 2);
-        assert!(soft.heard_device(report(), 7, 2));
+        soft.heard_inventory(id, 0, false, looked(7, 1, 0), at(9));
+        soft.heard_inventory(id, 1, true, looked(7, 2, 0), at(10));
+        assert!(soft.heard_device(report(), looked(7, 2, 0), at(11)));
     }
 }

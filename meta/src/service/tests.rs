@@ -36,6 +36,7 @@ fn config(dir: &Path, id: u64, listen: SocketAddr, start: MetaStart) -> MetaConf
         start,
         cluster_key: KEY,
         metrics_listen: None,
+        heal: Default::default(),
     }
 }
 

@@ -265,6 +265,44 @@ record! {
     }
 }
 
+record! {
+    /// Takes a member of a group out that is lost, and puts another device in its place, to be filled.
+    pub struct ReplaceMember {
+        /// Of which volume.
+        pub volume: VolumeId,
+        /// Which group.
+        pub index: GroupIndex,
+        /// Of the configuration that is to be replaced.
+        pub epoch: Epoch,
+        /// Who is lost: joining or stale, never in sync.
+        pub lost: DeviceId,
+        /// Who takes its place; nobody where enough others are left.
+        pub spare: Option<DeviceId>,
+        /// Why, for people.
+        pub cause: String,
+    }
+}
+
+record! {
+    /// Whether a device is heard of.
+    pub struct DeviceNote {
+        /// Which one.
+        pub id: DeviceId,
+        /// It is not.
+        pub silent: bool,
+        /// Why that is thought, for people.
+        pub cause: String,
+    }
+}
+
+record! {
+    /// Which devices have fallen silent, and which are back.
+    pub struct NoteDevices {
+        /// Those that have changed.
+        pub devices: Vec<DeviceNote>,
+    }
+}
+
 macro_rules! commands {
     ($($(#[$doc:meta])* $name:ident = $tag:literal,)*) => {
         /// A change of the state.
@@ -326,6 +364,10 @@ commands! {
     RemoveMember = 12,
     /// Learns of a metadata server.
     UpdateMember = 13,
+    /// Puts a spare in the place of a member that is lost.
+    ReplaceMember = 14,
+    /// Writes down who is silent, and who is back.
+    NoteDevices = 15,
 }
 
 /// Why bytes are no command.

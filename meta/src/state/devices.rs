@@ -7,11 +7,12 @@ use crate::limits::{
     ADDRESSES_MAX, DEVICES_MAX, DEVICES_PER_NODE_MAX, NAME_BYTES_MAX, NODES_MAX, REPORTS_MAX, TEXT_BYTES_MAX,
 };
 use crate::state::command::{DeviceRegistration, RegisterNode, ReportDevices};
+use crate::state::events::{Event, EventKind};
 use crate::state::model::{Device, DeviceState, Node, State};
 use crate::state::{DeviceOutcome, Outcome, Refusal, is_name};
 
 impl State {
-    pub(super) fn register_node(&mut self, command: &RegisterNode) -> Result<Outcome, Refusal> {
+    pub(super) fn register_node(&mut self, time_ms: u64, command: &RegisterNode) -> Result<Outcome, Refusal> {
         check_node(command)?;
         if command.feature_level < self.feature_level {
             return Err(Refusal::new(
@@ -43,11 +44,16 @@ impl State {
             version: command.version.clone(),
             feature_level: command.feature_level,
         };
-        self.nodes.insert(id, node);
+        if self.nodes.insert(id, node).is_none() {
+            let message = format!("storage node `{}` was registered for the first time", command.name);
+            let mut event = Event::new(time_ms, EventKind::NodeAdded, message);
+            event.node = Some(id);
+            self.note(event);
+        }
         let devices = command
             .devices
             .iter()
-            .map(|device| match self.register_device(id, device) {
+            .map(|device| match self.register_device(time_ms, id, device) {
                 Ok(forgot) => DeviceOutcome {
                     id: device.id,
                     refusal: None,
@@ -66,7 +72,7 @@ impl State {
     }
 
     /// Whether the device has forgotten something.
-    fn register_device(&mut self, node: NodeId, device: &DeviceRegistration) -> Result<bool, Refusal> {
+    fn register_device(&mut self, time_ms: u64, node: NodeId, device: &DeviceRegistration) -> Result<bool, Refusal> {
         let id = device.id;
         check_device(device)?;
         if device.cluster.is_some_and(|cluster| Some(cluster) != self.cluster) {
@@ -103,12 +109,53 @@ impl State {
             commit_seq,
             forgot,
             trouble,
+            silent: known.is_some_and(|known| known.silent),
         };
+        let former_node = known.map(|known| known.node);
+        let was_failed = known.is_some_and(|known| known.state == DeviceState::Failed);
         // Formatted anew: what was a member under the former incarnation will not come back.
-        for (_, former) in self.formats_of_mut(id.uuid) {
+        let mut superseded = Vec::new();
+        for (former_id, former) in self.formats_of_mut(id.uuid).filter(|(former, _)| **former != id) {
+            if former.state != DeviceState::Replaced {
+                superseded.push(*former_id);
+            }
             former.state = DeviceState::Replaced;
         }
+        let words = record.trouble.clone();
         self.devices.insert(id, record);
+        let note = |state: &mut State, kind, what: &str, cause: &str| {
+            let message = format!("{} {what}", state.device_words(&id));
+            state.note_device(Event::new(time_ms, kind, message).because(cause), id);
+        };
+        match former_node {
+            None if superseded.is_empty() => {
+                note(self, EventKind::DeviceAdded, "was registered for the first time", "")
+            }
+            None => note(
+                self,
+                EventKind::DeviceReformatted,
+                "was formatted anew: what it held is gone",
+                "",
+            ),
+            Some(former) if former != node => note(self, EventKind::DeviceMoved, "is served by another node now", ""),
+            Some(_) => {}
+        }
+        if forgot_now {
+            note(
+                self,
+                EventKind::DeviceForgot,
+                "has lost what it had acknowledged",
+                &words,
+            );
+        }
+        if was_failed {
+            note(
+                self,
+                EventKind::DeviceRecovered,
+                "can be written again",
+                "its node was started anew",
+            );
+        }
         Ok(forgot_now)
     }
 
@@ -144,7 +191,7 @@ impl State {
         }
     }
 
-    pub(super) fn report_devices(&mut self, command: &ReportDevices) -> Result<Outcome, Refusal> {
+    pub(super) fn report_devices(&mut self, time_ms: u64, command: &ReportDevices) -> Result<Outcome, Refusal> {
         if command.devices.len() > REPORTS_MAX {
             return Err(Refusal::new(
                 Code::InvalidArgument,
@@ -161,11 +208,21 @@ impl State {
             if !device.forgot {
                 device.trouble = report.trouble.chars().take(TEXT_BYTES_MAX / 4).collect();
             }
-            device.state = match (device.state, report.failed) {
-                (DeviceState::Active | DeviceState::Failed, true) => DeviceState::Failed,
-                (DeviceState::Active | DeviceState::Failed, false) => DeviceState::Active,
-                (state, _) => state,
+            let (before, after) = match (device.state, report.failed) {
+                (before @ (DeviceState::Active | DeviceState::Failed), true) => (before, DeviceState::Failed),
+                (before @ (DeviceState::Active | DeviceState::Failed), false) => (before, DeviceState::Active),
+                (state, _) => (state, state),
             };
+            device.state = after;
+            if before != after {
+                let cause = device.trouble.clone();
+                let words = self.device_words(&report.id);
+                let (kind, message) = match after {
+                    DeviceState::Failed => (EventKind::DeviceFailed, format!("{words} can't acknowledge writes")),
+                    _ => (EventKind::DeviceRecovered, format!("{words} can be written again")),
+                };
+                self.note_device(Event::new(time_ms, kind, message).because(cause), report.id);
+            }
         }
         Ok(Outcome::Done)
     }

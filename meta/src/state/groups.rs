@@ -1,16 +1,19 @@
 //! Group configurations: compare-and-set, and the rules of replication.md that meta can check (18, the form of 19, 20).
 
+use std::collections::BTreeMap;
+
 use cairn_proto::control::Code;
 use cairn_proto::ids::*;
 use cairn_proto::limits::MEMBERS_MAX;
 
 use crate::limits::{CHANGES_MAX, STALE_MAX};
 use crate::state::command::{ConfigureGroups, GroupChange};
+use crate::state::events::{Event, EventKind, group_words};
 use crate::state::model::{DeviceState, Group, State, Volume};
 use crate::state::{Outcome, Refusal};
 
 impl State {
-    pub(super) fn configure_groups(&mut self, command: &ConfigureGroups) -> Result<Outcome, Refusal> {
+    pub(super) fn configure_groups(&mut self, time_ms: u64, command: &ConfigureGroups) -> Result<Outcome, Refusal> {
         let (id, volume) = self.find(&command.volume)?;
         let refuse = |code, why: String| Err(Refusal::new(code, why));
         if command.generation != volume.generation || command.generation == Generation::NONE {
@@ -43,8 +46,9 @@ impl State {
             );
         }
         let volume = volume.clone();
+        let mut moves = Moves::default();
         let outcomes = command.changes.iter().map(|change| {
-            let refusal = self.configure_group(id, &volume, change).err();
+            let refusal = self.configure_group(id, &volume, change, &mut moves).err();
             let group = self.groups[&GroupId {
                 volume: id,
                 index: change.index,
@@ -52,10 +56,34 @@ impl State {
                 .clone();
             (change.index, group, refusal)
         });
-        Ok(Outcome::Configured(outcomes.collect()))
+        let outcomes = outcomes.collect();
+        self.note_moves(time_ms, id, &volume.name, moves);
+        Ok(Outcome::Configured(outcomes))
     }
 
-    fn configure_group(&mut self, id: VolumeId, volume: &Volume, change: &GroupChange) -> Result<(), Refusal> {
+    /// One event for each device and what it became, whatever the number of groups.
+    fn note_moves(&mut self, time_ms: u64, id: VolumeId, name: &str, moves: Moves) {
+        for ((kind, device, cause), indexes) in moves {
+            let (words, groups) = (self.device_words(&device), group_words(&indexes));
+            let message = match kind {
+                EventKind::Ejected => format!("{words} does not count any more in {groups} of volume `{name}`"),
+                EventKind::Joining => format!("{words} is being filled for {groups} of volume `{name}`"),
+                EventKind::Admitted => format!("{words} has a full copy of {groups} of volume `{name}`"),
+                _ => format!("{words} is not being filled any more for {groups} of volume `{name}`"),
+            };
+            let mut event = Event::new(time_ms, kind, message).of_volume(id, name).because(cause);
+            event.group = (indexes.len() == 1).then(|| indexes[0]);
+            self.note_device(event, device);
+        }
+    }
+
+    fn configure_group(
+        &mut self,
+        id: VolumeId,
+        volume: &Volume,
+        change: &GroupChange,
+        moves: &mut Moves,
+    ) -> Result<(), Refusal> {
         let id = GroupId {
             volume: id,
             index: change.index,
@@ -83,6 +111,12 @@ impl State {
         }
         self.check_sets(id, volume, now, &in_sync, &joining)?;
         let group = succeed(now, usize::from(volume.write_quorum), in_sync, joining);
+        for (kind, device) in moved(now, &group) {
+            let cause = change.cause.clone();
+            moves.entry((kind, device, cause)).or_default().push(change.index);
+        }
+        let replicas = usize::from(volume.replicas);
+        self.releases += u64::from(now.in_sync.len() < replicas && group.in_sync.len() >= replicas);
         self.groups.insert(id, group);
         Ok(())
     }
@@ -139,6 +173,35 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// What devices become, why, and in which groups.
+type Moves = BTreeMap<(EventKind, DeviceId, String), Vec<GroupIndex>>;
+
+/// What each device becomes from one configuration to the next.
+fn moved(now: &Group, next: &Group) -> Vec<(EventKind, DeviceId)> {
+    let mut moved = Vec::new();
+    for device in &now.in_sync {
+        if !next.in_sync.contains(device) {
+            moved.push((EventKind::Ejected, *device));
+        }
+    }
+    for device in &now.joining {
+        if !next.has(device) {
+            moved.push((EventKind::JoinEnded, *device));
+        }
+    }
+    for device in &next.in_sync {
+        if !now.in_sync.contains(device) {
+            moved.push((EventKind::Admitted, *device));
+        }
+    }
+    for device in &next.joining {
+        if !now.joining.contains(device) {
+            moved.push((EventKind::Joining, *device));
+        }
+    }
+    moved
 }
 
 /// The configuration after `now`.

@@ -5,6 +5,7 @@ use cairn_proto::control::Code;
 use crate::limits::META_MEMBERS_MAX;
 use crate::state::command::{AddMember, RemoveMember, UpdateMember};
 use crate::state::devices::is_address;
+use crate::state::events::{Event, EventKind};
 use crate::state::model::{Member, State};
 use crate::state::{Outcome, Refusal};
 
@@ -45,13 +46,17 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn add_member(&mut self, command: &AddMember) -> Result<Outcome, Refusal> {
+    pub(super) fn add_member(&mut self, time_ms: u64, command: &AddMember) -> Result<Outcome, Refusal> {
         self.check_add_member(command)?;
         let member = Member {
             address: command.address.clone(),
             directory: command.directory,
         };
-        self.members.insert(command.id, member);
+        let (id, address) = (command.id, &command.address);
+        if self.members.insert(id, member).is_none() {
+            let message = format!("metadata server {id} at {address} was added");
+            self.note(Event::new(time_ms, EventKind::MemberAdded, message));
+        }
         self.last_member = self.last_member.max(command.id);
         Ok(Outcome::Done)
     }
@@ -77,9 +82,12 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn remove_member(&mut self, command: &RemoveMember) -> Result<Outcome, Refusal> {
+    pub(super) fn remove_member(&mut self, time_ms: u64, command: &RemoveMember) -> Result<Outcome, Refusal> {
         self.check_remove_member(command)?;
-        self.members.remove(&command.id);
+        if let Some(member) = self.members.remove(&command.id) {
+            let message = format!("metadata server {} at {} was removed", command.id, member.address);
+            self.note(Event::new(time_ms, EventKind::MemberRemoved, message));
+        }
         Ok(Outcome::Done)
     }
 

@@ -6,15 +6,19 @@
 pub(crate) mod codec;
 pub mod command;
 mod devices;
+pub mod events;
 mod groups;
+mod healing;
+#[cfg(test)]
+mod healing_tests;
 mod members;
 pub mod model;
-mod placement;
+pub(crate) mod placement;
 #[cfg(test)]
 mod properties;
 pub mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod volumes;
 
 use std::fmt;
@@ -103,20 +107,23 @@ impl State {
                 "the cluster is just being initialised: try again",
             ));
         }
+        let time_ms = logged.time_ms;
         let outcome = match &logged.command {
             Command::InitCluster(command) => self.init_cluster(command),
             Command::RaiseFeatureLevel(command) => self.raise_feature_level(command),
-            Command::RegisterNode(command) => self.register_node(command),
-            Command::ReportDevices(command) => self.report_devices(command),
-            Command::CreateVolume(command) => self.create_volume(logged.time_ms, command),
-            Command::GrowVolume(command) => self.grow_volume(command),
-            Command::DeleteVolume(command) => self.delete_volume(command),
-            Command::Attach(command) => self.attach(logged.time_ms, command),
-            Command::Detach(command) => self.detach(command),
-            Command::ConfigureGroups(command) => self.configure_groups(command),
-            Command::AddMember(command) => self.add_member(command),
-            Command::RemoveMember(command) => self.remove_member(command),
+            Command::RegisterNode(command) => self.register_node(time_ms, command),
+            Command::ReportDevices(command) => self.report_devices(time_ms, command),
+            Command::CreateVolume(command) => self.create_volume(time_ms, command),
+            Command::GrowVolume(command) => self.grow_volume(time_ms, command),
+            Command::DeleteVolume(command) => self.delete_volume(time_ms, command),
+            Command::Attach(command) => self.attach(time_ms, command),
+            Command::Detach(command) => self.detach(time_ms, command),
+            Command::ConfigureGroups(command) => self.configure_groups(time_ms, command),
+            Command::AddMember(command) => self.add_member(time_ms, command),
+            Command::RemoveMember(command) => self.remove_member(time_ms, command),
             Command::UpdateMember(command) => self.update_member(command),
+            Command::ReplaceMember(command) => self.replace_member(time_ms, command),
+            Command::NoteDevices(command) => self.note_devices(time_ms, command),
         };
         debug_assert_eq!(self.check_invariants(), Ok(()), "after {:?}", logged.command);
         outcome
@@ -177,6 +184,10 @@ impl State {
         if groups != self.groups.len() {
             return fail("a group has no volume".to_string());
         }
+        let oldest = self.events.first_key_value().map(|(id, _)| *id);
+        if oldest.is_some_and(|id| id == 0 || id + self.events.len() as u64 != self.last_event + 1) {
+            return fail("the events have a gap".to_string());
+        }
         for (id, group) in &self.groups {
             let quorum = usize::from(self.volumes[&id.volume].write_quorum);
             if group.in_sync.is_empty() || group.epoch.0 == 0 {
@@ -187,6 +198,16 @@ impl State {
             }
             if group.in_sync.len() >= quorum && !group.rescue.is_empty() {
                 return fail(format!("group {id} has a quorum and a rescue set"));
+            }
+            let members = group.in_sync.len() + group.joining.len() + group.stale.len();
+            if members < usize::from(self.volumes[&id.volume].replicas) {
+                return fail(format!(
+                    "group {id} has {members} members, and nobody will be the missing one"
+                ));
+            }
+            let is_filled = |device: &DeviceId| group.joining.contains(device) || group.stale.contains(device);
+            if !group.rebuilding.iter().all(is_filled) {
+                return fail(format!("group {id} rebuilds on a device that is not to be filled"));
             }
             if let Some(device) = group.named().find(|device| !self.devices.contains_key(device)) {
                 return fail(format!("group {id} names the unknown device {device}"));

@@ -7,6 +7,7 @@ use cairn_proto::codec::{DecodeError, Reader};
 use cairn_proto::ids::*;
 
 use crate::state::codec::{Code, numbered, record};
+use crate::state::events::Event;
 
 record! {
     /// Where a device stands, from the outside in; the device itself is the innermost level. Empty is not told apart.
@@ -131,6 +132,8 @@ record! {
         pub forgot: bool,
         /// What its node says is wrong.
         pub trouble: String,
+        /// Nobody has said for a while that it is served, and that was written down.
+        pub silent: bool,
     }
 }
 
@@ -170,12 +173,19 @@ pub struct State {
     pub(crate) last_node: u64,
     /// Counts deletions, so that it can be seen that inventories must be looked at again.
     pub(crate) deletions: u64,
+    /// Counts what may have made copies superfluous, for the same purpose: members that were replaced, groups that have
+    /// got all their copies back.
+    pub(crate) releases: u64,
     pub(crate) last_member: u64,
     pub(crate) volumes: BTreeMap<VolumeId, Volume>,
     pub(crate) groups: BTreeMap<GroupId, Group>,
     pub(crate) devices: BTreeMap<DeviceId, Device>,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) members: BTreeMap<u64, Member>,
+    /// The id of the newest event.
+    pub(crate) last_event: u64,
+    /// The last events, by id.
+    pub(crate) events: BTreeMap<u64, Event>,
     /// Derived from `volumes`, not encoded.
     pub(crate) names: BTreeMap<String, VolumeId>,
 }
@@ -214,6 +224,11 @@ impl State {
     /// How many volumes were ever deleted.
     pub fn deletions(&self) -> u64 {
         self.deletions
+    }
+
+    /// How often copies somewhere may have become superfluous.
+    pub fn releases(&self) -> u64 {
+        self.releases
     }
 
     /// The volumes.
@@ -260,6 +275,16 @@ impl State {
         self.groups
             .range(id(0)..=id(u8::MAX))
             .map(|(id, group)| (id.index, group))
+    }
+
+    /// Whether a device's copy of the group is of no use any more: nothing names it, and all copies that there should be
+    /// are in sync on others. While there are fewer it is kept: it may be all that is left.
+    pub fn is_unnamed(&self, id: GroupId, device: &DeviceId) -> bool {
+        let (Some(group), Some(volume)) = (self.groups.get(&id), self.volumes.get(&id.volume)) else {
+            return false;
+        };
+        let is_named = group.named().any(|named| named == device);
+        !is_named && group.in_sync.len() >= usize::from(volume.replicas)
     }
 
     /// Whether the volume was deleted: true for ever after, since ids are never used again. An id that was never drawn

@@ -13,7 +13,7 @@ use cairn_proto::ids::*;
 use crate::limits::COPYSETS_PER_DEVICE;
 use crate::state::Refusal;
 use crate::state::command::CreateVolume;
-use crate::state::model::{DeviceState, FailureDomain, Spread, State};
+use crate::state::model::{Device, DeviceState, FailureDomain, Group, Spread, State, Volume};
 
 /// A device is no longer chosen while there are others when more than this part of it is taken: 95 of 100.
 const NEARLY_FULL_PERCENT: u64 = 95;
@@ -23,6 +23,7 @@ struct Candidate {
     domain: FailureDomain,
     node: NodeId,
     capacity_bytes: u64,
+    free_bytes: u64,
     nearly_full: bool,
     /// Bytes of all volumes that may come to lie on it.
     promised_bytes: u128,
@@ -42,7 +43,7 @@ pub(super) fn place(state: &State, command: &CreateVolume, count: GroupCount) ->
     let replicas = usize::from(command.replicas);
     let mut copysets: BTreeSet<Vec<DeviceId>> = state.groups.values().map(|group| group.in_sync.clone()).collect();
     copysets.retain(|set| set.len() == replicas);
-    let mut candidates = candidates(state, command, &copysets);
+    let mut candidates = candidates(state, |device| command.silent.contains(device), &copysets);
     let share = u128::from(command.size_bytes / u64::from(count.get()));
     let mut sets = Vec::new();
     for _ in 0..count.get() {
@@ -72,28 +73,29 @@ pub(super) fn place(state: &State, command: &CreateVolume, count: GroupCount) ->
 
 fn candidates(
     state: &State,
-    command: &CreateVolume,
+    is_silent: impl Fn(&DeviceId) -> bool,
     copysets: &BTreeSet<Vec<DeviceId>>,
 ) -> BTreeMap<DeviceId, Candidate> {
     let mut promised: BTreeMap<DeviceId, u128> = BTreeMap::new();
     for (id, group) in &state.groups {
         let volume = &state.volumes[&id.volume];
         let share = u128::from(volume.size_bytes / u64::from(volume.group_count.get()));
-        for device in group.in_sync.iter().chain(&group.joining) {
+        for device in group.in_sync.iter().chain(&group.joining).chain(&group.rebuilding) {
             *promised.entry(*device).or_default() += share;
         }
     }
     let usable = state
         .devices
         .iter()
-        .filter(|(id, device)| device.state == DeviceState::Active && !device.forgot && !command.silent.contains(id));
-    let candidate = |(id, device): (&DeviceId, &crate::state::model::Device)| {
+        .filter(|(id, device)| device.state == DeviceState::Active && !device.forgot && !is_silent(id));
+    let candidate = |(id, device): (&DeviceId, &Device)| {
         let node = state.nodes.get(&device.node)?;
         let candidate = Candidate {
             id: *id,
             domain: node.domain.clone(),
             node: device.node,
             capacity_bytes: device.capacity_bytes,
+            free_bytes: device.capacity_bytes.saturating_sub(device.used_bytes),
             nearly_full: device.used_bytes / NEARLY_FULL_PERCENT >= device.capacity_bytes / 100,
             promised_bytes: promised.get(id).copied().unwrap_or_default(),
             copysets: copysets.iter().filter(|set| set.contains(id)).count(),
@@ -106,17 +108,105 @@ fn candidates(
 /// What must differ between two copies at this level. A level that nobody has named does not tell apart, except that
 /// hosts without a name are told apart by their node.
 fn domain_at(candidate: &Candidate, spread: Spread) -> Vec<String> {
-    let FailureDomain { room, rack, host } = candidate.domain.clone();
-    let host = if host.is_empty() {
-        format!("node {}", candidate.node)
-    } else {
-        host
-    };
+    domain_of(&candidate.id, &candidate.domain, candidate.node, spread)
+}
+
+fn domain_of(id: &DeviceId, domain: &FailureDomain, node: NodeId, spread: Spread) -> Vec<String> {
+    let FailureDomain { room, rack, host } = domain.clone();
+    let host = if host.is_empty() { format!("node {node}") } else { host };
     match spread {
         Spread::Room => vec![room],
         Spread::Rack => vec![room, rack],
         Spread::Host => vec![room, rack, host],
-        Spread::Device => vec![room, rack, host, candidate.id.uuid.to_string()],
+        Spread::Device => vec![room, rack, host, id.uuid.to_string()],
+    }
+}
+
+fn domain_of_device(state: &State, id: &DeviceId, spread: Spread) -> Option<Vec<String>> {
+    let device = state.devices.get(id)?;
+    let node = state.nodes.get(&device.node)?;
+    Some(domain_of(id, &node.domain, device.node, spread))
+}
+
+/// Whether a device may become a member of the group beside those that it has, and those that may come back to it.
+///
+/// The spread that was asked for is kept here too, and there is rather a copy less: 1. Two copies on one host, one on
+/// another. 2. A write is acknowledged by the two. 3. The host is lost, and the write with it, though no second one was.
+/// With a copy less each write would have been on both hosts.
+pub(super) fn is_apart(state: &State, spread: Spread, group: &Group, spare: DeviceId) -> bool {
+    let Some(domain) = domain_of_device(state, &spare, spread) else {
+        return false;
+    };
+    let comes_back = |other: &DeviceId| {
+        let gone = |device: &Device| matches!(device.state, DeviceState::Replaced | DeviceState::Removed);
+        group.has(other) || !state.devices.get(other).is_some_and(gone)
+    };
+    let mut others = group.named().filter(|other| **other != spare && comes_back(other));
+    others.all(|other| {
+        other.uuid != spare.uuid && domain_of_device(state, other, spread).is_none_or(|other| other != domain)
+    })
+}
+
+/// Devices that can take the place of lost ones.
+pub(crate) struct Spares<'a> {
+    state: &'a State,
+    copysets: BTreeSet<Vec<DeviceId>>,
+    candidates: BTreeMap<DeviceId, Candidate>,
+}
+
+impl<'a> Spares<'a> {
+    /// Those that are not silent.
+    pub(crate) fn new(state: &'a State, is_silent: impl Fn(&DeviceId) -> bool) -> Spares<'a> {
+        let copysets = state.groups.values().map(|group| group.in_sync.clone()).collect();
+        let candidates = candidates(state, is_silent, &copysets);
+        Spares {
+            state,
+            copysets,
+            candidates,
+        }
+    }
+
+    /// The best one for a group that is about to lose a member, and that `may` take something: one that makes no new
+    /// replica set if its sets are bounded, far from the others, with the least promised of its capacity.
+    pub(crate) fn choose(
+        &mut self,
+        volume: &Volume,
+        group: &Group,
+        lost: DeviceId,
+        may: impl Fn(&DeviceId) -> bool,
+    ) -> Option<DeviceId> {
+        let mut left = group.clone();
+        for list in [&mut left.joining, &mut left.stale] {
+            // One of the rescue set stays named.
+            list.retain(|device| *device != lost);
+        }
+        let share = volume.size_bytes / u64::from(volume.group_count.get());
+        // No copy can be larger than all that is on one of the devices that have it.
+        let used = left.in_sync.iter().filter_map(|device| self.state.devices.get(device));
+        let need = used.map(|device| device.used_bytes).min().unwrap_or(share).min(share);
+        let members = left.in_sync.iter().chain(&left.joining);
+        let members: Vec<&Candidate> = members.filter_map(|device| self.candidates.get(device)).collect();
+        let fits = |candidate: &&Candidate| {
+            let id = candidate.id;
+            candidate.free_bytes >= need
+                && !candidate.nearly_full
+                && !group.named().any(|device| *device == id)
+                && may(&id)
+                && is_apart(self.state, volume.spread, &left, id)
+        };
+        let key = |candidate: &&Candidate| {
+            let closest = members.iter().map(|other| closeness(candidate, other)).max();
+            let mut set: Vec<DeviceId> = members.iter().map(|other| other.id).collect();
+            set.push(candidate.id);
+            set.sort_unstable();
+            let is_new = !self.copysets.contains(&set) && candidate.copysets >= COPYSETS_PER_DEVICE;
+            (is_new, closest, candidate.load(), candidate.id)
+        };
+        let chosen = self.candidates.values().filter(fits).min_by_key(key)?.id;
+        let candidate = self.candidates.get_mut(&chosen).expect("it was just chosen");
+        candidate.promised_bytes += u128::from(share);
+        candidate.free_bytes = candidate.free_bytes.saturating_sub(need);
+        Some(chosen)
     }
 }
 

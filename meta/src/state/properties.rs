@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::command::*;
 use super::model::*;
 use super::tests::{Fixture, GIB, device, node, registration};
+use super::{Outcome, Refusal};
 
 fn any_device() -> impl Strategy<Value = DeviceId> {
     (1..8u8, 1..3u64).prop_map(|(number, incarnation)| DeviceId {
@@ -120,6 +121,22 @@ fn any_command() -> impl Strategy<Value = Command> {
                 changes
             }
             .into()),
+        (0..3u8, 0..5u64, any_device(), proptest::option::of(any_device())).prop_map(|(index, epoch, lost, spare)| {
+            ReplaceMember {
+                volume: VolumeId(1),
+                index: GroupIndex(index),
+                epoch: Epoch(epoch),
+                lost,
+                spare,
+                cause: "lost".into(),
+            }
+            .into()
+        }),
+        (any_device(), any::<bool>()).prop_map(|(id, silent)| {
+            let cause = String::new();
+            let devices = vec![DeviceNote { id, silent, cause }];
+            NoteDevices { devices }.into()
+        }),
         (0..3u32).prop_map(|level| RaiseFeatureLevel { level }.into()),
         (0..9u64, any::<u64>()).prop_map(|(id, directory)| AddMember {
             id,
@@ -137,6 +154,76 @@ fn any_command() -> impl Strategy<Value = Command> {
     ]
 }
 
+/// What replacing a member must never do, whatever was asked for.
+fn check_replacement(
+    before: &State,
+    after: &State,
+    outcome: &Result<Outcome, Refusal>,
+    command: &Command,
+) -> Result<(), TestCaseError> {
+    let (Command::ReplaceMember(command), Ok(_)) = (command, outcome) else {
+        return Ok(());
+    };
+    let id = GroupId {
+        volume: command.volume,
+        index: command.index,
+    };
+    let (was, is) = (&before.groups()[&id], &after.groups()[&id]);
+    prop_assert_eq!((&was.in_sync, &was.rescue), (&is.in_sync, &is.rescue));
+    prop_assert_eq!(was.epoch.0 + 1, is.epoch.0);
+    prop_assert!(!is.joining.contains(&command.lost));
+    prop_assert!(!is.stale.contains(&command.lost) || was.rescue.contains(&command.lost));
+    let others = |device: &&DeviceId| Some(**device) != command.spare;
+    let was_named = |device: &DeviceId| was.named().any(|named| named == device);
+    prop_assert!(is.named().filter(others).all(was_named));
+    if let Some(spare) = command.spare {
+        prop_assert!(!was_named(&spare) && is.stale.contains(&spare));
+        let mut members = is.in_sync.iter().chain(&is.joining);
+        prop_assert!(members.all(|member| member.uuid != spare.uuid), "a device twice");
+    }
+    Ok(())
+}
+
+/// A group in the midst of changes, whatever its holder does.
+fn any_story() -> impl Strategy<Value = Vec<Command>> {
+    let first: Vec<Command> = vec![
+        CreateVolume {
+            min_copies_one: true,
+            ..super::tests::create("a", GIB)
+        }
+        .into(),
+        super::tests::attach("a", 1, false).into(),
+    ];
+    let numbers = || proptest::collection::vec(1..7u8, 0..4);
+    let change = (0..8u64, numbers(), numbers()).prop_map(|(epoch, in_sync, joining)| {
+        let devices = |numbers: Vec<u8>| numbers.into_iter().map(device).collect();
+        let change = GroupChange {
+            index: GroupIndex(0),
+            epoch: Epoch(epoch),
+            in_sync: devices(in_sync),
+            joining: devices(joining),
+            cause: String::new(),
+        };
+        Command::from(ConfigureGroups {
+            volume: Selector::Id(VolumeId(1)),
+            generation: Generation::new(1).unwrap(),
+            changes: vec![change],
+        })
+    });
+    let replace = (0..8u64, 1..7u8, proptest::option::of(1..7u8)).prop_map(|(epoch, lost, spare)| {
+        Command::from(ReplaceMember {
+            volume: VolumeId(1),
+            index: GroupIndex(0),
+            epoch: Epoch(epoch),
+            lost: device(lost),
+            spare: spare.map(device),
+            cause: String::new(),
+        })
+    });
+    let rest = proptest::collection::vec(prop_oneof![change, replace], 0..80);
+    rest.prop_map(move |rest| first.iter().cloned().chain(rest).collect())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
@@ -151,12 +238,33 @@ proptest! {
     }
 
     #[test]
-    fn nonsense_is_refused_without_a_panic(mut bytes: Vec<u8>, tag in 0..15u8) {
+    fn nonsense_is_refused_without_a_panic(mut bytes: Vec<u8>, tag in 0..17u8) {
         let _ = Logged::decode(&bytes);
         let _ = State::decode(&bytes);
         if bytes.len() > 2 {
             (bytes[0], bytes[1], bytes[2]) = (1, tag, 0);
             let _ = Logged::decode(&bytes);
+        }
+    }
+
+    /// Replacing a member touches neither `I` nor the rescue set, whatever holders do in between.
+    #[test]
+    fn a_replacement_leaves_alone_what_counts(story in any_story()) {
+        let mut fixture = Fixture::new(6);
+        let mut epoch = Epoch(1);
+        for mut command in story {
+            // With a number drawn at random hardly any would meet the epoch that is.
+            match &mut command {
+                Command::ConfigureGroups(configure) if configure.changes[0].epoch.0 > 1 => {
+                    configure.changes[0].epoch = epoch;
+                }
+                Command::ReplaceMember(replace) if replace.epoch.0 > 1 => replace.epoch = epoch,
+                _ => {}
+            }
+            let before = fixture.0.clone();
+            let outcome = fixture.apply(command.clone());
+            check_replacement(&before, &fixture.0, &outcome, &command)?;
+            epoch = fixture.0.groups().values().next().unwrap().epoch;
         }
     }
 
@@ -181,6 +289,7 @@ proptest! {
                 prop_assert!(was.is_none_or(|was| volume.generation >= was.generation));
                 prop_assert!(was.is_some() || !before.is_deleted(*id));
             }
+            check_replacement(&before, &direct.0, &outcomes[place], &command)?;
             if place == cut {
                 restored.0 = State::decode(&restored.0.encode()).unwrap();
             }

@@ -60,12 +60,15 @@ impl State {
         self.last_volume.encode(&mut out);
         self.last_node.encode(&mut out);
         self.deletions.encode(&mut out);
+        self.releases.encode(&mut out);
         self.last_member.encode(&mut out);
         self.volumes.encode(&mut out);
         self.groups.encode(&mut out);
         self.devices.encode(&mut out);
         self.nodes.encode(&mut out);
         self.members.encode(&mut out);
+        self.last_event.encode(&mut out);
+        self.events.encode(&mut out);
         out.put_u32(crc32fast::hash(&out));
         assert!(
             out.len() <= STATE_BYTES_MAX,
@@ -96,12 +99,15 @@ impl State {
             last_volume: Code::decode(&mut reader)?,
             last_node: Code::decode(&mut reader)?,
             deletions: Code::decode(&mut reader)?,
+            releases: Code::decode(&mut reader)?,
             last_member: Code::decode(&mut reader)?,
             volumes: Code::decode(&mut reader)?,
             groups: Code::decode(&mut reader)?,
             devices: Code::decode(&mut reader)?,
             nodes: Code::decode(&mut reader)?,
             members: Code::decode(&mut reader)?,
+            last_event: Code::decode(&mut reader)?,
+            events: Code::decode(&mut reader)?,
             names: Default::default(),
         };
         reader.finish()?;

@@ -10,6 +10,7 @@ use cairn_proto::units::ByteSize;
 
 use crate::limits::{TEXT_BYTES_MAX, VOLUMES_MAX};
 use crate::state::command::{Attach, CreateVolume, DeleteVolume, Detach, GrowVolume, Selector};
+use crate::state::events::{Event, EventKind};
 use crate::state::model::{Group, Holder, State, Volume};
 use crate::state::{Outcome, Refusal, is_name, placement};
 
@@ -128,10 +129,16 @@ impl State {
         };
         self.names.insert(name.clone(), id);
         self.volumes.insert(id, volume.clone());
+        let message = format!(
+            "volume `{name}` was created ({}, {} copies)",
+            ByteSize(command.size_bytes),
+            command.replicas
+        );
+        self.note(Event::new(time_ms, EventKind::VolumeCreated, message).of_volume(id, name));
         Ok(Outcome::Volume(id, volume))
     }
 
-    pub(super) fn grow_volume(&mut self, command: &GrowVolume) -> Result<Outcome, Refusal> {
+    pub(super) fn grow_volume(&mut self, time_ms: u64, command: &GrowVolume) -> Result<Outcome, Refusal> {
         check_size(command.size_bytes)?;
         let (id, volume) = self.find_mut(&command.volume)?;
         if command.size_bytes < volume.size_bytes {
@@ -145,11 +152,17 @@ impl State {
                 ),
             ));
         }
-        volume.size_bytes = command.size_bytes;
-        Ok(Outcome::Volume(id, volume.clone()))
+        let before = std::mem::replace(&mut volume.size_bytes, command.size_bytes);
+        let volume = volume.clone();
+        if before != command.size_bytes {
+            let (name, before, after) = (&volume.name, ByteSize(before), ByteSize(command.size_bytes));
+            let message = format!("volume `{name}` has grown from {before} to {after}");
+            self.note(Event::new(time_ms, EventKind::VolumeGrown, message).of_volume(id, name));
+        }
+        Ok(Outcome::Volume(id, volume))
     }
 
-    pub(super) fn delete_volume(&mut self, command: &DeleteVolume) -> Result<Outcome, Refusal> {
+    pub(super) fn delete_volume(&mut self, time_ms: u64, command: &DeleteVolume) -> Result<Outcome, Refusal> {
         let (id, volume) = self.find(&command.volume)?;
         if let Some(holder) = volume.holder.as_ref().filter(|_| !command.force) {
             return Err(Refusal::new(
@@ -168,6 +181,13 @@ impl State {
         let volume = self.volumes.remove(&id).expect("it was just found");
         self.names.remove(&volume.name);
         self.deletions += 1;
+        let message = format!("volume `{}` was deleted", volume.name);
+        let cause = volume
+            .holder
+            .as_ref()
+            .map_or(String::new(), |holder| format!("by force: {} held it", say(holder)));
+        let event = Event::new(time_ms, EventKind::VolumeDeleted, message).because(cause);
+        self.note(event.of_volume(id, &volume.name));
         Ok(Outcome::Volume(id, volume))
     }
 
@@ -209,7 +229,7 @@ impl State {
             )
         })?;
         volume.generation = generation;
-        volume.holder = Some(Holder {
+        let former = volume.holder.replace(Holder {
             client: command.client,
             address: command.address.clone(),
             generation,
@@ -217,12 +237,13 @@ impl State {
             caretaker: command.caretaker,
         });
         let volume = volume.clone();
+        self.note(attached(time_ms, command, former.as_ref(), &volume).of_volume(id, &volume.name));
         let groups = self.groups_of(id).map(|(_, group)| group.clone()).collect();
         Ok(Outcome::Attached { id, volume, groups })
     }
 
-    pub(super) fn detach(&mut self, command: &Detach) -> Result<Outcome, Refusal> {
-        let (_, volume) = self.find_mut(&command.volume)?;
+    pub(super) fn detach(&mut self, time_ms: u64, command: &Detach) -> Result<Outcome, Refusal> {
+        let (id, volume) = self.find_mut(&command.volume)?;
         if command.generation == Generation::NONE || command.generation > volume.generation {
             return Err(Refusal::new(
                 Code::InvalidArgument,
@@ -232,10 +253,22 @@ impl State {
                 ),
             ));
         }
-        if command.generation == volume.generation {
-            volume.holder = None;
-        }
         // An older grant has ended already: there is nothing left to give back.
+        let is_last = command.generation == volume.generation;
+        if let Some(holder) = volume.holder.take_if(|_| is_last) {
+            let name = volume.name.clone();
+            let (kind, message) = match holder.caretaker {
+                true => (
+                    EventKind::CaretakerDone,
+                    format!("{} has taken care of volume `{name}`", say(&holder)),
+                ),
+                false => (
+                    EventKind::Detached,
+                    format!("{} has given volume `{name}` back", say(&holder)),
+                ),
+            };
+            self.note(Event::new(time_ms, kind, message).of_volume(id, &name));
+        }
         Ok(Outcome::Done)
     }
 }
@@ -251,6 +284,33 @@ fn check_copies(replicas: u8, write_quorum: u8) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// What is written down of a grant.
+fn attached(time_ms: u64, command: &Attach, former: Option<&Holder>, volume: &Volume) -> Event {
+    let name = &volume.name;
+    let holder = volume.holder.as_ref().map(say).unwrap_or_default();
+    let (kind, message) = match former.filter(|former| former.client != command.client) {
+        _ if command.caretaker => (
+            EventKind::CaretakerBegan,
+            format!("{holder} takes care of volume `{name}`"),
+        ),
+        Some(former) => (
+            EventKind::TakenOver,
+            format!("{holder} has taken volume `{name}` over from {}", say(former)),
+        ),
+        None => (EventKind::Attached, format!("{holder} holds volume `{name}`")),
+    };
+    let cause = match former {
+        Some(former) if former.client == command.client => "the same client takes a new grant",
+        Some(former) if command.caretaker && former.caretaker => "the caretaker before it has fallen silent",
+        Some(_) if command.caretaker => "nothing was heard of the client that held it",
+        Some(former) if former.caretaker => "a caretaker gives way to a client",
+        Some(_) => "by force",
+        None if command.caretaker => "nobody holds it, and its copies need care",
+        None => "",
+    };
+    Event::new(time_ms, kind, message).because(cause)
 }
 
 fn say(holder: &Holder) -> String {

@@ -93,6 +93,7 @@ impl Meta {
             start: MetaStart::Bootstrap(vec![(1, address.clone())]),
             cluster_key: KEY,
             metrics_listen: None,
+            heal: Default::default(),
         };
         let running = Running::spawn(|stopped| cairn_meta::run_on(listener, config, until(stopped)));
         Meta { address, running }

@@ -69,6 +69,7 @@ fn meta_config(global: &Global, args: &Meta, config: &Config, settings: &Setting
         start,
         cluster_key: key::of(&args.key, config)?,
         metrics_listen: settings.metrics,
+        heal: Default::default(),
     })
 }
 

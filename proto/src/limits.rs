@@ -35,6 +35,8 @@ pub const FRAME_DATA_BYTES_MAX: usize = 1 << 20;
 pub const FRAME_BLOCKS_MAX: u32 = (FRAME_DATA_BYTES_MAX / BLOCK_BYTES) as u32;
 /// Runs of versions in one `Collect` answer at the most.
 pub const COLLECT_RUNS_MAX: usize = 1920;
+/// Runs of damaged blocks that a device tells at a time at the most.
+pub const DAMAGED_RUNS_MAX: usize = 256;
 /// Requests without an answer on one connection at the most. A peer that sends more is disconnected.
 pub const REQUESTS_IN_FLIGHT_MAX: u32 = 1024;
 /// Bytes of data in requests without an answer on one connection at the most.
@@ -54,6 +56,7 @@ const _: () = assert!(VOLUME_BYTES_MAX / CHUNK_BYTES <= u32::MAX as u64);
 const _: () = assert!(FRAME_DATA_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!((FRAME_BLOCKS_MAX as usize) * 16 + 256 <= FRAME_CONTROL_BYTES_MAX);
 const _: () = assert!(COLLECT_RUNS_MAX * 32 + 256 <= FRAME_CONTROL_BYTES_MAX);
+const _: () = assert!(DAMAGED_RUNS_MAX * 16 + 256 <= FRAME_CONTROL_BYTES_MAX);
 const _: () = assert!(REQUEST_BYTES_IN_FLIGHT_MAX >= FRAME_DATA_BYTES_MAX as u64);
 const _: () = assert!(READ_GRANT_TRUSTED_MS * 10 == READ_GRANT_MS * 8);
 const _: () = assert!(PING_INTERVAL_MS * 3 < READ_GRANT_TRUSTED_MS);

@@ -1,5 +1,6 @@
 //! What a node tells meta: who it is, how its devices are, and what they hold.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cairn_meta::client::{ClientError, MetaClient};
@@ -7,9 +8,11 @@ use cairn_proto::control::Code;
 use cairn_proto::control::v1;
 use cairn_proto::ids::{DeviceId, Epoch, GroupId, GroupIndex, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
+use cairn_proto::message::Holder;
 
 use crate::config::NodeConfig;
 use crate::driver::WriteCache;
+use crate::host::limits::{DAMAGED_VOLUMES_MAX, HELD_MAX};
 use crate::host::{HeldReplica, HostStatus, ScrubStatus};
 use crate::process::device::{Device, Phase, random};
 
@@ -180,8 +183,8 @@ impl Reporter {
                 node_id,
                 run_id: self.run.to_vec(),
                 devices: reports,
-                held: Vec::new(),
-                damaged: Vec::new(),
+                held: held(devices),
+                damaged: damaged(devices),
             })
             .await?;
         self.meta.set_endpoints(answer.members);
@@ -280,6 +283,26 @@ fn report_of(device: &Device) -> Option<v1::DeviceHeartbeat> {
     }
     report.trouble.truncate(end);
     Some(report)
+}
+
+/// Attachments that are alive on any of the devices.
+fn held(devices: &[Device]) -> Vec<v1::HeldVolume> {
+    let statuses = devices.iter().filter_map(|device| device.last_status.as_ref());
+    let held: BTreeSet<Holder> = statuses.flat_map(|status| status.held.iter().copied()).collect();
+    let wire = |holder: Holder| v1::HeldVolume {
+        volume_id: holder.volume.0,
+        generation: holder.generation.get(),
+    };
+    held.into_iter().take(HELD_MAX).map(wire).collect()
+}
+
+/// Volumes of which any of the devices has damaged blocks.
+fn damaged(devices: &[Device]) -> Vec<u64> {
+    let statuses = devices.iter().filter_map(|device| device.last_status.as_ref());
+    let damaged: BTreeSet<u64> = statuses
+        .flat_map(|status| status.damaged_volumes.iter().map(|volume| volume.0))
+        .collect();
+    damaged.into_iter().take(DAMAGED_VOLUMES_MAX).collect()
 }
 
 fn write_cache(cache: WriteCache) -> v1::WriteCache {

@@ -176,6 +176,11 @@ fn frames() -> Vec<Vec<u8>> {
             ],
             ..Collected::default()
         }),
+        Message::Damaged(Damaged {
+            holder,
+            group,
+            runs: vec![(layer, range); 2],
+        }),
         Message::Failed(Failed::fenced(generation)),
     ];
     let frame = |message| {

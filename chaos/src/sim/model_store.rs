@@ -419,6 +419,14 @@ impl ReplicaStore for ModelStore {
         0
     }
 
+    fn mended_blocks(&self) -> u64 {
+        0
+    }
+
+    fn damage(&self) -> impl Iterator<Item = (GroupId, Layer, BlockRange)> + '_ {
+        std::iter::empty()
+    }
+
     fn is_damaged(&self, _block: &DamagedBlock) -> bool {
         false
     }

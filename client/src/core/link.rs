@@ -1,7 +1,7 @@
 //! Connections: made for the devices that volumes use, greeted, watched while something is outstanding, made anew.
 
 use cairn_proto::ids::{CommitSeq, DeviceId};
-use cairn_proto::message::{Envelope, Hello, Message, PeerLimits, Purpose, features};
+use cairn_proto::message::{Damaged, Envelope, Hello, Message, PeerLimits, Purpose, features};
 use cairn_proto::replication::{self, RequestId};
 
 use super::api::{Action, ConnId, VolumeHandle};
@@ -81,6 +81,7 @@ impl ClientCore {
             (Link::Connecting { .. }, Message::Failed(failed)) => {
                 self.not_there(id, &format!("it refused the connection: {failed}"), true);
             }
+            (Link::Up { .. }, Message::Damaged(damaged)) => self.damaged(id, damaged.clone()),
             (Link::Up { .. }, message) if !message.is_request() && !matches!(message, Message::Hello(_)) => {
                 self.answer(id, envelope);
             }
@@ -126,6 +127,27 @@ impl ClientCore {
             self.touched.insert(handle);
         }
         self.send_queued(id);
+    }
+
+    /// A device tells an attachment what it can't read any more.
+    fn damaged(&mut self, id: DeviceId, damaged: Damaged) {
+        let now = self.now;
+        for (handle, volume) in &mut self.volumes {
+            if volume.description.id != damaged.holder.volume {
+                continue;
+            }
+            let coordinator = volume.coordinator();
+            if let Some(coordinator) = coordinator.filter(|c| c.generation() == damaged.holder.generation) {
+                let event = replication::Event::Damaged {
+                    device: id,
+                    group: damaged.group,
+                    runs: damaged.runs,
+                };
+                coordinator.handle(now, event);
+                self.touched.insert(*handle);
+                return;
+            }
+        }
     }
 
     /// Sends what waited for room.

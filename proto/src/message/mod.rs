@@ -3,6 +3,7 @@
 mod collect;
 mod copy;
 mod copy_hole;
+mod damaged;
 mod failed;
 mod hello;
 mod membership;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 pub use collect::{Collect, Collected};
 pub use copy::{Copy, CopySource};
 pub use copy_hole::CopyHole;
+pub use damaged::Damaged;
 pub use failed::{Failed, FailureKind};
 pub use hello::{Hello, PeerLimits, Purpose, features};
 pub use membership::{Confirm, Join, Joined, Release, ReplicaRole, Seal, Sealed};
@@ -119,6 +121,8 @@ messages! {
     Collect(Collect) = 0x26,
     /// The list.
     Collected(Collected) = 0x27,
+    /// Blocks that the device can't read any more. Nobody has asked, and nobody answers.
+    Damaged(Damaged) = 0x28,
     /// A request was not done, and why.
     Failed(Failed) = 0x3f,
 }
@@ -146,7 +150,7 @@ impl Message {
             M::Ping(_) | M::Seal(_) | M::Join(_) | M::Confirm(_) | M::Release(_) => true,
             M::Write(_) | M::Copy(_) | M::CopyHole(_) | M::Read(_) | M::Collect(_) => true,
             M::Hello(_) | M::Pong(_) | M::Sealed(_) | M::Joined(_) | M::Confirmed(_) | M::Released(_) => false,
-            M::Durable(_) | M::ReadAnswer(_) | M::Collected(_) | M::Failed(_) => false,
+            M::Durable(_) | M::ReadAnswer(_) | M::Collected(_) | M::Damaged(_) | M::Failed(_) => false,
         }
     }
 }

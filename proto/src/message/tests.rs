@@ -7,7 +7,7 @@ use crate::block::{BlockState, Content, Cursor, Run};
 use crate::capability::{Capability, ClusterKey, Rights};
 use crate::checksum::Checksum;
 use crate::ids::*;
-use crate::limits::{BLOCKS_PER_CHUNK, COLLECT_RUNS_MAX, GROUPS_PER_VOLUME_MAX};
+use crate::limits::{BLOCKS_PER_CHUNK, COLLECT_RUNS_MAX, DAMAGED_RUNS_MAX, GROUPS_PER_VOLUME_MAX};
 
 fn holder() -> impl Strategy<Value = Holder> {
     (any::<u64>(), 1..=Generation::MAX.get()).prop_map(|(volume, g)| Holder {
@@ -190,6 +190,12 @@ fn copy_hole() -> impl Strategy<Value = Message> {
     })
 }
 
+fn damaged() -> impl Strategy<Value = Message> {
+    let run = (any::<u32>(), range(BLOCKS_PER_CHUNK)).prop_map(|(layer, range)| (Layer(layer), range));
+    (holder(), group(), proptest::collection::vec(run, 1..9))
+        .prop_map(|(holder, group, runs)| Message::Damaged(Damaged { holder, group, runs }))
+}
+
 fn read_answer() -> impl Strategy<Value = Message> {
     (any::<(u64, u32, u32)>(), proptest::collection::vec(state(), 0..8)).prop_map(
         |((commit, queue_us, read_us), states)| {
@@ -305,6 +311,7 @@ fn envelope() -> impl Strategy<Value = Envelope> {
         write(),
         copy(),
         copy_hole(),
+        damaged(),
         read_answer(),
         collected(),
         failed(),
@@ -435,6 +442,11 @@ fn the_largest_messages_fit_the_frame() {
             runs,
             next: None,
         }),
+        Message::Damaged(Damaged {
+            holder,
+            group: GroupIndex(0),
+            runs: vec![(Layer(0), range); DAMAGED_RUNS_MAX],
+        }),
         Message::Failed(Failed::new(FailureKind::Invalid, "ä".repeat(4000))),
     ] {
         let envelope = Envelope::new(Correlation(1), message);
@@ -548,4 +560,37 @@ fn the_layout_of_a_copied_hole_is_final_and_it_is_a_hole() {
     assert_eq!(with(32, 3), Err(DecodeError::Invalid("copy source")));
     assert!(with(33, 1).is_err() && with(53, 1).is_err(), "reserved bytes are zero");
     assert!(decode(&control[..55], Bytes::new()).is_err());
+}
+
+#[test]
+fn the_layout_of_told_damage_is_final_and_says_where() {
+    let damaged = Damaged {
+        holder: Holder {
+            volume: VolumeId(7),
+            generation: Generation::new(3).unwrap(),
+        },
+        group: GroupIndex(1),
+        runs: vec![(Layer(2), BlockRange::new(ChunkIndex(9), 5, 4).unwrap())],
+    };
+    let mut control = Vec::new();
+    assert!(damaged.encode(&mut control).is_empty());
+    let hex: String = control.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = "070000000000000003000000 01000000 0100000000000000 02000000 09000000 05000000 04000000";
+    assert_eq!(hex, expected.replace(' ', ""));
+    let decode = |control: &[u8]| {
+        let mut reader = Reader::new(control);
+        let damaged = Damaged::decode(&mut reader, Bytes::new())?;
+        reader.finish().map(|()| damaged)
+    };
+    assert_eq!(decode(&control), Ok(damaged));
+    let with = |at: usize, value: u8| {
+        let mut control = control.clone();
+        control[at] = value;
+        decode(&control)
+    };
+    assert_eq!(with(16, 0), Err(DecodeError::Invalid("count")), "nothing is not told");
+    assert!(matches!(with(17, 2), Err(DecodeError::TooLarge { field: "runs", .. })));
+    assert_eq!(with(37, 0x40), Err(DecodeError::Invalid("range")), "beyond its chunk");
+    assert!(with(13, 1).is_err() && with(20, 1).is_err(), "reserved bytes are zero");
+    assert!(decode(&control[..39]).is_err(), "less than it says");
 }

@@ -8,7 +8,7 @@ use super::config::GroupConfig;
 use crate::block::BlockState;
 use crate::checksum::Checksum;
 use crate::frame::Class;
-use crate::ids::{CommitSeq, DeviceId, Epoch, Generation, GroupIndex, Version};
+use crate::ids::{CommitSeq, DeviceId, Epoch, Generation, GroupIndex, Layer, Version};
 use crate::message::Message;
 use crate::units::BlockRange;
 
@@ -125,6 +125,15 @@ pub enum Event {
     Unreachable {
         /// Which device.
         device: DeviceId,
+    },
+    /// A device can't read blocks that it holds. It may be told again and again, also of what is good by now.
+    Damaged {
+        /// Which device.
+        device: DeviceId,
+        /// Of which group.
+        group: GroupIndex,
+        /// Where; a bounded number of runs.
+        runs: Vec<(Layer, BlockRange)>,
     },
     /// The answer to [`Action::Meta`].
     Meta(MetaTold),
@@ -271,6 +280,10 @@ pub struct GroupStatus {
     pub epoch: Epoch,
     /// Whether another configuration is wanted, or asked of meta.
     pub changing: bool,
+    /// Blocks that were found damaged on a member since the attachment began.
+    pub damage_found: u64,
+    /// Those of them that were written anew from another member.
+    pub damage_repaired: u64,
 }
 
 /// What a device is in a group.
@@ -303,6 +316,8 @@ pub struct MemberStatus {
     pub copied_blocks: u64,
     /// Whether it is still being compared, so that more blocks may be found to be lacking.
     pub comparing: bool,
+    /// Blocks that it holds and can't read, as far as is known: some of those that it lacks.
+    pub damaged_blocks: u64,
     /// Writes without an answer from it.
     pub outstanding: usize,
 }
@@ -365,6 +380,15 @@ pub enum Notice {
         device: DeviceId,
         /// Where.
         range: BlockRange,
+    },
+    /// Blocks that were damaged on a member were written anew from another one.
+    Repaired {
+        /// Which group.
+        group: GroupIndex,
+        /// Which member.
+        device: DeviceId,
+        /// How many.
+        blocks: u64,
     },
     /// A member refused something that it should not refuse.
     Refused {
@@ -437,9 +461,13 @@ impl fmt::Display for Notice {
             Notice::Damage { group, device, range } => {
                 write!(
                     f,
-                    "group {group}: {range} is damaged on {device}; it is repaired from another copy"
+                    "group {group}: {range} is damaged on {device}; it is repaired as soon as another copy can be read"
                 )
             }
+            Notice::Repaired { group, device, blocks } => write!(
+                f,
+                "group {group}: {blocks} damaged blocks of {device} were written anew from another copy"
+            ),
             Notice::Refused { device, words } => write!(f, "{device} refused a request: {words}"),
             Notice::Configured {
                 group,

@@ -275,15 +275,16 @@ impl Coordinator {
         range: BlockRange,
         bad: &[u32],
     ) {
-        let group = &mut self.groups[g];
         for block in bad {
             let block = BlockRange::new(range.chunk(), range.start() + block, 1).expect("within the range");
+            let group = &mut self.groups[g];
             let others = group
                 .places(|replica| replica.holds(layer, block))
                 .and(group.sources())
                 .minus(Mask::one(source));
             let compared = group.phase == GroupPhase::Reconciling && others.minus(Mask::one(target)).is_empty();
-            if compared || group.lost.intersects(layer, block) {
+            let alone = group.in_sync == Mask::one(source);
+            if compared || alone || group.lost.intersects(layer, block) {
                 group.lost.insert(layer, block);
                 if let Some(job) = group.replicas[target].jobs.values_mut().find(|job| job.range == range) {
                     job.supersede(layer, block);
@@ -291,15 +292,8 @@ impl Coordinator {
             } else {
                 group.miss(source, layer, block);
             }
-            let device = self.members[group.replicas[source].member].device;
-            let notice = Notice::Damage {
-                group: group.index,
-                device,
-                range: block,
-            };
-            self.actions.push_back(Action::Notice(notice));
+            self.tell_damage(g, source, layer, block);
         }
-        self.tell_behind(g, source);
     }
 
     /// A copy is durable.
@@ -307,6 +301,7 @@ impl Coordinator {
         let replica = &mut self.groups[g].replicas[target];
         if let Some(job) = replica.jobs.remove(&job) {
             replica.copied_blocks += u64::from(job.range.count());
+            self.damage_copied(g, target, job.layer, job.range);
             self.touch_catch_up(g);
         }
     }
@@ -355,6 +350,7 @@ impl Coordinator {
         }
         let replica = &mut group.replicas[target];
         let compare = replica.compare.as_mut().expect("made above");
+        let mut rotten = Vec::new();
         let (generation, by_highest) = (self.holder.generation, self.limits.resync_by_highest());
         while replica.lack.exact_chunks() < self.limits.lack_chunks_exact_max.max(2) - 1
             && let Some(segment) = next_segment(&mut compare.streams)
@@ -375,16 +371,20 @@ impl Coordinator {
                 replica.lack.insert_without(segment.layer, segment.range, kept);
             } else if own.version < source.version || higher || own.content == Content::Damaged {
                 replica.lack.insert(segment.layer, segment.range);
+                if own.content == Content::Damaged {
+                    rotten.push((segment.layer, segment.range));
+                }
             }
         }
-        if is_ended(&compare.streams) {
+        let (id, source) = (compare.id, compare.source);
+        let ended = is_ended(&compare.streams);
+        let asks = [(source, compare.streams[0].ask()), (target, compare.streams[1].ask())];
+        if ended {
             replica.compare = None;
             replica.stale = false;
             self.touch_catch_up(g);
-            return true;
         }
-        let (id, source) = (compare.id, compare.source);
-        let asks = [(source, compare.streams[0].ask()), (target, compare.streams[1].ask())];
+        self.tell_damages(g, target, &rotten);
         for (place, from) in asks {
             if let Some(from) = from {
                 self.collect(g, place, (from, Cursor::END), What::Compare { group: g, target, id });
@@ -417,7 +417,7 @@ impl Coordinator {
     /// All members are there, and yet nobody holds what another lacks, as far as is known: what is known is coarser than
     /// what is. Comparing them all settles it; for that, what is in flight comes to its end first.
     fn drain_if_stalled(&mut self, g: usize) {
-        let group = &mut self.groups[g];
+        let group = &self.groups[g];
         let idle = group.in_sync.and(group.joined()).iter().all(|place| {
             let replica = &group.replicas[place];
             let paused = replica.copy_paused.is_some_and(|until| self.now < until);
@@ -425,6 +425,10 @@ impl Coordinator {
         });
         let enough = self.settings.seal_quorum(group.in_sync.len());
         let idle = idle && group.in_sync.and(group.joined()).len() >= enough.max(2);
+        if idle && self.may_be_repaired_soon(g) {
+            return self.arm_retry(g);
+        }
+        let group = &mut self.groups[g];
         if idle && group.phase == GroupPhase::Serving && !group.draining {
             group.draining = true;
             self.after_drain(g);

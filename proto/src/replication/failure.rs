@@ -83,7 +83,7 @@ impl Coordinator {
     pub(super) fn request_lost(&mut self, m: usize, place: usize, what: What, failure: ReadFailure) {
         match what {
             What::Seal { .. } | What::Join { .. } => self.arm_member(m),
-            What::Release { .. } | What::Repair { .. } => {}
+            What::Release { .. } => {}
             What::Confirm { member } => self.members[member].confirming = None,
             What::Write { group, seq, .. } => {
                 self.write_lost(group, seq, place);

@@ -7,6 +7,7 @@ use super::api::{GroupPhase, OpToken, Operation};
 use super::bitmap::Lack;
 use super::catch_up::{Compare, Job};
 use super::config::{GroupConfig, VolumeSettings};
+use super::damage::Noted;
 use super::limits::{LOST_CHUNKS_EXACT_MAX, ReplicationLimits};
 use super::mask::Mask;
 use super::read::ReadState;
@@ -56,6 +57,8 @@ pub(super) struct Replica {
     pub(super) surveyed: Option<(crate::ids::ChunkIndex, Layer, u32)>,
     /// Blocks that were copied to it since it was last compared.
     pub(super) copied_blocks: u64,
+    /// Blocks that it holds and can't read; they are lacking too.
+    pub(super) damaged: Noted,
     /// Acknowledged writes that it has not answered.
     pub(super) lag_ops: usize,
     /// Their bytes.
@@ -103,6 +106,7 @@ impl Replica {
             copy_from: Default::default(),
             surveyed: None,
             copied_blocks: 0,
+            damaged: Noted::default(),
             lag_ops: 0,
             lag_bytes: 0,
             unanswered: 0,
@@ -212,6 +216,10 @@ pub(super) struct Group {
     pub(super) reads_wait: bool,
     /// Blocks whose newest version is damaged on every member that has it.
     pub(super) lost: Lack,
+    /// Blocks that were found damaged on a member.
+    pub(super) damage_found: u64,
+    /// Those of them that were written anew.
+    pub(super) damage_repaired: u64,
     /// Serving is to stop, to compare the members again.
     pub(super) draining: bool,
     /// Every version up to here is durable on every member.
@@ -246,6 +254,8 @@ impl Group {
             reconcile: None,
             reads_wait: false,
             lost: Lack::new(LOST_CHUNKS_EXACT_MAX),
+            damage_found: 0,
+            damage_repaired: 0,
             draining: false,
             stable: Version::ZERO,
             retry_armed: false,
@@ -376,6 +386,7 @@ impl Group {
         if !replica.lack.is_empty() {
             replica.lack.remove(layer, range);
         }
+        replica.damaged.take(layer, range);
         for job in replica.jobs.values_mut() {
             job.supersede(layer, range);
         }

@@ -115,6 +115,9 @@ const _: () = assert!(MEMBERS_MAX <= PLACES_MAX);
 /// Chunks with blocks that are damaged on every member, noted block by block; a further one counts as lost as a whole.
 pub(super) const LOST_CHUNKS_EXACT_MAX: usize = 4096;
 
+/// Damaged blocks of one member of a group that are noted one by one, to be counted.
+pub(super) const DAMAGE_NOTED_MAX: usize = 4096;
+
 const _: () = assert!(ReplicationLimits::DEFAULT.copy_blocks <= FRAME_BLOCKS_MAX);
 
 impl Default for ReplicationLimits {

@@ -1,7 +1,7 @@
 //! The coordinator side of replication: DESIGN.md, "Replication", has the rules and why each of them is there.
 //!
 //! Reading order: [`api`] and [`config`], then this file (what is owned and where events go), `attach` (seal and join),
-//! `reconcile`, `write`, `read` with `grants`, `catch_up`, `no_space`, `change` and `health` (who is a member); `group`,
+//! `reconcile`, `write`, `read` with `grants`, `catch_up`, `damage`, `no_space`, `change` and `health` (who is a member); `group`,
 //! `member`, `bitmap` and `mask` hold state.
 
 pub mod api;
@@ -10,6 +10,7 @@ mod bitmap;
 mod catch_up;
 mod change;
 pub mod config;
+mod damage;
 mod failure;
 mod grants;
 mod group;
@@ -123,7 +124,6 @@ enum What {
     Write { group: usize, seq: u64, bytes: u64 },
     UndoRead { group: usize, seq: u64 },
     Read { group: usize, read: u64 },
-    Repair { group: usize },
     Reconcile { group: usize, id: u64 },
     Compare { group: usize, target: usize, id: u64 },
     Survey { group: usize, target: usize, job: u64 },
@@ -140,7 +140,6 @@ impl What {
             | What::Write { group, .. }
             | What::UndoRead { group, .. }
             | What::Read { group, .. }
-            | What::Repair { group }
             | What::Reconcile { group, .. }
             | What::Compare { group, .. }
             | What::Survey { group, .. }
@@ -261,6 +260,8 @@ impl Coordinator {
                 message,
             } => self.answered(device, request, grant, message),
             Event::Unreachable { device } => self.unreachable(device),
+            Event::Damaged { device, group, runs } if self.fenced.is_none() => self.told_damaged(device, group, &runs),
+            Event::Damaged { .. } => {}
             Event::Meta(told) => self.meta_told(told),
             Event::Submit { op, operation } => self.submit(op, operation),
             Event::Release => self.start_release(),
@@ -433,7 +434,6 @@ impl Coordinator {
                 self.members[m].saw_commit(durable.commit);
                 self.copy_done(group, target, job);
             }
-            (What::Repair { .. }, Message::Durable(durable)) => self.members[m].saw_commit(durable.commit),
             (what, Message::ReadAnswer(answer)) => {
                 self.members[m].saw_commit(answer.commit);
                 if let Some(newer) = self.newer_than_us(answer.blocks.iter().map(|block| block.version)) {

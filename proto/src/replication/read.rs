@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::api::{Action, GroupPhase, Notice, OpError, OpToken, Operation, Outcome, ReadOutcome, RequestId};
+use super::api::{GroupPhase, OpError, OpToken, Operation, Outcome, ReadOutcome, RequestId};
 use super::mask::Mask;
 use super::write::block_of;
 use super::{Coordinator, Timer, What};
@@ -14,7 +14,7 @@ use crate::checksum::block_checksum;
 use crate::frame::Class;
 use crate::ids::VolumeId;
 use crate::limits::BLOCK_BYTES;
-use crate::message::{Collect, Collected, Copy, CopySource, Message, Read, ReadAnswer};
+use crate::message::{Collect, Collected, Message, Read, ReadAnswer};
 use crate::time::Time;
 use crate::units::BlockRange;
 
@@ -34,8 +34,6 @@ pub(super) struct ReadState {
     pub(super) hedge_at: Option<Time>,
     /// Block by block, once an answer had damaged blocks.
     good: Option<Vec<Option<(BlockState, Bytes)>>>,
-    /// Blocks that a member should get from the others.
-    bad: Vec<(usize, u32)>,
     /// For a status: where to go on, and what is known so far.
     status: Option<StatusSoFar>,
     pub(super) result: Option<Result<Outcome, OpError>>,
@@ -112,7 +110,6 @@ impl Coordinator {
             asked_at: self.now,
             hedge_at: None,
             good: None,
-            bad: Vec::new(),
             status,
             result: (lost && matches!(operation, Operation::Read { .. })).then_some(Err(OpError::Damaged)),
         };
@@ -283,9 +280,13 @@ impl Coordinator {
 
     /// Puts the good blocks of several members together.
     fn merge_damaged(&mut self, g: usize, read: u64, place: usize, answer: ReadAnswer, bad: &[u32]) {
-        let group = &mut self.groups[g];
-        let index = group.index;
-        let state = group.reads.get_mut(&read).expect("the caller has it");
+        let (layer, range) = (self.settings.layer, self.groups[g].reads[&read].range);
+        for block in bad {
+            let block = BlockRange::new(range.chunk(), range.start() + block, 1).expect("within the range");
+            self.note_damage(g, place, layer, block);
+        }
+        self.touch_catch_up(g);
+        let state = self.groups[g].reads.get_mut(&read).expect("the caller has it");
         let count = state.range.count() as usize;
         let good = state.good.get_or_insert_with(|| vec![None; count]);
         let mut data = 0;
@@ -302,17 +303,6 @@ impl Coordinator {
         }
         state.tried.insert(place);
         state.damaged.insert(place);
-        state.bad.extend(bad.iter().map(|block| (place, *block)));
-        let device = self.members[group.replicas[place].member].device;
-        for block in bad {
-            let range = BlockRange::new(state.range.chunk(), state.range.start() + block, 1).expect("within the range");
-            let notice = Notice::Damage {
-                group: index,
-                device,
-                range,
-            };
-            self.actions.push_back(Action::Notice(notice));
-        }
         if good.iter().any(Option::is_none) {
             return self.ask_read(g, read);
         }
@@ -320,40 +310,7 @@ impl Coordinator {
         let bytes = good.iter().flatten().map(|(_, bytes)| bytes.clone());
         let bytes = bytes.filter(|bytes| !bytes.is_empty()).collect();
         state.result = Some(Ok(Outcome::Read(ReadOutcome { blocks, bytes })));
-        self.repair_bad(g, read);
         self.finish_read(g, read);
-    }
-
-    /// Sends good copies of what was damaged to the members on which it was (rule 16).
-    fn repair_bad(&mut self, g: usize, read: u64) {
-        let (layer, holder) = (self.settings.layer, self.holder);
-        let group = &mut self.groups[g];
-        let state = group.reads.get_mut(&read).expect("the caller has it");
-        let bad = std::mem::take(&mut state.bad);
-        let good = state.good.as_ref().expect("blocks were put together");
-        let mut copies = Vec::new();
-        for (place, block) in bad {
-            let Some((held, bytes)) = good[block as usize].clone() else {
-                continue;
-            };
-            let range = BlockRange::new(state.range.chunk(), state.range.start() + block, 1).expect("within the range");
-            let copy = Copy {
-                holder,
-                group: group.index,
-                layer,
-                range,
-                source: CopySource::Repair,
-                blocks: vec![held],
-                bytes,
-            };
-            copies.push((place, copy));
-        }
-        for (place, copy) in copies {
-            if self.groups[g].replicas[place].joined {
-                let what = What::Repair { group: g };
-                self.send(g, Mask::one(place), Class::Repair, Message::Copy(copy), what);
-            }
-        }
     }
 
     /// A page of states.

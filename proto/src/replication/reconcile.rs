@@ -204,6 +204,7 @@ impl Coordinator {
         for replica in &mut group.replicas {
             replica.lack.clear();
             replica.jobs.clear();
+            replica.damaged = Default::default();
             (replica.stale, replica.resync, replica.compare) = (false, false, None);
             (replica.behind, replica.copy_paused) = (false, None);
             if replica.role == Role::Joining {
@@ -330,6 +331,7 @@ impl Coordinator {
         let room = self.limits.lack_chunks_exact_max.max(2) - 1;
         let group = &mut self.groups[g];
         let Some(reconcile) = &mut group.reconcile else { return };
+        let mut rotten = Vec::new();
         while !reconcile.merged && group.replicas.iter().all(|replica| replica.lack.exact_chunks() < room) {
             let Some(segment) = next_segment(&mut reconcile.streams) else {
                 reconcile.merged = is_ended(&reconcile.streams);
@@ -342,6 +344,11 @@ impl Coordinator {
                 .max()
                 .expect("somebody is compared");
             let is_base = |state: &BlockState| state.version == base && state.content != Content::Damaged;
+            for (place, state) in reconcile.places.iter().zip(states) {
+                if state.content == Content::Damaged {
+                    rotten.push((*place, [(segment.layer, segment.range)]));
+                }
+            }
             if !states.iter().any(is_base) {
                 group.lost.insert(segment.layer, segment.range);
                 continue;
@@ -352,10 +359,14 @@ impl Coordinator {
                 }
             }
         }
-        if !reconcile.merged {
+        let (merged, participants) = (reconcile.merged, reconcile.participants());
+        for (place, found) in rotten {
+            self.tell_damages(g, place, &found);
+        }
+        if !merged {
             return self.ask_pages(g);
         }
-        let participants = reconcile.participants();
+        let group = &mut self.groups[g];
         let mut equal = participants.iter().map(|place| &group.replicas[place]);
         if equal.all(super::group::Replica::is_complete) {
             self.reconciled(g, participants);

@@ -29,6 +29,7 @@ impl Coordinator {
                 lacking_blocks: replica.lack.blocks() + copying,
                 copied_blocks: replica.copied_blocks,
                 comparing: replica.stale,
+                damaged_blocks: replica.damaged.len() as u64,
                 outstanding: pending.count(),
             }
         });
@@ -42,6 +43,8 @@ impl Coordinator {
             stable: group.stable,
             epoch: group.config.epoch,
             changing: group.change.is_some(),
+            damage_found: group.damage_found,
+            damage_repaired: group.damage_repaired,
         }
     }
 

@@ -38,6 +38,7 @@ struct ScrubMeters {
     finished: Gauge,
     damaged: Gauge,
     damaged_metadata: Gauge,
+    mended: Counter,
     moved: Counter,
 }
 
@@ -73,6 +74,7 @@ impl Meters {
                 finished: gauge("cairn_node_scrub_finished_timestamp_seconds"),
                 damaged: gauge("cairn_node_damaged_blocks"),
                 damaged_metadata: gauge("cairn_node_damaged_metadata"),
+                mended: counter!("cairn_node_mended_blocks_total", "device" => device.clone()),
                 moved: counter!("cairn_node_moved_blocks_total", "device" => device.clone()),
             },
             device,
@@ -145,6 +147,7 @@ impl Meters {
         meters.finished.set(scrub.state.finished_s as f64);
         meters.damaged.set(scrub.damaged_blocks as f64);
         meters.damaged_metadata.set(scrub.damaged_metadata as f64);
+        meters.mended.absolute(scrub.mended_blocks);
         meters.moved.absolute(scrub.moved_blocks);
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use cairn_proto::capability::ClusterKey;
 use cairn_proto::disk::{DiskDone, DiskOp};
 use cairn_proto::frame::FrameError;
-use cairn_proto::ids::{ClusterId, CommitSeq, DeviceId, Epoch, GroupId};
-use cairn_proto::message::Envelope;
+use cairn_proto::ids::{ClusterId, CommitSeq, DeviceId, Epoch, GroupId, VolumeId};
+use cairn_proto::message::{Envelope, Holder};
 
 use super::background::{BackgroundConfig, ScrubStatus};
 use super::limits::HostLimits;
@@ -198,6 +198,10 @@ pub struct HostStatus {
     pub requests: usize,
     /// Of these, how many wait to be given to the store.
     pub queued: usize,
+    /// Attachments whose holders are connected now and have not released; at most 4096, in order.
+    pub held: Vec<Holder>,
+    /// Volumes with blocks that are known to be damaged here; at most 64, in order.
+    pub damaged_volumes: Vec<VolumeId>,
     /// How the scrub and the mover are.
     pub scrub: ScrubStatus,
 }

@@ -60,6 +60,8 @@ pub struct ScrubStatus {
     pub blocks: u64,
     /// Blocks known to be damaged now, found by the scrub or by reads. Mended ones do not count.
     pub damaged_blocks: u64,
+    /// Damaged blocks that were written anew from another copy, or by a guest, since the start.
+    pub mended_blocks: u64,
     /// Parts of the device's own metadata that the pass has found damaged and that are not mended.
     pub damaged_metadata: u64,
     /// Blocks moved together since the start.

@@ -195,10 +195,14 @@ impl<S: ReplicaStore> DeviceHost<S> {
     /// Also a holder that a newer one has fenced may release: that one need not wait any longer then.
     pub(super) fn release(&mut self, request: &Request, release: &Release) {
         let holder = release.holder;
-        let connection = self.connections.get(&request.conn).expect("its request has just come");
+        let connection = self
+            .connections
+            .get_mut(&request.conn)
+            .expect("its request has just come");
         if connection.rights(holder).is_none() {
             return self.answer(request, Message::Failed(not_sealed(holder)));
         }
+        connection.release(holder);
         self.rules.release(holder);
         self.answer(request, Message::Released(*release));
         self.try_open(holder.volume);

@@ -49,6 +49,13 @@ impl Default for HostLimits {
     }
 }
 
+/// How often holders are told of blocks that are damaged, until they are good again.
+pub const DAMAGE_INTERVAL: Duration = Duration::from_secs(2);
+/// Attachments that a status lists at the most.
+pub const HELD_MAX: usize = 4096;
+/// Volumes with damaged blocks that a status lists at the most.
+pub const DAMAGED_VOLUMES_MAX: usize = 64;
+
 /// How often connections are looked through for silent ones.
 pub const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 

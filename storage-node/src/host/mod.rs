@@ -4,6 +4,7 @@
 mod api;
 mod background;
 mod control;
+mod damage;
 mod data;
 pub mod limits;
 mod queue;
@@ -102,6 +103,8 @@ pub struct DeviceHost<S = Store> {
     actions: VecDeque<HostAction>,
     next_ticket: u64,
     next_sweep: Time,
+    /// When holders are told of damage next.
+    next_damage: Time,
     now: Time,
 }
 
@@ -126,6 +129,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
             actions: VecDeque::new(),
             next_ticket: 0,
             next_sweep: now,
+            next_damage: now,
             now,
         }
     }
@@ -156,6 +160,9 @@ impl<S: ReplicaStore> DeviceHost<S> {
         if self.next_sweep <= now {
             self.sweep();
         }
+        if self.damage_wake().is_some_and(|at| at <= now) {
+            self.tell_damage();
+        }
     }
 
     /// What is to be done next. To be called until there is nothing, after every batch of events: the more events were
@@ -178,7 +185,8 @@ impl<S: ReplicaStore> DeviceHost<S> {
     pub fn poll_timeout(&self) -> Option<Time> {
         let sweep = (!self.connections.is_empty()).then_some(self.next_sweep);
         let background = self.background.wake();
-        [self.store.poll_timeout(), self.seals.wake(), sweep, background]
+        let damage = self.damage_wake();
+        [self.store.poll_timeout(), self.seals.wake(), sweep, background, damage]
             .into_iter()
             .flatten()
             .min()
@@ -209,9 +217,12 @@ impl<S: ReplicaStore> DeviceHost<S> {
             strangers: self.connections.len() - peers,
             requests: self.queues.len() + self.working.len() + self.seals.len() - self.background.chores(),
             queued: self.queues.len(),
+            held: self.held(),
+            damaged_volumes: self.damaged_volumes(),
             scrub: ScrubStatus {
                 blocks: self.store.data_blocks(),
                 damaged_blocks: self.store.damaged_blocks(),
+                mended_blocks: self.store.mended_blocks(),
                 ..self.background.status()
             },
         }

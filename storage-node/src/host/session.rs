@@ -43,6 +43,8 @@ pub struct Peer {
 struct Proof {
     generation: Generation,
     rights: Rights,
+    /// Whether the holder has said that it is done.
+    released: bool,
 }
 
 impl Connection {
@@ -92,13 +94,35 @@ impl Connection {
                 return false;
             }
         }
-        self.proofs.insert(volume, Proof { generation, rights });
+        let proof = Proof {
+            generation,
+            rights,
+            released: false,
+        };
+        self.proofs.insert(volume, proof);
         true
     }
 
     /// Whether it holds, or held, no volume.
     pub(super) fn is_bare(&self) -> bool {
         self.proofs.is_empty()
+    }
+
+    /// What it has shown a capability for and has not released.
+    pub(super) fn holds(&self) -> impl Iterator<Item = Holder> + '_ {
+        let live = self.proofs.iter().filter(|(_, proof)| !proof.released);
+        live.map(|(volume, proof)| Holder {
+            volume: *volume,
+            generation: proof.generation,
+        })
+    }
+
+    /// The holder is done with the volume.
+    pub(super) fn release(&mut self, holder: Holder) {
+        let proof = self.proofs.get_mut(&holder.volume);
+        if let Some(proof) = proof.filter(|proof| proof.generation == holder.generation) {
+            proof.released = true;
+        }
     }
 
     /// What the peer may do as this holder.

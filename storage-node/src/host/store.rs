@@ -1,8 +1,9 @@
 //! What the host needs of a store.
 
 use cairn_proto::disk::{DiskDone, DiskError};
-use cairn_proto::ids::{CommitSeq, Epoch, Generation, GroupId, VolumeId};
+use cairn_proto::ids::{CommitSeq, Epoch, Generation, GroupId, Layer, VolumeId};
 use cairn_proto::time::Time;
+use cairn_proto::units::BlockRange;
 
 use super::api::HeldReplica;
 use crate::store::api::{DamagedBlock, ScrubState};
@@ -51,6 +52,10 @@ pub trait ReplicaStore {
     fn data_blocks(&self) -> u64;
     /// Blocks known to be damaged.
     fn damaged_blocks(&self) -> u64;
+    /// Those of them that have been written anew since the start.
+    fn mended_blocks(&self) -> u64;
+    /// Where they are: a bounded number of runs, in order of the groups.
+    fn damage(&self) -> impl Iterator<Item = (GroupId, Layer, BlockRange)> + '_;
     /// Whether this block is still known to be damaged.
     fn is_damaged(&self, block: &DamagedBlock) -> bool;
 }
@@ -132,6 +137,14 @@ impl ReplicaStore for Store {
 
     fn damaged_blocks(&self) -> u64 {
         Store::damaged_blocks(self)
+    }
+
+    fn mended_blocks(&self) -> u64 {
+        self.counters().blocks_mended
+    }
+
+    fn damage(&self) -> impl Iterator<Item = (GroupId, Layer, BlockRange)> + '_ {
+        Store::damage(self)
     }
 
     fn is_damaged(&self, block: &DamagedBlock) -> bool {

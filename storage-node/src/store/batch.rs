@@ -220,7 +220,7 @@ impl Engine {
             effects.freed.clear();
         }
         if !self.damaged.is_empty() {
-            batch.records.iter().for_each(|record| self.note_mended(record));
+            self.note_mended(&batch.records);
         }
         self.settle(effects);
         self.move_committed();
@@ -240,13 +240,34 @@ impl Engine {
         }
     }
 
-    /// What was damaged and is written anew is damaged no more.
-    fn note_mended(&mut self, record: &Record) {
-        if let Record::Data { at, .. } | Record::Copy { at, .. } = record {
-            for block in at.range.start()..at.range.end() {
-                self.damaged.remove(&(at.key(), block));
+    /// What was damaged and is written anew is damaged no more, nor is what is not there any more.
+    fn note_mended(&mut self, records: &[Record]) {
+        let before = self.damaged.len();
+        let mut gone = false;
+        for record in records {
+            match record {
+                Record::Data { at, .. } | Record::Copy { at, .. } => {
+                    for block in at.range.start()..at.range.end() {
+                        self.damaged.remove(&(at.key(), block));
+                    }
+                }
+                Record::Zero { .. }
+                | Record::Discard { .. }
+                | Record::ResyncHole { .. }
+                | Record::DropReplica { .. }
+                | Record::DeleteLayer { .. } => gone = true,
+                _ => {}
             }
         }
+        if gone {
+            let catalog = &self.catalog;
+            self.damaged.retain(|(key, block)| {
+                let entry = catalog.chunks.get(key).and_then(|chunk| chunk.entry(*block));
+                let is_hole = entry.is_some_and(|entry| entry.data_place().is_none() && !entry.is_damaged());
+                catalog.replicas.contains_key(&key.group) && !catalog.is_doomed(key) && !is_hole
+            });
+        }
+        self.io.counters.blocks_mended += (before - self.damaged.len()) as u64;
     }
 
     /// Accounts for what changes did to space.

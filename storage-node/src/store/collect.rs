@@ -144,60 +144,77 @@ impl Engine {
                 } else {
                     BLOCKS_PER_CHUNK
                 };
-                list_chunk(key, chunk, from..to, request.above, runs)?;
+                self.list_chunk(key, chunk, from..to, request.above, runs)?;
             }
         }
         Ok(())
     }
-}
 
-fn list_chunk(key: &ChunkKey, chunk: &Chunk, blocks: Range<u32>, above: Version, runs: &mut Runs) -> Result<(), Stop> {
-    let cursor = |block| Cursor {
-        chunk: key.chunk,
-        layer: key.layer,
-        block,
-    };
-    let mut add = |start: u32, count: u32, state: BlockState| {
-        let nothing = state.content == Content::Absent && state.version == Version::ZERO;
-        if nothing || state.version <= above {
-            return Ok(());
-        }
-        let range = BlockRange::new(key.chunk, start, count).expect("within the chunk");
-        let layer = key.layer;
-        if runs.push(Run { layer, range, state }) {
-            Ok(())
-        } else {
-            Err(Stop::Full(cursor(start)))
-        }
-    };
-    let mut block = blocks.start;
-    while block < blocks.end {
-        let page = (block / PAGE_ENTRIES) as u8;
-        let end = ((u32::from(page) + 1) * PAGE_ENTRIES).min(blocks.end);
-        match chunk.pages.get(&page) {
-            Some(Page::Resident(resident)) => {
-                for block in block..end {
-                    add(block, 1, resident.entries[(block % PAGE_ENTRIES) as usize].state())?;
+    /// Lists blocks of a chunk. What was found not to be what the index says is damaged, and keeps its version.
+    fn list_chunk(
+        &self,
+        key: &ChunkKey,
+        chunk: &Chunk,
+        blocks: Range<u32>,
+        above: Version,
+        runs: &mut Runs,
+    ) -> Result<(), Stop> {
+        let has_damage = self
+            .damaged
+            .range((*key, blocks.start)..(*key, blocks.end))
+            .next()
+            .is_some();
+        let cursor = |block| Cursor {
+            chunk: key.chunk,
+            layer: key.layer,
+            block,
+        };
+        let mut add = |start: u32, count: u32, state: BlockState| {
+            let nothing = state.content == Content::Absent && state.version == Version::ZERO;
+            if nothing || state.version <= above {
+                return Ok(());
+            }
+            let range = BlockRange::new(key.chunk, start, count).expect("within the chunk");
+            let layer = key.layer;
+            if runs.push(Run { layer, range, state }) {
+                Ok(())
+            } else {
+                Err(Stop::Full(cursor(start)))
+            }
+        };
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let page = (block / PAGE_ENTRIES) as u8;
+            let end = ((u32::from(page) + 1) * PAGE_ENTRIES).min(blocks.end);
+            match chunk.pages.get(&page) {
+                Some(Page::Resident(resident)) => {
+                    for block in block..end {
+                        let mut state = resident.entries[(block % PAGE_ENTRIES) as usize].state();
+                        if has_damage && self.damaged.contains(&(*key, block)) {
+                            state.content = Content::Damaged;
+                        }
+                        add(block, 1, state)?;
+                    }
+                    block = end;
                 }
-                block = end;
+                Some(Page::Uniform(uniform)) => {
+                    add(block, end - block, uniform.entry().state())?;
+                    block = end;
+                }
+                None => {
+                    let next = chunk.pages.keys().find(|next| *next > page);
+                    let next = next.map_or(PAGES_PER_CHUNK, u32::from);
+                    let end = (next * PAGE_ENTRIES).min(blocks.end);
+                    add(block, end - block, chunk.floor.entry().state())?;
+                    block = end;
+                }
+                Some(Page::OnDisk(home)) => {
+                    let key = PageKey { chunk: *key, page };
+                    return Err(Stop::Unknown(Unknown::OnDisk(key, *home), cursor(block)));
+                }
+                Some(Page::Broken) => return Err(Stop::Unknown(Unknown::Broken, cursor(block))),
             }
-            Some(Page::Uniform(uniform)) => {
-                add(block, end - block, uniform.entry().state())?;
-                block = end;
-            }
-            None => {
-                let next = chunk.pages.keys().find(|next| *next > page);
-                let next = next.map_or(PAGES_PER_CHUNK, u32::from);
-                let end = (next * PAGE_ENTRIES).min(blocks.end);
-                add(block, end - block, chunk.floor.entry().state())?;
-                block = end;
-            }
-            Some(Page::OnDisk(home)) => {
-                let key = PageKey { chunk: *key, page };
-                return Err(Stop::Unknown(Unknown::OnDisk(key, *home), cursor(block)));
-            }
-            Some(Page::Broken) => return Err(Stop::Unknown(Unknown::Broken, cursor(block))),
         }
+        Ok(())
     }
-    Ok(())
 }

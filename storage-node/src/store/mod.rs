@@ -41,6 +41,7 @@ mod zero_ahead;
 use cairn_proto::disk::{DiskDone, DiskGeometry};
 use cairn_proto::ids::{CommitSeq, Generation, GroupId, Layer, VolumeId};
 use cairn_proto::time::Time;
+use cairn_proto::units::BlockRange;
 
 pub use api::{StoreAction, StoreError, StoreReply, StoreRequest, Ticket};
 pub use canary::Canary;
@@ -279,6 +280,21 @@ impl Store {
     /// number is remembered, until the store is closed.
     pub fn damaged_blocks(&self) -> u64 {
         self.engine().map_or(0, |engine| engine.damaged.len() as u64)
+    }
+
+    /// Where those are, in order of group, chunk, layer and block.
+    pub fn damage(&self) -> impl Iterator<Item = (GroupId, Layer, BlockRange)> + '_ {
+        let damaged = self.engine().into_iter().flat_map(|engine| &engine.damaged);
+        let mut blocks = damaged.copied().peekable();
+        std::iter::from_fn(move || {
+            let (key, start) = blocks.next()?;
+            let mut count = 1;
+            while blocks.next_if_eq(&(key, start + count)).is_some() {
+                count += 1;
+            }
+            let range = BlockRange::new(key.chunk, start, count).expect("blocks of a chunk");
+            Some((key.group, key.layer, range))
+        })
     }
 
     /// Whether a block that was found damaged is still known to be.

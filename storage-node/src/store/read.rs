@@ -277,7 +277,17 @@ impl Engine {
                 }
                 if !intact {
                     state.content = Content::Damaged;
-                    self.note_damaged(read.at.key(), read.at.range.start() + index);
+                    let (key, block) = (read.at.key(), read.at.range.start() + index);
+                    // What was overwritten meanwhile is nobody's any more.
+                    if self
+                        .entry_now(key, block)
+                        .is_none_or(|now| now.version == state.version)
+                    {
+                        self.note_damaged(key, block);
+                    }
+                } else if !self.damaged.is_empty() {
+                    // Its sector can be read again.
+                    self.damaged.remove(&(read.at.key(), read.at.range.start() + index));
                 }
             }
             bytes.extend(good);

@@ -245,6 +245,8 @@ pub struct Counters {
     pub blocks_scrubbed: u64,
     /// Blocks found damaged by reads and by the scrub.
     pub blocks_damaged: u64,
+    /// Blocks known to be damaged that were written anew.
+    pub blocks_mended: u64,
     /// Writes and blocks of writes that were superseded or duplicates.
     pub superseded: u64,
     /// Requests refused because the device was full.

@@ -1,6 +1,7 @@
 //! Whole attachments against devices that obey the rules of a replica, with a checker outside the code.
 
 mod checker;
+mod damage;
 mod meta;
 mod model;
 mod stories;

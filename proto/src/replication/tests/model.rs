@@ -258,6 +258,18 @@ impl Device {
         })
     }
 
+    /// What of a group it can't read.
+    pub(super) fn damage(&self, group: GroupIndex) -> Vec<(Layer, BlockRange)> {
+        let groups = GroupCount::new(super::GROUPS).unwrap();
+        let damaged = self
+            .blocks
+            .iter()
+            .filter(|((chunk, ..), held)| held.state.content == Content::Damaged && groups.group_of(*chunk) == group);
+        let run =
+            |(chunk, layer, block): &(ChunkIndex, Layer, u32)| (*layer, BlockRange::new(*chunk, *block, 1).unwrap());
+        damaged.map(|(key, _)| run(key)).collect()
+    }
+
     fn collect(&self, collect: &Collect) -> Message {
         let groups = GroupCount::new(super::GROUPS).unwrap();
         let from = (collect.from.chunk, collect.from.layer, collect.from.block);

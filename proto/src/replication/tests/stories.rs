@@ -9,11 +9,11 @@ use crate::ids::{ChunkIndex, Epoch, GroupIndex};
 use crate::replication::{ConfigChange, GroupPhase, MemberRole, MemberStatus, MetaAsk, Notice};
 use crate::units::BlockRange;
 
-fn range(start: u32, count: u32) -> BlockRange {
+pub(super) fn range(start: u32, count: u32) -> BlockRange {
     BlockRange::new(ChunkIndex(0), start, count).unwrap()
 }
 
-fn attached(limits: ReplicationLimits) -> World {
+pub(super) fn attached(limits: ReplicationLimits) -> World {
     attached_with(Faults::default(), limits)
 }
 

@@ -11,7 +11,7 @@ use crate::block::{BlockState, Content};
 use crate::capability::{Capability, ClusterKey, Rights};
 use crate::ids::*;
 use crate::limits::BLOCK_BYTES;
-use crate::message::Message;
+use crate::message::{Damaged, Holder as Attachment, Message};
 use crate::replication::*;
 use crate::time::Time;
 use crate::units::BlockRange;
@@ -99,6 +99,8 @@ pub(super) struct World {
     pub(super) notices: Vec<Notice>,
     remembered: Option<BTreeMap<(ChunkIndex, Layer, u32), Held>>,
     remembered_commit: u64,
+    /// Whether a story has damaged all copies of a block.
+    pub(super) may_be_lost: bool,
     /// Messages that reached a device, by name.
     pub(super) arrived: BTreeMap<&'static str, u64>,
     /// A device that takes nothing in, and whose connections stand.
@@ -127,6 +129,7 @@ impl World {
             notices: Vec::new(),
             remembered: None,
             remembered_commit: 0,
+            may_be_lost: false,
             arrived: BTreeMap::new(),
             frozen: None,
         }
@@ -240,6 +243,7 @@ impl World {
             }
             // Only device 0 rots, so what is damaged on all who are in sync was never acknowledged, nor read.
             (Err(OpError::Damaged), None) if self.faults.damage && self.is_rotten(op.range) => "damaged",
+            (Err(OpError::Damaged), None) if self.may_be_lost => "damaged",
             (result, value) => panic!("{value:?} ended as {result:?}"),
         };
         *self.results.entry(name).or_default() += 1;
@@ -380,6 +384,11 @@ impl World {
         self.deliver(h, d, true)
     }
 
+    /// Lets one message of a device arrive at a holder.
+    pub(super) fn deliver_back(&mut self, h: usize, d: usize) -> bool {
+        self.deliver(h, d, false)
+    }
+
     pub(super) fn crash(&mut self, d: usize) {
         self.devices[d].alive = false;
         for h in 0..self.holders.len() {
@@ -416,6 +425,11 @@ impl World {
                 return false;
             };
             let device = self.devices[d].id;
+            if let Message::Damaged(told) = message {
+                let (group, runs) = (told.group, told.runs);
+                self.tell(h, Event::Damaged { device, group, runs });
+                return true;
+            }
             self.tell(
                 h,
                 Event::Answer {
@@ -553,6 +567,7 @@ impl World {
             195..197 => self.pass(Duration::from_millis(300)),
             192 if faults.full => self.devices[d].full = !self.devices[d].full,
             193 if faults.damage => self.damage(),
+            194 if faults.damage => self.tell_damage(h, 0),
             _ => self.pass(Duration::from_micros(100)),
         }
     }
@@ -578,6 +593,31 @@ impl World {
         self.devices[0].blocks.insert(key, held);
     }
 
+    /// Lets a device say what it can't read; it arrives after what is on its way.
+    pub(super) fn tell_damage(&mut self, h: usize, d: usize) {
+        let (volume, generation) = (VOLUME, self.holders[h].generation);
+        let holder = Attachment { volume, generation };
+        if !self.holders[h].links[d].up || self.devices[d].seal != generation {
+            return;
+        }
+        for group in (0..GROUPS).map(GroupIndex) {
+            let runs = self.devices[d].damage(group);
+            if !runs.is_empty() {
+                let told = Message::Damaged(Damaged { holder, group, runs });
+                self.holders[h].links[d]
+                    .to_holder
+                    .push_back((RequestId(0), told, false));
+            }
+        }
+    }
+
+    /// Damages one block of a device.
+    pub(super) fn rot(&mut self, d: usize, block: u32) {
+        let key = (ChunkIndex(0), Layer(0), block);
+        let held = self.devices[d].blocks.get_mut(&key).expect("it was written");
+        held.state.content = Content::Damaged;
+    }
+
     /// Ends all faults and lets the last holder come to rest. Everything it was asked must end, and all of its members
     /// must become complete.
     pub(super) fn heal(&mut self) {
@@ -593,7 +633,11 @@ impl World {
                 (0..=last).for_each(|h| self.connect(h, d));
             }
             while self.deliver_any() {}
-            if self.is_complete(last) && (0..=last).all(|h| self.is_idle(h)) {
+            if round > 0 {
+                (0..self.devices.len()).for_each(|d| self.tell_damage(last, d));
+                while self.deliver_any() {}
+            }
+            if round > 0 && self.is_complete(last) && (0..=last).all(|h| self.is_idle(h)) {
                 return;
             }
             assert!(round < 1_999, "no rest at {last}: {}", self.describe(last));
@@ -646,10 +690,14 @@ impl World {
             .collect();
         for key in all {
             let held: Vec<_> = self.devices.iter().map(|device| device.blocks.get(&key)).collect();
-            if held[0].is_some_and(|held| held.state.content == Content::Damaged) {
+            let good = |held: &&Held| held.state.content != Content::Damaged;
+            let newest = |held: Vec<&Held>| held.iter().map(|held| held.state.version).max();
+            let damaged = held.iter().flatten().copied().filter(|held| !good(held)).collect();
+            if newest(damaged) > newest(held.iter().flatten().copied().filter(good).collect()) {
+                // Nobody has it any more.
                 continue;
             }
-            let good = |held: &&Held| held.state.content != Content::Damaged;
+            assert!(held.iter().flatten().all(good), "{key:?} is still damaged");
             let mut states = held
                 .iter()
                 .flatten()

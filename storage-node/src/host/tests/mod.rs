@@ -1,4 +1,5 @@
 mod background;
+mod damage;
 mod fencing;
 mod sessions;
 mod support;

@@ -30,6 +30,7 @@ pub(super) struct HeldStore {
     pub(super) commit: u64,
     pub(super) failed: Option<DiskError>,
     pub(super) scrub: ScrubState,
+    pub(super) damaged: Vec<(GroupId, Layer, BlockRange)>,
     pub(super) actions: VecDeque<StoreAction>,
 }
 
@@ -83,7 +84,13 @@ impl ReplicaStore for HeldStore {
         1000
     }
     fn damaged_blocks(&self) -> u64 {
+        self.damaged.len() as u64
+    }
+    fn mended_blocks(&self) -> u64 {
         0
+    }
+    fn damage(&self) -> impl Iterator<Item = (GroupId, Layer, BlockRange)> + '_ {
+        self.damaged.iter().copied()
     }
     fn is_damaged(&self, _block: &DamagedBlock) -> bool {
         true

@@ -159,7 +159,8 @@ impl Story {
                 done.apply(&request);
                 self.open_anew();
                 let found = Model::observe(&mut self.rig).unwrap_or_else(|words| panic!("{words}"));
-                if difference_but_for(&self.broken, &done, &found).is_none() {
+                let broken = self.broken_and_known();
+                if difference_but_for(&broken, &done, &found).is_none() {
                     self.model = done;
                 }
                 return;
@@ -207,9 +208,22 @@ impl Story {
         }
     }
 
+    /// What was broken on purpose, and what the store has failed to read: it lists that as damaged.
+    fn broken_and_known(&self) -> Broken {
+        let mut broken = self.broken.clone();
+        for (_, layer, range) in self.rig.store.damage() {
+            for i in 0..range.count() {
+                let held = self.model.blocks.get(&(range.chunk().0, layer.0, range.start() + i));
+                broken.extend(held.map(|held| (range.volume_block(i), held.version.to_bits())));
+            }
+        }
+        broken
+    }
+
     fn compare(&mut self) {
         let found = Model::observe(&mut self.rig).unwrap_or_else(|words| panic!("{words}"));
-        if let Some(words) = difference_but_for(&self.broken, &self.model, &found) {
+        let broken = self.broken_and_known();
+        if let Some(words) = difference_but_for(&broken, &self.model, &found) {
             panic!("{words}");
         }
         self.rig.store.check_invariants();

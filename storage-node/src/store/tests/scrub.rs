@@ -3,7 +3,7 @@
 use cairn_proto::block::{Apply, Content, Cursor};
 use cairn_proto::checksum::range_checksums;
 use cairn_proto::disk::{DeviceBlock, DiskError, DiskOp};
-use cairn_proto::ids::{ChunkIndex, Layer};
+use cairn_proto::ids::{ChunkIndex, Epoch, Layer};
 
 use super::rig::*;
 use crate::store::api::{
@@ -193,6 +193,85 @@ fn rot_is_found_and_a_copy_of_the_same_version_mends_it() {
         written + 1,
         "it is damaged no more"
     );
+}
+
+fn damage(rig: &Rig) -> Vec<(u32, u32, u32)> {
+    let runs = rig.store.damage();
+    runs.map(|(_, _, range)| (range.chunk().0, range.start(), range.count()))
+        .collect()
+}
+
+#[test]
+fn known_damage_is_told_and_listed_with_its_version_until_it_is_mended_or_gone() {
+    let mut rig = filled(StoreLimits::tiny());
+    for block in [610, 611, 613] {
+        let at = place_of(&rig, 2, block, 12);
+        rig.device.rot(at, 77);
+    }
+    assert!(damage(&rig).is_empty());
+    assert_eq!(pass(&mut rig).damaged.len(), 3);
+    assert_eq!(damage(&rig), [(2, 610, 2), (2, 613, 1)]);
+    let list = |rig: &mut Rig| {
+        let from = Cursor {
+            chunk: ChunkIndex(2),
+            layer: Layer(0),
+            block: 609,
+        };
+        let to = Cursor { block: 615, ..from };
+        let (above, runs_max) = (cairn_proto::ids::Version::ZERO, 100);
+        let group = GROUP;
+        let reply = rig.call(StoreRequest::Collect {
+            group,
+            from,
+            to,
+            above,
+            runs_max,
+        });
+        let StoreReply::Collected { runs, .. } = reply else {
+            panic!("{reply:?}")
+        };
+        let run = |run: &cairn_proto::block::Run| {
+            assert_eq!(
+                run.state.version,
+                version(12),
+                "damage does not change what it is a copy of"
+            );
+            (
+                run.range.start(),
+                run.range.count(),
+                run.state.content == Content::Damaged,
+            )
+        };
+        runs.iter().map(run).collect::<Vec<_>>()
+    };
+    let expected = [
+        (609, 1, false),
+        (610, 2, true),
+        (612, 1, false),
+        (613, 1, true),
+        (614, 1, false),
+    ];
+    assert_eq!(list(&mut rig), expected);
+    // An older copy changes nothing, one of the same version mends.
+    rig.call(copy_request(2, 610, 1, 11));
+    assert_eq!(damage(&rig), [(2, 610, 2), (2, 613, 1)]);
+    rig.call(copy_request(2, 610, 1, 12));
+    assert_eq!(damage(&rig), [(2, 611, 1), (2, 613, 1)]);
+    // What is discarded is not damaged any more, and nothing of a replica that is dropped.
+    rig.call(StoreRequest::Write {
+        group: GROUP,
+        layer: Layer(0),
+        range: range(2, 611, 1),
+        version: version(90),
+        content: WriteContent::Discard,
+    });
+    assert_eq!(damage(&rig), [(2, 613, 1)]);
+    assert_eq!(rig.store.counters().blocks_mended, 2);
+    rig.call(StoreRequest::DropReplica {
+        group: GROUP,
+        epoch: Epoch(1),
+    });
+    assert!(damage(&rig).is_empty() && rig.store.damaged_blocks() == 0);
 }
 
 #[test]

@@ -56,7 +56,7 @@ Commands, one per line, each answered by one line:
                                    lose (done, says the answer), misdirect, rot (a bit flips);
                                    WHEN is always, once, times N or one-in N; RANGE is FIRST_BYTE..END
   heal                           ends all of that; what is stuck goes on
-  power-cut [SEED]               unflushed writes are kept, lost or torn; EIO until power-on
+  power-cut [SEED|lose-all]      unflushed writes are kept, lost or torn; EIO until power-on
   power-on                       ends that
   rot BITS [RANGE]               flips so many bits of what is stored
   wipe                           an empty device from now on
@@ -64,7 +64,7 @@ Commands, one per line, each answered by one line:
   settle                         makes durable what was written
   status                         what was done so far
   exit                           settles and ends
-  die [SEED]                     power-cut, and ends: the backing file stays as it is then
+  die [SEED|lose-all]            power-cut, and ends: the backing file stays as it is then
 
 Example:
   truncate -s 4G backing && mkdir mount

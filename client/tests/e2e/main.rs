@@ -10,6 +10,7 @@ mod dev;
 mod faults;
 mod guest;
 mod memory;
+mod power;
 mod programs;
 mod refusals;
 mod stand_in;

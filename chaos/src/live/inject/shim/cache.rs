@@ -21,17 +21,29 @@ pub struct Cut {
     pub lost: u64,
 }
 
-/// How a power cut chooses.
+/// What a power cut does to what is not flushed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Taste {
-    /// Everything is lost.
-    All,
-    /// Nothing is.
-    Nothing,
+pub enum Taste {
+    /// All of it is lost.
+    LoseAll,
+    /// All of it is kept.
+    KeepAll,
     /// Each sector keeps one of all that were written to it, or none.
     Any,
     /// Each sector is kept whole in so many of a thousand cases.
     Some(u32),
+}
+
+impl Taste {
+    /// One at random.
+    pub fn draw(rng: &mut Rng) -> Taste {
+        match rng.weighted(&[25, 10, 40, 25]) {
+            0 => Taste::LoseAll,
+            1 => Taste::KeepAll,
+            2 => Taste::Any,
+            _ => Taste::Some(rng.within(1, 999) as u32),
+        }
+    }
 }
 
 /// See the module.
@@ -182,19 +194,13 @@ impl<M: Media> Cache<M> {
     ///
     /// # Errors
     /// Of the media.
-    pub fn cut(&mut self, rng: &mut Rng) -> io::Result<Cut> {
-        let taste = match rng.weighted(&[25, 10, 40, 25]) {
-            0 => Taste::All,
-            1 => Taste::Nothing,
-            2 => Taste::Any,
-            _ => Taste::Some(rng.within(1, 999) as u32),
-        };
+    pub fn cut(&mut self, taste: Taste, rng: &mut Rng) -> io::Result<Cut> {
         let mut cut = Cut::default();
         for (sector, versions) in &self.sectors {
             let newest = versions.len() - 1;
             let stays = match taste {
-                Taste::All => None,
-                Taste::Nothing => Some(newest),
+                Taste::LoseAll => None,
+                Taste::KeepAll => Some(newest),
                 Taste::Any => rng.index(versions.len() + 1).checked_sub(1),
                 Taste::Some(permille) => rng.permille(permille).then_some(newest),
             };
@@ -269,7 +275,8 @@ mod tests {
                     }
                 }
                 1 => {
-                    let cut = cache.cut(&mut rng).unwrap();
+                    let taste = Taste::draw(&mut rng);
+                    let cut = cache.cut(taste, &mut rng).unwrap();
                     let dirty = model.written.iter().filter(|written| !written.is_empty()).count() as u64;
                     assert!(cut.kept + cut.lost <= dirty, "{cut:?} of {dirty}");
                     for (sector, found) in contents(&cache).into_iter().enumerate() {
@@ -332,7 +339,8 @@ mod tests {
         let cut = |seed| {
             let mut cache = Cache::new(vec![0u8; 8 * SECTOR]);
             cache.write(0, &[1; 8 * SECTOR]).unwrap();
-            cache.cut(&mut Rng::new(seed)).unwrap();
+            let mut rng = Rng::new(seed);
+            cache.cut(Taste::draw(&mut rng), &mut rng).unwrap();
             contents_of(cache.media())
         };
         fn contents_of(media: &[u8]) -> Vec<u8> {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::super::limits::SHIM_RULES_MAX;
-use super::cache::{Cache, Cut, SECTOR};
+use super::cache::{Cache, Cut, SECTOR, Taste};
 use super::media::Media;
 use super::rules::{Effect, Kind, Rule};
 use crate::rng::Rng;
@@ -46,6 +46,17 @@ pub enum Trouble {
 
 /// What a request gets: what was read (nothing for others), or why it fails.
 pub type Answer = Result<Vec<u8>, Trouble>;
+
+/// Who chooses what a power cut loses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CutBy {
+    /// The shim, by its own seed and what it did before.
+    Shim,
+    /// This seed, and nothing else.
+    Seed(u64),
+    /// All that is not flushed is lost: the worst that a device may do.
+    LoseAll,
+}
 
 /// What a shim did since its start.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -387,13 +398,16 @@ impl<M: Media, T> Disk<M, T> {
         done.collect()
     }
 
-    /// Cuts the power: what is not flushed is kept, lost or torn, by `seed` or else by the shim's own; writes under way too.
+    /// Cuts the power: what is not flushed is kept, lost or torn; writes under way too.
     /// All requests fail with EIO until [`Disk::power_on`]. Says what it did, and answers what waited.
     ///
     /// # Errors
     /// The backing file failed, in words.
-    pub fn power_cut(&mut self, seed: Option<u64>) -> Result<(Cut, Vec<(T, Answer)>), String> {
-        let mut of_seed = seed.map(|seed| Rng::stream(seed, "power cut"));
+    pub fn power_cut(&mut self, by: CutBy) -> Result<(Cut, Vec<(T, Answer)>), String> {
+        let mut of_seed = match by {
+            CutBy::Seed(seed) => Some(Rng::stream(seed, "power cut")),
+            CutBy::Shim | CutBy::LoseAll => None,
+        };
         let waiting = std::mem::take(&mut self.waiting);
         let mut answers = Vec::new();
         let mut failed = Ok(());
@@ -405,7 +419,11 @@ impl<M: Media, T> Disk<M, T> {
             answers.push((one.ticket, Err(Trouble::Eio)));
         }
         let rng = of_seed.as_mut().unwrap_or(&mut self.rng);
-        let cut = failed.and_then(|()| self.cache.cut(rng));
+        let taste = match by {
+            CutBy::LoseAll => Taste::LoseAll,
+            CutBy::Shim | CutBy::Seed(_) => Taste::draw(rng),
+        };
+        let cut = failed.and_then(|()| self.cache.cut(taste, rng));
         self.powered = false;
         self.counters.cuts += 1;
         let cut = cut.map_err(|error| format!("the backing file failed in the middle of a power cut: {error}"))?;

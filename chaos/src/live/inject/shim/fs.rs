@@ -1,6 +1,6 @@
 //! The file system with the one file: FUSE requests become requests to the disk, and its answers replies.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,7 +10,6 @@ use fuser::{
     Request as FuseRequest, WriteFlags,
 };
 
-use super::DEVICE;
 use super::disk::{Answer, Disk, Request, Trouble};
 use super::media::Backing;
 use crate::live::inject::limits::{SHIM_REQUEST_BYTES, SHIM_REQUESTS_MAX};
@@ -130,6 +129,8 @@ impl Shared {
 /// See the module.
 pub(super) struct ShimFs {
     pub(super) shared: Arc<Shared>,
+    /// The file's.
+    pub(super) name: OsString,
 }
 
 impl ShimFs {
@@ -172,7 +173,7 @@ impl Filesystem for ShimFs {
 
     fn lookup(&self, _: &FuseRequest, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.attr(DEVICE_INODE) {
-            Some(attr) if parent == INodeNo::ROOT && name == DEVICE => reply.entry(&TTL, &attr, Generation(0)),
+            Some(attr) if parent == INodeNo::ROOT && name == self.name => reply.entry(&TTL, &attr, Generation(0)),
             _ => reply.error(Errno::ENOENT),
         }
     }
@@ -240,9 +241,9 @@ impl Filesystem for ShimFs {
 
     fn readdir(&self, _: &FuseRequest, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let entries = [
-            (INodeNo::ROOT, FileType::Directory, "."),
-            (INodeNo::ROOT, FileType::Directory, ".."),
-            (DEVICE_INODE, FileType::RegularFile, DEVICE),
+            (INodeNo::ROOT, FileType::Directory, &OsString::from(".")),
+            (INodeNo::ROOT, FileType::Directory, &OsString::from("..")),
+            (DEVICE_INODE, FileType::RegularFile, &self.name),
         ];
         for (i, (inode, kind, name)) in entries.into_iter().enumerate().skip(offset as usize) {
             if reply.add(inode, i as u64 + 1, kind, name) {

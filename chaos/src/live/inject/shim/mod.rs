@@ -39,25 +39,26 @@ use fuser::{BackgroundSession, Config, MountOption, Session};
 use rustix::mount::{UnmountFlags, unmount};
 
 pub use self::cache::Cut;
-pub use self::disk::Counters;
 use self::disk::Disk;
+pub use self::disk::{Counters, CutBy};
 use self::fs::{Shared, ShimFs};
 use self::media::Backing;
 pub use self::rules::{Effect, Kind, RULE_WORDS, Rule, When};
 
-/// The one file's name.
+/// The one file's name, unless told otherwise.
 pub const DEVICE: &str = "device";
 /// What stands in the table of mounts.
 const SOURCE: &str = "cairn-shim";
 
 /// The commands, for a person.
 pub const COMMANDS: &str =
-    "on RULE, heal, power-cut [SEED], power-on, rot BITS [FIRST_BYTE..END], wipe, swap FILE, settle, status";
+    "on RULE, heal, power-cut [SEED|lose-all], power-on, rot BITS [FIRST_BYTE..END], wipe, swap FILE, settle, status";
 
 /// A running shim. Dropping it is an orderly end: what was written is in the backing file, what waited fails with EIO, and the
 /// mount is gone.
 #[derive(Debug)]
 pub struct Shim {
+    device: PathBuf,
     mount: PathBuf,
     shared: Arc<Shared>,
     served: Mutex<Option<(BackgroundSession, JoinHandle<()>)>>,
@@ -69,11 +70,20 @@ impl Shim {
     /// # Errors
     /// In words: the backing file, the mount.
     pub fn start(backing: &Path, mount: &Path, seed: u64) -> io::Result<Shim> {
+        Shim::start_as(DEVICE, backing, mount, seed)
+    }
+
+    /// The same, with another name for the file: `device-1` in the directory of a node of `cairn dev`.
+    ///
+    /// # Errors
+    /// As [`Shim::start`].
+    pub fn start_as(name: &str, backing: &Path, mount: &Path, seed: u64) -> io::Result<Shim> {
         let context = |doing: String| move |error: io::Error| io::Error::new(error.kind(), format!("{doing}: {error}"));
         let media = Backing::open(backing).map_err(context(format!("opening {}", backing.display())))?;
         let shared = Arc::new(Shared::new(Disk::new(media, seed)));
         let fs = ShimFs {
             shared: Arc::clone(&shared),
+            name: name.into(),
         };
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName(SOURCE.to_string()), MountOption::NoAtime];
@@ -92,6 +102,7 @@ impl Shim {
             .name("shim".into())
             .spawn(move || working.work())?;
         Ok(Shim {
+            device: mount.join(name),
             mount,
             shared,
             served: Mutex::new(Some((session, worker))),
@@ -99,8 +110,8 @@ impl Shim {
     }
 
     /// Where processes find the device.
-    pub fn device(&self) -> PathBuf {
-        self.mount.join(DEVICE)
+    pub fn device(&self) -> &Path {
+        &self.device
     }
 
     /// What it did so far.
@@ -135,8 +146,8 @@ impl Shim {
     ///
     /// # Errors
     /// The backing file failed, in words.
-    pub fn power_cut(&self, seed: Option<u64>) -> Result<Cut, String> {
-        self.shared.with(|disk| match disk.power_cut(seed) {
+    pub fn power_cut(&self, by: CutBy) -> Result<Cut, String> {
+        self.shared.with(|disk| match disk.power_cut(by) {
             Ok((cut, answers)) => (Ok(cut), answers),
             Err(words) => (Err(words), Vec::new()),
         })
@@ -188,7 +199,7 @@ impl Shim {
         // Whoever still has the file open gets errors from now on, not silence: nobody hangs on a shim that is gone. What
         // waits fails as well; a cut of what is settled loses nothing.
         let settled = self.settle().map_err(|error| error.to_string());
-        if let Err(words) = settled.and_then(|()| self.power_cut(Some(0))) {
+        if let Err(words) = settled.and_then(|()| self.power_cut(CutBy::LoseAll)) {
             eprintln!("shim at {}: the backing file failed: {words}", self.mount.display());
         }
         self.shared.end();
@@ -215,8 +226,9 @@ impl Shim {
                 self.heal();
                 Ok(String::new())
             }
-            ("power-cut", []) => self.power_cut(None).map(tell_cut),
-            ("power-cut", [seed]) => self.power_cut(Some(rules::number(seed)?)).map(tell_cut),
+            ("power-cut", []) => self.power_cut(CutBy::Shim).map(tell_cut),
+            ("power-cut", ["lose-all"]) => self.power_cut(CutBy::LoseAll).map(tell_cut),
+            ("power-cut", [seed]) => self.power_cut(CutBy::Seed(rules::number(seed)?)).map(tell_cut),
             ("power-on", []) => {
                 self.power_on();
                 Ok(String::new())

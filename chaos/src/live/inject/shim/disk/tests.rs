@@ -46,7 +46,7 @@ fn what_was_flushed_survives_every_cut_and_what_was_not_is_lost_by_some_seed() {
         flush(&mut disk).unwrap();
         assert!(done(write(&mut disk, 4096, 2)));
         assert_eq!(disk.unflushed(), 8);
-        let (cut, answers) = disk.power_cut(Some(seed)).unwrap();
+        let (cut, answers) = disk.power_cut(CutBy::Seed(seed)).unwrap();
         assert!(answers.is_empty() && cut.kept + cut.lost == 8);
         assert_eq!(read(&mut disk, 0), Err(Trouble::Eio), "there is no power");
         assert_eq!(flush(&mut disk), Err(Trouble::Eio));
@@ -130,7 +130,7 @@ fn stuck_requests_wait_until_it_is_healed_or_its_power_is_cut() {
     let mut arrived = 0;
     for seed in 0..20 {
         assert_eq!(write(&mut disk, 4096, 6), None);
-        let (_, answers) = disk.power_cut(Some(seed)).unwrap();
+        let (_, answers) = disk.power_cut(CutBy::Seed(seed)).unwrap();
         assert_eq!(answers, [(4096, Err(Trouble::Eio))]);
         disk.power_on();
         disk.heal();

@@ -1,6 +1,7 @@
 #![doc = include_str!("../DESIGN.md")]
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod checker;
 pub mod faults;
 pub mod fuzz;

@@ -8,11 +8,12 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use cairn_chaos::batch::Seeds;
 use cairn_chaos::faults;
-use cairn_chaos::sim::batch::{Batch, Totals, run_batch};
+use cairn_chaos::sim::batch::{Totals, run_batch};
 use cairn_chaos::sim::run::{Report, StoreKind, run_seed, run_seed_on};
 use cairn_chaos::sim::trace::{Keep, first_difference};
-use cairn_chaos::store::{self, StoreBatch};
+use cairn_chaos::store;
 use clap::{Parser, Subcommand, ValueEnum};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -188,18 +189,7 @@ fn main() -> ExitCode {
             if trace {
                 return trace_one(seed, store);
             }
-            let span = minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
-            let count = if span.is_some() { None } else { Some(seeds.unwrap_or(1)) };
-            sim(
-                Batch {
-                    first: seed,
-                    count,
-                    span,
-                    threads,
-                    store,
-                },
-                json,
-            )
+            sim(which(seed, seeds, minutes, threads), store, json)
         }
         Command::Store {
             seed,
@@ -208,17 +198,7 @@ fn main() -> ExitCode {
             threads,
             moment,
             json,
-        } => {
-            let span = minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
-            let batch = StoreBatch {
-                first: seed,
-                count: if span.is_some() { None } else { Some(seeds.unwrap_or(1)) },
-                span,
-                threads,
-                moment,
-            };
-            prove_store(batch, json)
-        }
+        } => prove_store(which(seed, seeds, minutes, threads), moment, json),
         Command::Twice { seed, seeds } => twice(seed, seeds),
         Command::Model(args) => model_command::run(&args),
         Command::Live(args) => live_command::run(&args),
@@ -235,6 +215,17 @@ fn main() -> ExitCode {
     }
 }
 
+/// The seeds that a command line names.
+fn which(first: u64, seeds: Option<u64>, minutes: Option<f64>, threads: Option<usize>) -> Seeds {
+    let span = minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
+    Seeds {
+        first,
+        count: if span.is_some() { None } else { Some(seeds.unwrap_or(1)) },
+        span,
+        threads,
+    }
+}
+
 fn trace_one(seed: u64, store: Option<StoreKind>) -> ExitCode {
     let (report, _) = run_seed_on(seed, store, Keep::Print);
     print_verdict(&report);
@@ -245,10 +236,10 @@ fn exit_code(good: bool) -> ExitCode {
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn sim(batch: Batch, json: bool) -> ExitCode {
-    let tell = !json && batch.count != Some(1);
+fn sim(seeds: Seeds, store: Option<StoreKind>, json: bool) -> ExitCode {
+    let tell = !json && seeds.count != Some(1);
     let terminal = std::io::stderr().is_terminal();
-    let totals = run_batch(batch, |totals, took| {
+    let totals = run_batch(seeds, store, |totals, took| {
         if tell {
             let end = if terminal { "\r" } else { "\n" };
             let mut err = std::io::stderr();
@@ -267,7 +258,7 @@ fn sim(batch: Batch, json: bool) -> ExitCode {
         println!("{}", as_json(&totals));
     } else {
         for report in &totals.failed {
-            explain(report, batch.store);
+            explain(report, store);
         }
         print_totals(&totals);
     }
@@ -388,8 +379,8 @@ fn as_json(totals: &Totals) -> serde_json::Value {
     })
 }
 
-fn prove_store(batch: StoreBatch, json: bool) -> ExitCode {
-    let totals = store::run(batch, |totals| {
+fn prove_store(seeds: Seeds, moment: Option<u64>, json: bool) -> ExitCode {
+    let totals = store::run(seeds, moment, |totals| {
         if !json {
             eprintln!("{totals}");
         }

@@ -1,28 +1,8 @@
 //! Proving the store alone: power is cut at every operation of many workloads, and of the recoveries from those cuts.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
-
 use cairn_storage_node::testing::store::crash::{CrashFailure, CrashRun, CrashTotals};
 
-/// Failing seeds after which it ends.
-pub const FAILURES_MAX: usize = 10;
-
-/// Which seeds to run.
-#[derive(Clone, Copy, Debug)]
-pub struct StoreBatch {
-    /// The first.
-    pub first: u64,
-    /// How many; without a bound if `None`.
-    pub count: Option<u64>,
-    /// For how long at the most; a seed that has begun ends.
-    pub span: Option<Duration>,
-    /// On how many threads; as many as there are processors if `None`.
-    pub threads: Option<usize>,
-    /// Only the cut at this moment of each, to replay a failure.
-    pub moment: Option<u64>,
-}
+use crate::batch::{Seeds, Tally, run_seeds};
 
 /// What came of them.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +15,9 @@ pub struct StoreTotals {
     pub failed: Vec<CrashFailure>,
 }
 
-impl StoreTotals {
+impl Tally for StoreTotals {
+    type Outcome = Result<CrashTotals, Box<CrashFailure>>;
+
     fn add(&mut self, outcome: Result<CrashTotals, Box<CrashFailure>>) {
         self.seeds += 1;
         match outcome {
@@ -44,6 +26,12 @@ impl StoreTotals {
         }
     }
 
+    fn failures(&self) -> usize {
+        self.failed.len()
+    }
+}
+
+impl StoreTotals {
     /// For machines.
     pub fn json(&self) -> serde_json::Value {
         let failed: Vec<_> = self
@@ -95,52 +83,17 @@ impl std::fmt::Display for StoreTotals {
     }
 }
 
-/// Runs seeds; `progress` is told how far it is, now and then.
-#[expect(clippy::disallowed_methods, reason = "how long seeds take is measured in real time")]
-pub fn run(batch: StoreBatch, mut progress: impl FnMut(&StoreTotals)) -> StoreTotals {
-    let began = Instant::now();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let mut totals = StoreTotals::default();
-    let (sender, receiver) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..batch.threads.unwrap_or(processors) {
-            let sender = sender.clone();
-            let (next, stop) = (&next, &stop);
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let late = batch.span.is_some_and(|span| began.elapsed() >= span);
-                    if batch.count.is_some_and(|count| index >= count) || late {
-                        return;
-                    }
-                    let run = CrashRun {
-                        only: batch.moment,
-                        ..CrashRun::of_seed(batch.first.wrapping_add(index))
-                    };
-                    if sender.send(run.run()).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        let mut told = began;
-        loop {
-            match receiver.recv_timeout(Duration::from_millis(500)) {
-                Ok(outcome) => totals.add(outcome),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if totals.failed.len() >= FAILURES_MAX {
-                stop.store(true, Ordering::Relaxed);
-            }
-            if told.elapsed() >= Duration::from_secs(2) {
-                told = Instant::now();
-                progress(&totals);
-            }
-        }
-    });
+/// Runs seeds, each with all its cuts, or only the cut at one moment of each, to replay a failure; `progress` is told how
+/// far it is, now and then.
+pub fn run(seeds: Seeds, moment: Option<u64>, mut progress: impl FnMut(&StoreTotals)) -> StoreTotals {
+    let run = |seed| {
+        let run = CrashRun {
+            only: moment,
+            ..CrashRun::of_seed(seed)
+        };
+        run.run()
+    };
+    let mut totals: StoreTotals = run_seeds(seeds, run, |totals, _| progress(totals));
     totals.failed.sort_by_key(|failure| failure.seed);
     totals
 }
@@ -151,14 +104,13 @@ mod tests {
 
     #[test]
     fn a_seed_passes_and_says_what_it_did() {
-        let batch = StoreBatch {
+        let seeds = Seeds {
             first: 3,
             count: Some(1),
             span: None,
             threads: Some(1),
-            moment: Some(30),
         };
-        let totals = run(batch, |_| {});
+        let totals = run(seeds, Some(30), |_| {});
         assert!(totals.failed.is_empty(), "{:?}", totals.failed);
         assert!(totals.seeds == 1 && totals.done.recoveries > 0, "{totals}");
         assert_eq!(totals.json()["seeds"], 1);

@@ -1,30 +1,11 @@
-//! Many seeds, on as many threads as the machine has processors. A world stays within its thread.
+//! Many worlds: what came of them, taken together.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::run::{Report, StoreKind, run_seed_on};
 use super::trace::Keep;
-
-/// Failing seeds after which a batch ends.
-pub const FAILURES_MAX: usize = 10;
-
-/// What seeds to run.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch {
-    /// The first.
-    pub first: u64,
-    /// How many; without a bound if `None`.
-    pub count: Option<u64>,
-    /// For how long at the most.
-    pub span: Option<Duration>,
-    /// On how many threads; as many as there are processors if `None`.
-    pub threads: Option<usize>,
-    /// On which store; as each seed chooses if `None`.
-    pub store: Option<StoreKind>,
-}
+use crate::batch::{Seeds, Tally, run_seeds};
 
 /// What came of them.
 #[derive(Clone, Debug, Default)]
@@ -88,51 +69,22 @@ impl Totals {
     }
 }
 
-/// Runs a batch; `progress` is told how far it is, now and then.
-#[expect(clippy::disallowed_methods, reason = "how long seeds take is measured in real time")]
-pub fn run_batch(batch: Batch, mut progress: impl FnMut(&Totals, Duration)) -> Totals {
-    let began = Instant::now();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = batch.threads.unwrap_or(processors);
-    let next = AtomicU64::new(0);
-    let stop = AtomicBool::new(false);
-    let mut totals = Totals::default();
-    let (sender, receiver) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let sender = sender.clone();
-            let (next, stop) = (&next, &stop);
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let late = batch.span.is_some_and(|span| began.elapsed() >= span);
-                    if batch.count.is_some_and(|count| index >= count) || late {
-                        return;
-                    }
-                    let (report, _) = run_seed_on(batch.first.wrapping_add(index), batch.store, Keep::Hash);
-                    if sender.send(report).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        let mut told = began;
-        loop {
-            match receiver.recv_timeout(Duration::from_millis(500)) {
-                Ok(report) => totals.add(report),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if totals.failed.len() >= FAILURES_MAX {
-                stop.store(true, Ordering::Relaxed);
-            }
-            if told.elapsed() >= Duration::from_secs(2) {
-                told = Instant::now();
-                progress(&totals, began.elapsed());
-            }
-        }
-    });
+impl Tally for Totals {
+    type Outcome = Report;
+
+    fn add(&mut self, report: Report) {
+        Totals::add(self, report);
+    }
+
+    fn failures(&self) -> usize {
+        self.failed.len()
+    }
+}
+
+/// Runs a batch of seeds, on the store that each chooses unless one is given; `progress` is told how far it is, now and
+/// then.
+pub fn run_batch(seeds: Seeds, store: Option<StoreKind>, progress: impl FnMut(&Totals, Duration)) -> Totals {
+    let mut totals: Totals = run_seeds(seeds, |seed| run_seed_on(seed, store, Keep::Hash).0, progress);
     totals.failed.sort_by_key(|report| report.seed);
     totals
 }

@@ -310,6 +310,13 @@ pub const CATALOGUE: &[Fault] = &[
     .live(),
     fault(
         "client",
+        "split-holders",
+        "holders that follow each other reach different members, and end in mid-write, in reconcile, or when the configuration changes",
+        Injected::Yes,
+        "all but the last get errors",
+    ),
+    fault(
+        "client",
         "death-in-write",
         "a client dies with writes under way",
         Injected::Yes,

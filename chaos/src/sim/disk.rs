@@ -20,6 +20,10 @@ pub struct Disk {
     stuck: u32,
     /// Completions that came while it was stuck.
     held: Vec<DiskToken>,
+    /// Operations that the device does not end before it is told to, though it ends later ones.
+    kept_back: Vec<DiskToken>,
+    /// Those of them that have taken their time.
+    overdue: Vec<DiskToken>,
 }
 
 impl Disk {
@@ -37,22 +41,29 @@ impl Disk {
             slow: 0,
             stuck: 0,
             held: Vec::new(),
+            kept_back: Vec::new(),
+            overdue: Vec::new(),
         }
     }
 
     /// Takes an operation; how long it will take.
     pub fn submit(&mut self, op: DiskOp) -> (DiskToken, Duration) {
-        let (token, mean) = match &op {
-            DiskOp::Read { token, .. } | DiskOp::Write { token, .. } => (*token, self.options.latency),
-            DiskOp::Flush { token } => (*token, self.options.flush_latency),
+        let token = token_of(&op);
+        let mean = match &op {
+            DiskOp::Read { .. } | DiskOp::Write { .. } => self.options.latency,
+            DiskOp::Flush { .. } => self.options.flush_latency,
         };
         self.device.submit(op);
         let mean = mean * if self.slow > 0 { 40 } else { 1 };
         (token, self.rng.spread(mean))
     }
 
-    /// An operation has taken its time. `None` while the device is stuck.
+    /// An operation has taken its time. `None` while the device is stuck, or keeps this one back.
     pub fn complete(&mut self, token: DiskToken) -> Option<DiskDone> {
+        if self.kept_back.contains(&token) {
+            self.overdue.push(token);
+            return None;
+        }
         if self.stuck > 0 {
             self.held.push(token);
             return None;
@@ -62,14 +73,31 @@ impl Disk {
 
     /// Its process was killed.
     pub fn process_killed(&mut self) {
-        self.held.clear();
+        self.forget_late();
         self.device.process_killed(&mut self.prng);
     }
 
     /// Its power was cut.
     pub fn power_cut(&mut self) {
-        self.held.clear();
+        self.forget_late();
         self.device.power_cut(&mut self.prng);
+    }
+
+    fn forget_late(&mut self) {
+        self.held.clear();
+        self.kept_back.clear();
+        self.overdue.clear();
+    }
+
+    /// What is under way now does not end until it is let go; what comes later does.
+    pub fn hold_in_flight(&mut self) {
+        self.kept_back = self.device.in_flight().map(token_of).collect();
+    }
+
+    /// What was kept back ends; those that would have ended by now are given back, to end at once.
+    pub fn let_go(&mut self) -> Vec<DiskToken> {
+        self.kept_back.clear();
+        std::mem::take(&mut self.overdue)
     }
 
     /// Begins or ends being slow.
@@ -98,6 +126,15 @@ impl Disk {
     /// Nothing is wrong with it any more.
     pub fn heal(&mut self) -> Vec<DiskToken> {
         (self.slow, self.stuck) = (0, 0);
-        std::mem::take(&mut self.held)
+        let mut late = std::mem::take(&mut self.held);
+        late.extend(self.let_go());
+        late
+    }
+}
+
+/// The token of an operation.
+pub fn token_of(op: &DiskOp) -> DiskToken {
+    match op {
+        DiskOp::Read { token, .. } | DiskOp::Write { token, .. } | DiskOp::Flush { token } => *token,
     }
 }

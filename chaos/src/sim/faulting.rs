@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::nemesis::FaultKind;
 use super::options::Options;
 use super::process::Process;
+use super::split::Play;
 use super::world::{Event, SessionPhase, World};
 use crate::checker::history::Broken;
 use crate::rng::{Rng, mix};
@@ -33,15 +34,19 @@ pub(super) enum Strike {
     Unslow(Process),
     UnslowDisk(u8),
     Unstick(u8),
+    /// The play about split holders goes on.
+    Play,
 }
 
 /// Where the faults of a world come from.
 pub(super) struct Faulting {
     pub(super) active: bool,
-    rng: Rng,
+    pub(super) rng: Rng,
     weights: [u32; FaultKind::COUNT],
     interval: Duration,
     span: Duration,
+    /// The play about split holders that is under way.
+    pub(super) play: Option<Play>,
     /// How often each kind struck.
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
@@ -54,6 +59,7 @@ impl Faulting {
             weights: options.faults.weights,
             interval: options.faults.interval,
             span: options.faults.span,
+            play: None,
             counts: BTreeMap::new(),
         }
     }
@@ -73,6 +79,10 @@ impl World {
     /// From now on nothing goes wrong, and what is broken is mended.
     pub(super) fn heal(&mut self) -> Result<(), Broken> {
         self.faulting.active = false;
+        self.faulting.play = None;
+        for session in &mut self.sessions {
+            session.guest.aim = None;
+        }
         self.busy = false;
         let now = self.now();
         self.trace.event(now, &[50], format_args!("everything heals"));
@@ -140,6 +150,7 @@ impl World {
                 let tokens = self.disks[usize::from(node)].stuck(false);
                 self.unstick(node, tokens);
             }
+            Strike::Play => self.go_on_playing()?,
         }
         Ok(())
     }
@@ -225,6 +236,7 @@ impl World {
             FaultKind::GreyNode => self.grey_node(),
             FaultKind::TakeOver => self.take_over()?,
             FaultKind::Zombie => self.zombie()?,
+            FaultKind::Split => self.begin_play(),
             FaultKind::Release => {
                 let open: Vec<usize> = self.open_sessions();
                 if !open.is_empty() {
@@ -493,7 +505,8 @@ impl World {
     }
 
     fn keep_volumes_in_use(&mut self) -> Result<(), Broken> {
-        for volume in 0..self.volumes.len() {
+        let played = self.faulting.play.as_ref().map(Play::volume);
+        for volume in (0..self.volumes.len()).filter(|volume| Some(*volume) != played) {
             let in_use = self.sessions.iter().any(|session| {
                 session.volume == volume && matches!(session.phase, SessionPhase::Open | SessionPhase::Opening)
             });

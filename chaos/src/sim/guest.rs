@@ -77,6 +77,15 @@ impl Plan {
     }
 }
 
+/// What a play about few blocks lets a guest do, in place of what its volume's load says.
+#[derive(Clone, Copy, Debug)]
+pub struct Aim {
+    /// First block and count.
+    pub focus: (u64, u64),
+    /// How often each kind of operation comes.
+    pub mix: [u32; 7],
+}
+
 /// A client's use of one volume, from opening it to closing it or to the client's end.
 pub struct Guest {
     /// Told apart in the history.
@@ -85,6 +94,8 @@ pub struct Guest {
     pub in_flight: BTreeMap<OpId, (OpNumber, Plan)>,
     /// How many operations are under way on each block.
     busy: BTreeMap<u64, u32>,
+    /// What it does in place of its usual load.
+    pub aim: Option<Aim>,
     next_op: u64,
     rng: Rng,
 }
@@ -96,6 +107,7 @@ impl Guest {
             session,
             in_flight: BTreeMap::new(),
             busy: BTreeMap::new(),
+            aim: None,
             next_op: 0,
             rng,
         }
@@ -117,11 +129,15 @@ impl Guest {
     fn draw(&mut self, options: &VolumeOptions) -> Plan {
         let rng = &mut self.rng;
         let per_block = SECTORS_PER_BLOCK as u64;
-        let (first, count) = *rng.pick(&options.regions);
+        let (first, count) = match self.aim {
+            Some(aim) => aim.focus,
+            None => *rng.pick(&options.regions),
+        };
+        let mix = self.aim.map_or(options.mix, |aim| aim.mix);
         let blocks = rng.within(1, options.blocks_max.min(count));
         let block = first + rng.below(count - blocks + 1);
         let (mut sector, mut sectors) = (block * per_block, blocks * per_block);
-        let (kind, how) = match rng.weighted(&options.mix) {
+        let (kind, how) = match rng.weighted(&mix) {
             0 => (OpKind::Read, How::Read),
             1 => (OpKind::Write, How::Write),
             2 => {

@@ -17,6 +17,7 @@ use cairn_storage_node::store::{
 };
 use cairn_storage_node::testing::MemoryDevice;
 
+use super::disk::token_of;
 use super::model_store::Kept;
 
 /// Runs asked for at once.
@@ -187,13 +188,6 @@ impl Opened {
         self.next_ticket += 1;
         self.store.submit(Time::ZERO, ticket, request);
         self.pump(Some(ticket))
-    }
-}
-
-fn token_of(op: &cairn_proto::disk::DiskOp) -> DiskToken {
-    use cairn_proto::disk::DiskOp;
-    match op {
-        DiskOp::Read { token, .. } | DiskOp::Write { token, .. } | DiskOp::Flush { token } => *token,
     }
 }
 

@@ -20,6 +20,7 @@ pub mod process;
 pub mod run;
 pub mod schedule;
 mod setup;
+mod split;
 pub mod trace;
 pub mod wire;
 pub mod world;

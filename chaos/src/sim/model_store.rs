@@ -22,6 +22,10 @@ use crate::rng::Rng;
 
 type Place = (GroupId, ChunkIndex, Layer, u32);
 
+/// Seals, and all the rest: each becomes durable in its order, and either may overtake the other. Nothing that a store
+/// promises forbids that, so whoever needs a seal to be durable after older writes must wait for these.
+const LANES: usize = 2;
+
 /// What outlives the process.
 #[derive(Debug, Default)]
 pub struct Kept {
@@ -29,16 +33,22 @@ pub struct Kept {
     replicas: BTreeMap<GroupId, Membership>,
     blocks: BTreeMap<Place, (BlockState, Bytes)>,
     commit: u64,
-    /// On its way to the device: a crash loses any of it.
-    under_way: Vec<StoreRequest>,
+    /// On its way to the device, by lane: a crash loses any of it.
+    under_way: [Vec<StoreRequest>; LANES],
+}
+
+/// Requests that become durable together, one batch after the other.
+#[derive(Default)]
+struct Lane {
+    queue: Vec<(Ticket, StoreRequest)>,
+    batch: Option<(DiskToken, Vec<Ticket>, bool)>,
 }
 
 /// The store of one run of a node.
 pub struct ModelStore {
     kept: Rc<RefCell<Kept>>,
     recovered: u64,
-    queue: Vec<(Ticket, StoreRequest)>,
-    batch: Option<(DiskToken, Vec<Ticket>, bool)>,
+    lanes: [Lane; LANES],
     reads: BTreeMap<DiskToken, (Ticket, StoreRequest)>,
     next_token: u64,
     actions: VecDeque<StoreAction>,
@@ -49,7 +59,7 @@ impl ModelStore {
     pub fn open(kept: Rc<RefCell<Kept>>, rng: &mut Rng) -> ModelStore {
         let recovered = {
             let kept = &mut *kept.borrow_mut();
-            for request in std::mem::take(&mut kept.under_way) {
+            for request in std::mem::take(&mut kept.under_way).into_iter().flatten() {
                 if rng.permille(500) {
                     kept.apply(request);
                     kept.commit += 1;
@@ -60,8 +70,7 @@ impl ModelStore {
         ModelStore {
             kept,
             recovered,
-            queue: Vec::new(),
-            batch: None,
+            lanes: Default::default(),
             reads: BTreeMap::new(),
             next_token: 0,
             actions: VecDeque::new(),
@@ -77,35 +86,35 @@ impl ModelStore {
         self.actions.push_back(StoreAction::Reply(ticket, reply));
     }
 
-    fn begin_batch(&mut self) {
-        if self.batch.is_some() || self.queue.is_empty() {
+    fn begin_batch(&mut self, lane: usize) {
+        if self.lanes[lane].batch.is_some() || self.lanes[lane].queue.is_empty() {
             return;
         }
         let token = self.token();
-        let (tickets, requests) = std::mem::take(&mut self.queue).into_iter().unzip();
-        self.kept.borrow_mut().under_way = requests;
-        self.batch = Some((token, tickets, false));
+        let (tickets, requests) = std::mem::take(&mut self.lanes[lane].queue).into_iter().unzip();
+        self.kept.borrow_mut().under_way[lane] = requests;
+        self.lanes[lane].batch = Some((token, tickets, false));
         let op = DiskOp::Write {
             token,
-            at: DeviceBlock(0),
+            at: DeviceBlock(lane as u64),
             buffers: vec![BlockBuf::zeroed(1).freeze()],
         };
         self.actions.push_back(StoreAction::Disk(op));
     }
 
-    fn batch_done(&mut self) {
-        let Some((token, tickets, flushed)) = self.batch.take() else {
+    fn batch_done(&mut self, lane: usize) {
+        let Some((token, tickets, flushed)) = self.lanes[lane].batch.take() else {
             return;
         };
         if !flushed {
             let op = DiskOp::Flush { token };
             self.actions.push_back(StoreAction::Disk(op));
-            self.batch = Some((token, tickets, true));
+            self.lanes[lane].batch = Some((token, tickets, true));
             return;
         }
         let commit = {
             let kept = &mut *self.kept.borrow_mut();
-            std::mem::take(&mut kept.under_way)
+            std::mem::take(&mut kept.under_way[lane])
                 .into_iter()
                 .for_each(|request| kept.apply(request));
             kept.commit += 1;
@@ -340,7 +349,8 @@ impl ReplicaStore for ModelStore {
             {
                 self.reply(ticket, StoreReply::Failed(StoreError::NoReplica));
             }
-            _ => self.queue.push((ticket, request)),
+            StoreRequest::Seal { .. } => self.lanes[1].queue.push((ticket, request)),
+            _ => self.lanes[0].queue.push((ticket, request)),
         }
     }
 
@@ -348,8 +358,11 @@ impl ReplicaStore for ModelStore {
         if let Some((ticket, request)) = self.reads.remove(&done.token) {
             let reply = self.kept.borrow().look(&request);
             self.reply(ticket, reply);
-        } else {
-            self.batch_done();
+            return;
+        }
+        let of = |lane: &Lane| lane.batch.as_ref().is_some_and(|(token, ..)| *token == done.token);
+        if let Some(lane) = self.lanes.iter().position(of) {
+            self.batch_done(lane);
         }
     }
 
@@ -357,7 +370,7 @@ impl ReplicaStore for ModelStore {
 
     fn poll_action(&mut self) -> Option<StoreAction> {
         if self.actions.is_empty() {
-            self.begin_batch();
+            (0..LANES).for_each(|lane| self.begin_batch(lane));
         }
         self.actions.pop_front()
     }

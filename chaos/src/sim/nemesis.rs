@@ -69,6 +69,8 @@ kinds! {
     TakeOver = ("take-over", 6),
     /// A second client takes a volume while the first is cut off, frozen, or waits for a device.
     Zombie = ("zombie", 6),
+    /// Holders of a group that come one after the other reach different members of it.
+    Split = ("split-holders", 3),
     /// A volume is released.
     Release = ("release", 3),
     /// One node, the same each time, stays away for long.

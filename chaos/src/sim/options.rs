@@ -27,6 +27,8 @@ pub struct VolumeOptions {
     pub blocks_max: u64,
     /// Time between an answer and the next operation.
     pub think: Duration,
+    /// Whether one copy is enough to write when no more are in sync.
+    pub min_copies_one: bool,
 }
 
 /// How disks behave.
@@ -98,13 +100,19 @@ impl Options {
         let calm = rng.permille(50);
         // Some seeds are about nothing but holders that do not know that they are none any more.
         let zombies = !calm && rng.permille(120);
-        let lonely = !calm && !zombies && rng.permille(150);
+        let split = !calm && !zombies && rng.permille(350);
+        let lonely = !calm && !zombies && !split && rng.permille(200);
+        let calm_network = calm || lonely || (split && rng.permille(500));
         let volume_count = [1, 1, 2, 3][rng.index(4)];
         let mut options = Options {
             seed,
             metas: *rng.pick(&[1, 3, 3, 5]),
             nodes: *rng.pick(&[3, 3, 4, 5]),
-            clients: if zombies { 2 } else { *rng.pick(&[1, 2, 2, 3]) },
+            clients: match (zombies, split) {
+                (true, _) => 2,
+                (_, true) => 3,
+                _ => *rng.pick(&[1, 2, 2, 3]),
+            },
             volumes: (0..volume_count).map(|_| volume(rng)).collect(),
             tiny_limits: rng.permille(600),
             model_store: rng.permille(MODEL_STORE_PERMILLE),
@@ -112,18 +120,22 @@ impl Options {
             ops_max: rng.within(200, 900) as u32,
             probe_permille: 15,
             drift_ppm: *rng.pick(&[0, 50, 300, 2000]),
-            network: network(rng, calm || lonely),
+            network: network(rng, calm_network),
             disk: disk(rng),
-            faults: match (zombies, lonely) {
-                (true, _) => zombie_faults(rng),
-                (_, true) => lonely_faults(rng),
+            faults: match (zombies, split, lonely) {
+                (true, ..) => zombie_faults(rng),
+                (_, true, _) => split_faults(rng),
+                (.., true) => lonely_faults(rng),
                 _ => faults(rng, calm),
             },
             lonely,
             #[cfg(feature = "canary")]
             planted: None,
         };
-        if rng.permille(800) {
+        if split {
+            (options.faulty, options.ops_max) = (options.faulty * 2, options.ops_max * 2);
+        }
+        if split || rng.permille(800) {
             options.pace();
         }
         options
@@ -175,6 +187,7 @@ fn volume(rng: &mut Rng) -> VolumeOptions {
         ],
         blocks_max: *rng.pick(&[1, 3, 8, 8, 24]),
         think: Duration::from_micros(*rng.pick(&[0, 500, 5000, 30_000])),
+        min_copies_one: rng.permille(250),
     }
 }
 
@@ -233,6 +246,20 @@ fn zombie_faults(rng: &mut Rng) -> FaultOptions {
     FaultOptions {
         interval: Duration::from_millis(*rng.pick(&[1500, 3000])),
         span: Duration::from_millis(*rng.pick(&[1000, 2500])),
+        weights,
+    }
+}
+
+fn split_faults(rng: &mut Rng) -> FaultOptions {
+    let others = rng.permille(300);
+    let weights = FaultKind::ALL.map(|kind| match kind {
+        FaultKind::Split => 12,
+        FaultKind::KillNode | FaultKind::PowerNode | FaultKind::SlowDisk | FaultKind::Reset if others => 1,
+        _ => 0,
+    });
+    FaultOptions {
+        interval: Duration::from_millis(*rng.pick(&[200, 700])),
+        span: Duration::from_millis(*rng.pick(&[300, 1000])),
         weights,
     }
 }

@@ -24,7 +24,11 @@ impl World {
         session.seal_probed = Some(generation);
         let created = &self.volumes[session.volume].created;
         let (id, volume) = (created.id, &created.volume);
-        let quorum = usize::from(volume.replicas - volume.write_quorum + 1);
+        let quorum = if volume.min_copies_one {
+            1
+        } else {
+            usize::from(volume.replicas - volume.write_quorum + 1)
+        };
         let mut sealed = 0;
         for node in 0..self.options.nodes {
             sealed += usize::from(self.after_power_cut(node)?.seal_of(id) >= generation);
@@ -63,9 +67,15 @@ impl World {
         };
         let at = (block % u64::from(BLOCKS_PER_CHUNK)) as u32;
         let range = BlockRange::new(chunk, at, 1).expect("one block of a chunk");
-        let quorum = usize::from(created.volume.write_quorum);
+        let (quorum, alone) = (usize::from(created.volume.write_quorum), created.volume.min_copies_one);
         let layer = created.volume.layer;
-        let in_sync = self.in_sync(group);
+        let known = self.in_sync_nodes(group);
+        let quorum = match &known {
+            Some(in_sync) if alone => quorum.min(in_sync.len()),
+            None if alone => 1,
+            _ => quorum,
+        };
+        let in_sync = known.unwrap_or_else(|| (0..self.options.nodes).collect());
         let mut has = 0;
         let mut seen: BTreeMap<u8, String> = BTreeMap::new();
         for node in 0..self.options.nodes {
@@ -91,18 +101,15 @@ impl World {
     }
 
     /// The nodes in sync by the newest configuration of a group that any metadata server has applied: while that is not
-    /// known to the holder, writes have the quorum of both. All nodes while some of the servers can't be looked at, or all have
+    /// known to the holder, writes have the quorum of both. `None` while some of the servers can't be looked at, or all have
     /// just started and know of no group yet.
-    fn in_sync(&self, group: GroupId) -> Vec<u8> {
+    pub(super) fn in_sync_nodes(&self, group: GroupId) -> Option<Vec<u8>> {
         if self.meta_states().count() < usize::from(self.options.metas) {
-            return (0..self.options.nodes).collect();
+            return None;
         }
         let groups = self.meta_states().filter_map(|(_, state)| state.groups().get(&group));
-        let newest = groups.max_by_key(|group| group.epoch);
-        let all = || (0..self.options.nodes).collect();
-        newest.map_or_else(all, |group| {
-            group.in_sync.iter().map(|member| member.uuid.0[15]).collect()
-        })
+        let newest = groups.max_by_key(|group| group.epoch)?;
+        Some(newest.in_sync.iter().map(|member| member.uuid.0[15]).collect())
     }
 
     /// Whether a block has the operation's content, or what may have replaced it: something that was not answered before

@@ -228,8 +228,9 @@ impl World {
                 .at(now + late, Event::Nemesis(super::faulting::Strike::Restart(process)));
         }
         self.start(Process::Operator)?;
-        let sizes = self.options.volumes.iter().map(|volume| volume.bytes).collect();
-        self.deliver(Process::Operator, Input::Operator(Wish::Create(sizes)))?;
+        let volumes = self.options.volumes.iter();
+        let volumes = volumes.map(|volume| (volume.bytes, volume.min_copies_one)).collect();
+        self.deliver(Process::Operator, Input::Operator(Wish::Create(volumes)))?;
         self.collect_network();
         if !self.run_until(SET_UP_BOUND, |world| world.is_set_up())? {
             return Err(self.broken("a cluster gets up", "the volumes could not be created".to_string()));

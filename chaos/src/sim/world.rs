@@ -2,6 +2,7 @@
 //! schedule and the seed alone.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use cairn_client::core::api::VolumeHandle;
 use cairn_client::volume::api::{OpId, VolumeError, VolumeReply};
@@ -27,6 +28,9 @@ use crate::rng::{Rng, mix};
 
 /// Timers of one process that may be due at one instant of virtual time before it counts as stuck in a loop.
 const TIMERS_AT_ONCE_MAX: u32 = 10_000;
+
+/// Time between an answer and the next operation of a guest that a play is about, at the most.
+const AIMED_THINK: Duration = Duration::from_millis(4);
 
 /// An entry of the schedule.
 #[derive(Debug)]
@@ -94,6 +98,8 @@ pub(super) struct Session {
     pub(super) phase: SessionPhase,
     pub(super) guest: Guest,
     pub(super) generation: Option<Generation>,
+    /// Operations that were done.
+    pub(super) done: u64,
     /// The generation whose seals were looked for on the devices.
     pub(super) seal_probed: Option<Generation>,
 }
@@ -558,6 +564,7 @@ impl World {
             phase: SessionPhase::Opening,
             guest: Guest::new(number, rng),
             generation: None,
+            done: 0,
             seal_probed: None,
         });
         self.handles.insert((client, handle), index);
@@ -673,7 +680,10 @@ impl World {
             return Err(self.broken("every operation is answered once", words));
         };
         let (index, of_volume) = (session.guest.session, session.volume);
+        session.done += u64::from(result.is_ok());
+        let aimed = session.guest.aim.is_some();
         let think = self.options.volumes[of_volume].think;
+        let think = if aimed { think.min(AIMED_THINK) } else { think };
         let (kind, words) = match &result {
             Ok(_) => (0, "done".to_string()),
             Err(error) => (1, error.to_string()),

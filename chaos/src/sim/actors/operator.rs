@@ -20,8 +20,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// What the operator is told.
 #[derive(Clone, Debug)]
 pub enum Wish {
-    /// Create volumes of these sizes.
-    Create(Vec<u64>),
+    /// Create volumes of these sizes; whether one copy is enough to write them when no more are in sync.
+    Create(Vec<(u64, bool)>),
 }
 
 /// A volume that was created.
@@ -37,8 +37,8 @@ pub struct Created {
 pub struct OperatorActor {
     caller: Caller,
     replicas: u8,
-    /// Sizes of the volumes that are still to be created, the last first.
-    todo: Vec<u64>,
+    /// The volumes that are still to be created, the last first.
+    todo: Vec<(u64, bool)>,
     created: Vec<Created>,
     retry_at: Option<Time>,
 }
@@ -57,8 +57,8 @@ impl OperatorActor {
 
     pub(super) fn handle(&mut self, ctx: &mut Ctx<'_>, input: Input) {
         match input {
-            Input::Operator(Wish::Create(sizes)) => {
-                self.todo = sizes.into_iter().rev().collect();
+            Input::Operator(Wish::Create(volumes)) => {
+                self.todo = volumes.into_iter().rev().collect();
                 self.create(ctx);
             }
             Input::Net(Delivery::Message {
@@ -91,16 +91,16 @@ impl OperatorActor {
     }
 
     fn create(&mut self, ctx: &mut Ctx<'_>) {
-        let Some(size) = self.todo.last() else {
+        let Some((size_bytes, min_copies_one)) = self.todo.last().copied() else {
             ctx.out.push(Output::SetUp(self.created.clone()));
             return;
         };
         let command = CreateVolume {
             name: format!("volume-{}", self.created.len()),
-            size_bytes: *size,
+            size_bytes,
             replicas: self.replicas,
             write_quorum: self.replicas / 2 + 1,
-            min_copies_one: false,
+            min_copies_one,
             spread: Spread::Host,
             silent: Vec::new(),
         };

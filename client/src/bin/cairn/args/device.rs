@@ -57,6 +57,9 @@ pub(crate) struct FormatDevice {
     /// Erase what is on it although it is not Cairn's (or too damaged to tell); DEVICE written once more
     #[arg(long, value_name = "DEVICE")]
     pub(crate) wipe_foreign: Option<PathBuf>,
+    /// Do not ask. What a device holds must be named all the same: --wipe, --wipe-foreign
+    #[arg(long, short)]
+    pub(crate) yes: bool,
 }
 
 fn volume_id(text: &str) -> Result<VolumeId, String> {

@@ -16,6 +16,7 @@ use crate::failure::{Failure, Kind};
 use crate::output;
 
 pub(crate) fn run(global: &Global, args: &FormatDevice) -> Result<(), Failure> {
+    refuse_cluster(global)?;
     let in_use = |error: &NodeError| {
         matches!(
             error,
@@ -35,7 +36,9 @@ pub(crate) fn run(global: &Global, args: &FormatDevice) -> Result<(), Failure> {
         return Err(Failure::usage(format!("{path} exists and has {found}, not {size}"))
             .hint("Leave --size out, or remove the file first. A block device has the size that it has."));
     }
-    consent(args, plan.loss(), ask)?;
+    consent(args, plan.loss(), |question| {
+        (!args.yes).then(|| ask(question)).flatten()
+    })?;
     let cluster = match plan.loss() {
         _ if args.blank => None,
         Loss::Device(former) => Some(args.cluster.unwrap_or(former.cluster)),
@@ -47,6 +50,19 @@ pub(crate) fn run(global: &Global, args: &FormatDevice) -> Result<(), Failure> {
     };
     let record = Record::new(args, bytes, formatted.map_err(failure)?);
     output::show(global.json, &record, || record.words())
+}
+
+/// It works on the device alone. Whoever names a configuration means a cluster, and would have it formatted for another.
+fn refuse_cluster(global: &Global) -> Result<(), Failure> {
+    let given = [
+        ("--config", global.config.is_some()),
+        ("--meta", !global.meta.is_empty()),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((option, _)) => Err(Failure::usage(format!("`cairn node format` does not use {option}: nothing was changed"))
+            .hint("Say --cluster ID, as `cairn status` tells it; or leave the device blank: a node formats it for its cluster.")),
+    }
 }
 
 fn failure(error: NodeError) -> Failure {
@@ -231,6 +247,36 @@ mod tests {
             assert_eq!(failure.kind, Kind::Refused, "{line}: {failure}");
             assert!(failure.to_string().contains(word), "{line}: {failure}");
         }
+    }
+
+    #[test]
+    fn yes_is_accepted_and_names_nothing() {
+        let silent =
+            |args: &FormatDevice, loss: &Loss| consent(args, loss, |_: &str| (!args.yes).then(|| format!("{UUID}\n")));
+        assert!(silent(&args("--yes"), &Loss::Nothing).is_ok());
+        assert!(silent(&args(&format!("-y --wipe {UUID}")), &device()).is_ok());
+        for loss in [device(), other()] {
+            let failure = silent(&args("--yes"), &loss).unwrap_err();
+            assert!(failure.to_string().contains("nothing was changed"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_is_refused() {
+        let path = std::path::PathBuf::from("cairn.toml");
+        let config = Global {
+            config: Some(path),
+            ..Global::default()
+        };
+        let meta = Global {
+            meta: vec!["a:1".to_string()],
+            ..Global::default()
+        };
+        for (global, option) in [(config, "--config"), (meta, "--meta")] {
+            let failure = refuse_cluster(&global).unwrap_err();
+            assert!(failure.to_string().contains(option), "{failure}");
+        }
+        assert!(refuse_cluster(&Global::default()).is_ok());
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub struct MetaConfig {
     /// Where Prometheus metrics are served; `None` for nowhere.
     pub metrics_listen: Option<SocketAddr>,
     /// How the cluster heals while this one leads. All are told the same.
-    pub heal: heal::Settings,
+    pub heal: heal::HealSettings,
 }
 
 /// How a metadata server with an empty directory begins.

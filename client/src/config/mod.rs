@@ -18,6 +18,7 @@
 mod device;
 mod error;
 mod sections;
+mod span;
 
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use device::{DeviceSection, WriteCache};
 pub use error::ConfigError;
 pub use sections::{ClusterSection, ExportSection, MemberAddress, MetaSection, NodeSection, ProcessSection};
+pub use span::{ParseSpanError, Span};
 
 /// The version that this program reads and writes.
 pub const CONFIG_VERSION: i64 = 1;

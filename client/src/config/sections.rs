@@ -8,6 +8,7 @@ use cairn_proto::units::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::device::DeviceSection;
+use super::span::Span;
 
 /// `[cluster]`: where the cluster is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
@@ -42,6 +43,9 @@ pub struct MetaSection {
     /// Instead of `members`: an empty directory begins as a further member of the cluster that `[cluster]` names.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub join: bool,
+    /// How long a device may be silent before its copies are rebuilt on others, `10m`; the same on all servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebuild_after: Option<Span>,
 }
 
 /// `[node]`: one storage node.

@@ -21,15 +21,15 @@ use crate::state::placement::Spares;
 
 /// What an operator decides about healing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Settings {
+pub struct HealSettings {
     /// How long a device may be silent before its copies are rebuilt elsewhere; counted from when the leader heard it
     /// last, or began to lead.
     pub rebuild_after: Duration,
 }
 
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
+impl Default for HealSettings {
+    fn default() -> HealSettings {
+        HealSettings {
             rebuild_after: ms(REBUILD_AFTER_MS.0),
         }
     }
@@ -56,7 +56,7 @@ pub(crate) struct Standings {
 }
 
 impl Standings {
-    pub(crate) fn new(state: &State, view: &View, now: Time, settings: &Settings) -> Standings {
+    pub(crate) fn new(state: &State, view: &View, now: Time, settings: &HealSettings) -> Standings {
         let patience = settings.rebuild_after.max(ms(NODE_SILENCE_MS));
         let standing = |id: &DeviceId, device: &crate::state::model::Device| match device.state {
             DeviceState::Failed | DeviceState::Replaced | DeviceState::Removed => Standing::Lost,
@@ -84,7 +84,7 @@ impl Standings {
 }
 
 /// What the leader should propose now, in order; whom it asks to take care of volumes is noted in the view.
-pub fn decide(state: &State, view: &mut View, now: Time, settings: &Settings) -> Vec<Command> {
+pub fn decide(state: &State, view: &mut View, now: Time, settings: &HealSettings) -> Vec<Command> {
     view.follow(state, now);
     let standings = Standings::new(state, view, now, settings);
     assign(state, view, &standings, now);

@@ -5,5 +5,5 @@ pub mod decide;
 mod tests;
 pub mod view;
 
-pub use decide::{Settings, decide};
+pub use decide::{HealSettings, decide};
 pub use view::{AttachmentReport, GroupReport, Phase, Progress, View};

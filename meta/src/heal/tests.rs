@@ -6,7 +6,7 @@ use cairn_proto::ids::*;
 use cairn_proto::time::Time;
 
 use super::view::{AttachmentReport, GroupReport, Phase, Progress, View};
-use super::{Settings, decide};
+use super::{HealSettings, decide};
 use crate::limits::*;
 use crate::state::command::*;
 use crate::state::events::EventKind;
@@ -20,7 +20,7 @@ struct Story {
     fixture: Fixture,
     view: View,
     now: Time,
-    settings: Settings,
+    settings: HealSettings,
     /// Nodes that send heartbeats.
     alive: Vec<u8>,
     proposed: Vec<Command>,
@@ -37,7 +37,7 @@ impl Story {
             fixture,
             view,
             now: Time::ZERO,
-            settings: Settings {
+            settings: HealSettings {
                 rebuild_after: Duration::from_secs(60),
             },
             alive: (1..=NODES).collect(),

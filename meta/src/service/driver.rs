@@ -298,7 +298,7 @@ impl Driver {
     }
 
     /// How the cluster heals while this member leads.
-    pub(super) fn heal_by(&mut self, settings: heal::Settings) {
+    pub(super) fn heal_by(&mut self, settings: heal::HealSettings) {
         self.soft.heal_settings = settings;
     }
 

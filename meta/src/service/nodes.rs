@@ -4,7 +4,7 @@ use cairn_proto::capability::ClusterKey;
 use cairn_proto::control::v1::nodes_server::Nodes;
 use cairn_proto::control::v1::*;
 use cairn_proto::control::{Code, TOKEN_KEY, TokenPurpose};
-use cairn_proto::ids::{CommitSeq, DeviceUuid, Generation, GroupId, GroupIndex, NodeId, VolumeId};
+use cairn_proto::ids::{CommitSeq, DeviceUuid, Epoch, Generation, GroupId, GroupIndex, NodeId, VolumeId};
 use tonic::{Request, Response, Status};
 
 use super::control::unauthenticated;
@@ -224,15 +224,22 @@ impl Nodes for NodesService {
             world
                 .soft
                 .heard_inventory(device, request.page, request.last, looked, world.now);
-            let is_unnamed = |held: &HeldGroup| {
+            let is_unneeded = |held: &HeldGroup| {
                 let index = u8::try_from(held.index).ok().map(GroupIndex);
                 let volume = VolumeId(held.volume_id);
-                index.is_some_and(|index| world.state.is_unnamed(GroupId { volume, index }, &device))
+                let is_unnamed = |index| {
+                    let id = GroupId { volume, index };
+                    world.state.is_unnamed(id, &device, Epoch(held.epoch))
+                };
+                world.state.is_deleted(volume) || index.is_some_and(is_unnamed)
             };
-            let drop = |held: &HeldGroup| world.state.is_deleted(VolumeId(held.volume_id));
             Ok(InventoryResponse {
-                drop: request.groups.iter().filter(|held| drop(held)).copied().collect(),
-                unnamed: request.groups.iter().filter(|held| is_unnamed(held)).copied().collect(),
+                drop: request
+                    .groups
+                    .iter()
+                    .filter(|held| is_unneeded(held))
+                    .copied()
+                    .collect(),
             })
         });
         answer.await.map(Response::new)

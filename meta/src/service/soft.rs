@@ -8,7 +8,7 @@ use cairn_proto::control::v1::{DeviceScrub, WriteCache};
 use cairn_proto::ids::{DeviceId, NodeId};
 use cairn_proto::time::Time;
 
-use crate::heal::{Settings, View};
+use crate::heal::{HealSettings, View};
 use crate::limits::{MEMBER_SILENCE_MS, RELEASE_INTERVAL_MS, REPORT_INTERVAL_MS, REPORTS_MAX};
 use crate::state::command::DeviceReport;
 use crate::state::model::{DeviceState, State};
@@ -61,7 +61,7 @@ pub(super) struct Soft {
     /// What healing goes by.
     pub(super) heal: View,
     /// What an operator has decided about it.
-    pub(super) heal_settings: Settings,
+    pub(super) heal_settings: HealSettings,
     devices: BTreeMap<DeviceId, SoftDevice>,
     /// Devices that an operator wants to be verified, with the pass that they were at, until they begin.
     wanted_scrubs: BTreeMap<DeviceId, u64>,

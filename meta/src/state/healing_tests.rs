@@ -66,7 +66,7 @@ fn a_spare_takes_the_place_of_a_lost_member_and_is_filled() {
     // The holder's change that was on its way when the spare came is told what is now.
     assert_eq!(fixture.configure(1, 2, &[1, 2], &[3]), Ok(Some(ErrorCode::StaleEpoch)));
     assert!(
-        !fixture.0.is_unnamed(FIRST, &device(3)),
+        !fixture.0.is_unnamed(FIRST, &device(3), Epoch(1)),
         "it may be needed until the group is whole"
     );
     let releases = fixture.0.releases();
@@ -75,7 +75,9 @@ fn a_spare_takes_the_place_of_a_lost_member_and_is_filled() {
     fixture.configure(1, 4, &[1, 2, 4], &[]).unwrap();
     let whole = group(&fixture);
     assert!(whole.stale.is_empty() && whole.rebuilding.is_empty());
-    assert!(fixture.0.is_unnamed(FIRST, &device(3)) && !fixture.0.is_unnamed(FIRST, &device(4)));
+    assert!(fixture.0.is_unnamed(FIRST, &device(3), Epoch(1)) && !fixture.0.is_unnamed(FIRST, &device(4), Epoch(1)));
+    let last = group(&fixture).epoch;
+    assert!(!fixture.0.is_unnamed(FIRST, &device(3), last), "it was named just now");
     assert_eq!(fixture.0.releases(), releases + 1, "inventories are to be looked at");
     let tail = &kinds(&fixture)[kinds(&fixture).len() - 4..];
     use EventKind::*;
@@ -171,7 +173,7 @@ fn who_is_of_the_rescue_set_stays_named_until_there_is_a_quorum_again() {
     assert_eq!((now.rescue.len(), now.stale.clone()), (0, vec![device(2)]));
     // Now it is one too many.
     fixture.apply(replace(now.epoch.0, 2, None)).unwrap();
-    assert!(fixture.0.is_unnamed(FIRST, &device(2)));
+    assert!(fixture.0.is_unnamed(FIRST, &device(2), Epoch(1)));
     assert_eq!(kinds(&fixture).last(), Some(&EventKind::Released));
 }
 

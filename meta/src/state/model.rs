@@ -277,14 +277,15 @@ impl State {
             .map(|(id, group)| (id.index, group))
     }
 
-    /// Whether a device's copy of the group is of no use any more: nothing names it, and all copies that there should be
-    /// are in sync on others. While there are fewer it is kept: it may be all that is left.
-    pub fn is_unnamed(&self, id: GroupId, device: &DeviceId) -> bool {
+    /// Whether a device's copy of the group, which a configuration named last, is of no use any more: no later one names it,
+    /// and all copies that there should be are in sync on others. While there are fewer it is kept: it may be all that is
+    /// left.
+    pub fn is_unnamed(&self, id: GroupId, device: &DeviceId, last: Epoch) -> bool {
         let (Some(group), Some(volume)) = (self.groups.get(&id), self.volumes.get(&id.volume)) else {
             return false;
         };
         let is_named = group.named().any(|named| named == device);
-        !is_named && group.in_sync.len() >= usize::from(volume.replicas)
+        !is_named && group.epoch > last && group.in_sync.len() >= usize::from(volume.replicas)
     }
 
     /// Whether the volume was deleted: true for ever after, since ids are never used again. An id that was never drawn

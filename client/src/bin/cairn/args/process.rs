@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use cairn_client::config::{MemberAddress, WriteCache};
+use cairn_client::config::{MemberAddress, Span, WriteCache};
 use cairn_proto::units::ByteSize;
 use clap::Args;
 
@@ -46,6 +46,9 @@ pub(crate) struct Dev {
     /// Start a process again when it dies
     #[arg(long)]
     pub(crate) supervise: bool,
+    /// How long a node may be gone before its copies are rebuilt on others, as 90s, 10m or 2h [default: 10m]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) rebuild_after: Option<Span>,
     /// Serve the volumes on this TCP address too
     #[arg(long, value_name = "ADDR")]
     pub(crate) nbd_tcp: Option<SocketAddr>,
@@ -79,6 +82,10 @@ pub(crate) struct Meta {
     /// Begin as a further member of the cluster at --meta
     #[arg(long)]
     pub(crate) join: bool,
+    /// How long a device may be silent before its copies are rebuilt on others, as 90s, 10m or 2h; the same on all
+    /// metadata servers [default: 10m]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) rebuild_after: Option<Span>,
     #[command(flatten)]
     pub(crate) key: Key,
     #[command(flatten)]

@@ -73,6 +73,7 @@ pub(crate) fn run(global: &Global, args: &Dev) -> Result<(), Failure> {
         device_size: args.device_size.unwrap_or(DEVICE_SIZE),
         nbd_tcp: args.nbd_tcp,
         log: global.log.clone(),
+        rebuild_after: args.rebuild_after,
     };
     write_configs(&layout, &memory, &wishes)?;
     Parts::forget(&layout, &memory.parts());

@@ -10,7 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Instant;
 
 use cairn_client::config::{
-    ClusterSection, Config, ExportSection, MemberAddress, MetaSection, NodeSection, ProcessSection,
+    ClusterSection, Config, ExportSection, MemberAddress, MetaSection, NodeSection, ProcessSection, Span,
 };
 use cairn_proto::units::ByteSize;
 use rustix::process::Signal;
@@ -37,6 +37,8 @@ pub(crate) struct Wishes {
     pub(crate) nbd_tcp: Option<SocketAddr>,
     /// What is logged.
     pub(crate) log: Option<String>,
+    /// How long a node may be gone before its copies are rebuilt on others.
+    pub(crate) rebuild_after: Option<Span>,
 }
 
 /// Writes the configuration of each part, and the one for other commands.
@@ -83,6 +85,7 @@ pub(crate) fn write_configs(layout: &Layout, memory: &Memory, wishes: &Wishes) -
                     dir: Some(data),
                     listen: memory.listen(part),
                     members: members.clone(),
+                    rebuild_after: wishes.rebuild_after,
                     ..MetaSection::default()
                 });
             }
@@ -300,12 +303,14 @@ mod tests {
             device_size: ByteSize(1 << 30),
             nbd_tcp: None,
             log: Some("debug".to_string()),
+            rebuild_after: Some("5s".parse().unwrap()),
         };
         write_configs(&layout, &memory, &wishes).unwrap();
         let load = |part| Config::load(&layout.part_config(part)).unwrap();
         let meta = load(Part::Meta(2));
         let section = meta.meta.unwrap();
         assert_eq!((section.id, section.members.len()), (Some(2), 3));
+        assert_eq!(section.rebuild_after, wishes.rebuild_after);
         assert_eq!(section.listen.unwrap().to_string(), section.members[1].address);
         assert_eq!(meta.process.pid_file, Some(layout.pid_file(Part::Meta(2))));
         let node = load(Part::Node(2)).node.unwrap();

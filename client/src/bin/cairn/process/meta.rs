@@ -1,8 +1,9 @@
 //! `cairn meta`: flags and configuration become a metadata server.
 
-use cairn_client::config::Config;
+use cairn_client::config::{Config, Span};
 use cairn_meta::MetaError;
 use cairn_meta::config::{MetaConfig, MetaStart};
+use cairn_meta::heal::HealSettings;
 use cairn_meta::metrics::MetricsError;
 
 use super::{Settings, key, required};
@@ -30,6 +31,14 @@ fn failure(error: MetaError) -> Failure {
         _ => Kind::Failed,
     };
     Failure::new(kind, error.to_string())
+}
+
+/// How the cluster heals while this server leads.
+fn heal(rebuild_after: Option<Span>) -> HealSettings {
+    match rebuild_after {
+        Some(Span(rebuild_after)) => HealSettings { rebuild_after },
+        None => HealSettings::default(),
+    }
 }
 
 fn meta_config(global: &Global, args: &Meta, config: &Config, settings: &Settings) -> Result<MetaConfig, Failure> {
@@ -69,7 +78,7 @@ fn meta_config(global: &Global, args: &Meta, config: &Config, settings: &Setting
         start,
         cluster_key: key::of(&args.key, config)?,
         metrics_listen: settings.metrics,
-        heal: Default::default(),
+        heal: heal(args.rebuild_after.or(section.rebuild_after)),
     })
 }
 
@@ -103,6 +112,11 @@ mod tests {
         let config = parse("cairn meta --listen 127.0.0.1:9", &file).unwrap();
         assert_eq!((config.id, config.listen.port()), (2, 9));
         assert_eq!(config.start, MetaStart::Bootstrap(vec![(2, "h:1".to_string())]));
+        assert_eq!(config.heal, HealSettings::default());
+        let healing = format!("{file}rebuild_after = '90s'\n");
+        let rebuild_after = |line| parse(line, &healing).unwrap().heal.rebuild_after.as_secs();
+        assert_eq!(rebuild_after("cairn meta"), 90);
+        assert_eq!(rebuild_after("cairn meta --rebuild-after 2h"), 7200);
         let config = parse("cairn meta --join", &file).unwrap();
         assert_eq!(config.start, MetaStart::Join(vec!["h:1".to_string()]));
         let failure = parse("cairn meta --id 3", &file).unwrap_err();

@@ -161,7 +161,8 @@ pub const CATALOGUE: &[Fault] = &[
         "a connection ends in the middle of a frame",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "network",
         "isolate",
@@ -205,7 +206,8 @@ pub const CATALOGUE: &[Fault] = &[
         "unflushed writes are lost, torn at 512 bytes, reordered",
         Injected::Yes,
         WAITS,
-    ),
+    )
+    .live(),
     fault(
         "disk",
         "slow-disk",

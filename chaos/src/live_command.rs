@@ -47,6 +47,12 @@ pub(crate) struct PlaceArgs {
     /// Storage nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
     nodes: u8,
+    /// Nodes use their device files directly; without faults of devices (power cuts kill all processes, and no more)
+    #[arg(long)]
+    no_shims: bool,
+    /// Processes reach each other directly; without faults of the network
+    #[arg(long)]
+    no_proxies: bool,
     /// Keeps the directory of a run that did not fail, too
     #[arg(long)]
     keep: bool,
@@ -121,6 +127,8 @@ pub(crate) fn play(place: &PlaceArgs, seed: u64, plan: &Plan) -> ExitCode {
         },
         seed,
         volumes: vec![volume("a", 192, 1), volume("b", 64, 1), volume("c", 128, 2)],
+        has_shims: !place.no_shims,
+        has_proxies: !place.no_proxies,
         is_told: !place.quiet,
     };
     let outcome = scenario::run(options, plan);

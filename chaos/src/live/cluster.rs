@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ const ASK_INTERVAL: Duration = Duration::from_millis(200);
 const META_PORT: u16 = 7401;
 const NODE_PORT: u16 = 7402;
 const METRICS_PORT: u16 = 9400;
+const BEFORE_PORT: u16 = 7403;
 /// Told to a `cairn` that is to end with the process that holds its standard input.
 const PARENT_VARIABLE: &str = "CAIRN_DEV_CHILD";
 /// Lets a build with planted bugs serve.
@@ -105,8 +106,8 @@ pub struct Cluster {
     options: ClusterOptions,
     network: (u8, u8),
     running: BTreeMap<Part, Guarded>,
-    /// Nodes that are reached elsewhere than where they listen.
-    advertised: BTreeMap<u8, String>,
+    /// Parts that are reached elsewhere than where they listen.
+    advertised: BTreeMap<Part, SocketAddr>,
     /// Devices that are elsewhere than in the directory.
     devices: BTreeMap<u8, PathBuf>,
 }
@@ -179,9 +180,27 @@ impl Cluster {
         format!("{host}:{METRICS_PORT}")
     }
 
-    /// From its next start on a node is reached here, not where it listens.
-    pub fn advertise(&mut self, node: u8, address: String) {
-        self.advertised.insert(node, address);
+    /// Others reach a part here, not where it listens. It counts from the next start of whoever is told.
+    pub fn advertise(&mut self, part: Part, address: SocketAddr) {
+        self.advertised.insert(part, address);
+    }
+
+    /// An address of its own for something that stands before a part.
+    pub fn address_before(&self, part: Part) -> String {
+        let address = self.address(part);
+        let host = address.split(':').next().unwrap_or_default();
+        format!("{host}:{BEFORE_PORT}")
+    }
+
+    /// Where others reach a part.
+    pub fn reached_at(&self, part: Part) -> String {
+        let advertised = self.advertised.get(&part).map(ToString::to_string);
+        advertised.unwrap_or_else(|| self.address(part))
+    }
+
+    /// Bytes of each device.
+    pub fn device_bytes(&self) -> u64 {
+        self.options.device_bytes
     }
 
     /// From its next start on a node has its device here.
@@ -205,12 +224,16 @@ impl Cluster {
         self.options.dir.join("log").join(format!("{part}.log"))
     }
 
-    /// The metadata servers' addresses, as `--meta` takes them.
-    pub fn meta_addresses(&self) -> String {
-        self.metas()
-            .map(|meta| self.address(meta))
-            .collect::<Vec<_>>()
-            .join(",")
+    /// The metadata servers' addresses, as `--meta` takes them, for processes of the cluster.
+    fn meta_addresses(&self) -> String {
+        let addresses: Vec<String> = self.metas().map(|meta| self.reached_at(meta)).collect();
+        addresses.join(",")
+    }
+
+    /// The same for commands, which go where they listen: an operator stands beside them.
+    fn own_meta_addresses(&self) -> String {
+        let addresses: Vec<String> = self.metas().map(|meta| self.address(meta)).collect();
+        addresses.join(",")
     }
 
     /// The `cairn` program, told nothing by the environment.
@@ -233,7 +256,7 @@ impl Cluster {
                 command.arg("--dir").arg(dir.join(part.to_string()));
                 for member in self.metas() {
                     let Part::Meta(id) = member else { continue };
-                    command.args(["--member", &format!("{id}={}", self.address(member))]);
+                    command.args(["--member", &format!("{id}={}", self.reached_at(member))]);
                 }
             }
             Part::Node(k) => {
@@ -241,14 +264,14 @@ impl Cluster {
                 command.arg("--device").arg(self.device(k));
                 command.args(["--device-size", &self.options.device_bytes.to_string()]);
                 command.args(["--meta", &self.meta_addresses()]);
-                if let Some(advertised) = self.advertised.get(&k) {
-                    command.args(["--advertise", advertised]);
-                }
             }
             Part::Export(k) => {
                 command.arg("export").arg("--nbd-unix").arg(self.socket(k));
                 command.args(["--meta", &self.meta_addresses()]);
             }
+        }
+        if let Some(advertised) = self.advertised.get(&part) {
+            command.args(["--advertise", &advertised.to_string()]);
         }
         if !matches!(part, Part::Export(_)) {
             command.arg("--cluster-key").arg(dir.join("cluster.key"));
@@ -327,7 +350,9 @@ impl Cluster {
     /// Runs `cairn ARGS --json` against the cluster.
     pub fn ask(&self, args: &[&str]) -> Said {
         let mut command = self.program();
-        command.args(["--meta", &self.meta_addresses(), "--json"]).args(args);
+        command
+            .args(["--meta", &self.own_meta_addresses(), "--json"])
+            .args(args);
         let output = tempfile::tempfile().and_then(|out| Ok((out.try_clone()?, out, tempfile::tempfile()?)));
         let failed = |error: std::io::Error| Said {
             code: None,

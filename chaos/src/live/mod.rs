@@ -23,6 +23,7 @@ pub mod process;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod scenarios;
 pub mod steps;
 pub mod tools;
 pub mod wait;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +12,8 @@ use cairn_proto::ids::{GroupCount, VolumeId};
 
 use super::cluster::{Cluster, ClusterError, ClusterOptions, Part};
 use super::guest::{Disk, Guest, Held, Place, sweep};
+use super::inject::proxy::Proxy;
+use super::inject::shim::{self, Shim};
 use super::ledger::Ledger;
 use super::process;
 use super::report::{Failure, FailureKind, Table, Timeline};
@@ -54,6 +56,10 @@ pub struct RunOptions {
     pub seed: u64,
     /// Its volumes.
     pub volumes: Vec<VolumeOptions>,
+    /// Whether devices are behind shims, which lose what was not flushed when power is cut, and fail on demand.
+    pub has_shims: bool,
+    /// Whether metadata servers and nodes are reached through proxies.
+    pub has_proxies: bool,
     /// Whether the timeline goes to standard error too.
     pub is_told: bool,
 }
@@ -79,6 +85,10 @@ pub struct Run {
     pub timeline: Timeline,
     /// What faults did.
     pub table: Table,
+    /// Between nodes and their devices, by node; none if the run has none.
+    pub shims: BTreeMap<u8, Shim>,
+    /// Between parts and whoever connects to them; none if the run has none.
+    pub proxies: BTreeMap<Part, Proxy>,
     seed: u64,
     places: BTreeMap<u8, Arc<Mutex<Place>>>,
     disks: Vec<(Disk, u8)>,
@@ -108,6 +118,12 @@ impl Run {
     /// Starts the cluster, creates the volumes, starts exports and guests.
     pub fn begin(options: RunOptions) -> Result<Run, Failure> {
         let mut run = Run::new(&options)?;
+        if options.has_shims {
+            run.put_shims()?;
+        }
+        if options.has_proxies {
+            run.put_proxies()?;
+        }
         run.cluster.begin()?;
         for volume in &options.volumes {
             run.create(volume)?;
@@ -136,6 +152,8 @@ impl Run {
             rng: Rng::stream(options.seed, "live"),
             timeline,
             table: Table::default(),
+            shims: BTreeMap::new(),
+            proxies: BTreeMap::new(),
             seed: options.seed,
             places,
             disks: Vec::new(),
@@ -144,6 +162,54 @@ impl Run {
             logs_read: BTreeMap::new(),
             cluster,
         })
+    }
+
+    fn put_shims(&mut self) -> Result<(), Failure> {
+        let dir = self.cluster.dir().to_path_buf();
+        shim::sweep(&dir);
+        for node in self.cluster.nodes() {
+            let Part::Node(k) = node else { continue };
+            let (backing, mount) = (dir.join(format!("node-{k}.img")), dir.join(format!("mount-{k}")));
+            let failed = |error: std::io::Error| {
+                let words = format!("the device of {node} can't be put behind a shim: {error}");
+                Failure::new(FailureKind::Setup, words)
+            };
+            let file = fs::File::create(&backing).map_err(failed)?;
+            file.set_len(self.cluster.device_bytes()).map_err(failed)?;
+            fs::create_dir_all(&mount).map_err(failed)?;
+            let shim = Shim::start(&backing, &mount, self.rng.word()).map_err(failed)?;
+            self.cluster.use_device(k, shim.device());
+            self.shims.insert(k, shim);
+        }
+        Ok(())
+    }
+
+    fn put_proxies(&mut self) -> Result<(), Failure> {
+        for part in self.cluster.servers() {
+            let (listen, target) = (self.cluster.address_before(part), self.cluster.address(part));
+            let failed = |words: String| Failure::new(FailureKind::Setup, format!("no proxy before {part}: {words}"));
+            let parse = |address: &str| address.parse::<SocketAddr>().map_err(|error| failed(error.to_string()));
+            let proxy = Proxy::start(parse(&listen)?, parse(&target)?, self.rng.word());
+            let proxy = proxy.map_err(|error| failed(error.to_string()))?;
+            self.cluster.advertise(part, proxy.address());
+            self.proxies.insert(part, proxy);
+        }
+        Ok(())
+    }
+
+    /// Ends all faults of devices and of the network. Harm that was done stays.
+    pub fn heal(&mut self) -> Result<(), Failure> {
+        for shim in self.shims.values() {
+            shim.heal();
+            shim.power_on();
+        }
+        for (part, proxy) in &self.proxies {
+            proxy.heal().map_err(|error| {
+                let words = format!("the proxy before {part} can't listen again: {error}");
+                Failure::new(FailureKind::Setup, words)
+            })?;
+        }
+        Ok(())
     }
 
     /// Creates a volume, without guests.
@@ -476,8 +542,6 @@ impl Run {
         let _ = fs::write(dir.join("failure.txt"), format!("seed {}\n{failure}\n", self.seed));
         let _ = fs::write(dir.join("operations.txt"), self.ledger.lines().join("\n"));
         let _ = fs::write(dir.join("table.txt"), self.table.to_string());
-        let running = self.cluster.running();
-        self.cluster.kill(&running);
         dir
     }
 
@@ -495,7 +559,13 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // Guests first: they would try to come back to exports that are gone.
+        // Guests first: they would try to come back to exports that are gone. Then what waits on a device, so that
+        // processes can be killed, then those, so that the devices are no longer in use when the shims go.
         self.guests.clear();
+        for shim in self.shims.values() {
+            shim.heal();
+        }
+        let running = self.cluster.running();
+        self.cluster.kill(&running);
     }
 }

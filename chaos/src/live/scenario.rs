@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::report::{Failure, FailureKind, Table};
 use super::run::{Run, RunOptions};
-use super::steps::{self, FAULTS, Fault};
+use super::scenarios::disk::power_cut as cut;
+use super::steps::{self, Fault};
 
 /// Load before the first fault.
 const CALM: Duration = Duration::from_secs(2);
@@ -79,13 +80,13 @@ pub fn quantiles(spans: &[Duration]) -> (u64, u64, u64) {
 /// The faults of these names, all if there are none; the first name that is no fault's.
 pub fn chosen(only: &[String]) -> Result<Vec<&'static Fault>, String> {
     for name in only {
-        if !FAULTS.iter().any(|fault| fault.name == name || fault.catalogue == name) {
+        if !steps::all().any(|fault| fault.name == name || fault.catalogue == name) {
             return Err(name.clone());
         }
     }
     let wanted =
         |fault: &&Fault| only.is_empty() || only.iter().any(|name| fault.name == name || fault.catalogue == name);
-    Ok(FAULTS.iter().filter(wanted).collect())
+    Ok(steps::all().filter(wanted).collect())
 }
 
 /// Runs it. When it fails everything is kept in the directory of the cluster.
@@ -122,6 +123,7 @@ fn play(run: &mut Run, plan: &Plan, begun: Instant, first_io: &mut Vec<Duration>
     run.load(CALM)?;
     let faults =
         chosen(&plan.only).map_err(|name| Failure::new(FailureKind::Setup, format!("there is no fault `{name}`")))?;
+    let faults: Vec<_> = faults.into_iter().filter(|fault| fault.is_possible(run)).collect();
     let is_over = || plan.span.is_none_or(|span| begun.elapsed() >= span);
     match plan.scenario {
         Scenario::Faults => loop {
@@ -161,7 +163,7 @@ fn play(run: &mut Run, plan: &Plan, begun: Instant, first_io: &mut Vec<Duration>
 
 /// The power of everything fails at a random moment under load; it comes back, everything starts in random order.
 pub fn power_cut(run: &mut Run, first_io: &mut Vec<Duration>) -> Result<(), Failure> {
-    let recovery = run.step("power-cut", None, steps::kill_all)?;
+    let recovery = run.step("power-cut", None, cut)?;
     first_io.push(recovery.first_io);
     run.timeline.note(format!(
         "   power cut {}: all guests were answered {:.2} s after the last process was started",
@@ -181,11 +183,11 @@ mod tests {
             let only: Vec<String> = only.iter().map(ToString::to_string).collect();
             chosen(&only).map(|faults| faults.len())
         };
-        assert_eq!(names(&[]), Ok(FAULTS.len()));
+        assert_eq!(names(&[]), Ok(steps::all().count()));
         assert_eq!(names(&["kill-meta-leader"]), Ok(1));
         assert_eq!(names(&["kill-meta"]), Ok(3));
         assert_eq!(names(&["zombie", "nonsense"]), Err("nonsense".to_string()));
-        assert!(LONG.iter().all(|name| FAULTS.iter().any(|fault| fault.name == *name)));
+        assert!(LONG.iter().all(|name| steps::all().any(|fault| fault.name == *name)));
     }
 
     #[test]

@@ -7,13 +7,15 @@ use super::cluster::Part;
 use super::foreign;
 use super::report::{Failure, FailureKind};
 use super::run::Run;
+use super::scenarios;
 use super::wait::wait_until;
 use super::zombie;
+use crate::faults::CATALOGUE;
 
 /// What a guest may wait for while a quorum is there all the time, on a busy machine with unoptimised processes.
-const PAUSE_MAX: Duration = Duration::from_secs(15);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// A quorum may be gone: how long guests wait depends on how long the fault lasts.
-const WAITS: Option<Duration> = None;
+pub(super) const WAITS: Option<Duration> = None;
 /// How long something that was killed stays away, at the most.
 const AWAY_MAX: Duration = Duration::from_secs(4);
 /// How long it may take to find out who leads.
@@ -34,13 +36,27 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// Whether a run has what it needs.
+    pub fn is_possible(&self, run: &Run) -> bool {
+        let layer = CATALOGUE
+            .iter()
+            .find(|entry| entry.name == self.catalogue)
+            .map(|entry| entry.layer);
+        match layer {
+            Some("disk") => !run.shims.is_empty(),
+            Some("network") => !run.proxies.is_empty() || self.catalogue == "foreign",
+            _ => true,
+        }
+    }
+
     /// Injects it, lets it end, and verifies.
     pub fn step(&self, run: &mut Run) -> Result<(), Failure> {
         run.step(self.name, self.stall_max, self.inject).map(drop)
     }
 }
 
-const fn fault(
+/// A fault of this name; see [`Fault`].
+pub(super) const fn fault(
     name: &'static str,
     catalogue: &'static str,
     stall_max: Option<Duration>,
@@ -55,7 +71,15 @@ const fn fault(
 }
 
 /// All of them.
-pub const FAULTS: &[Fault] = &[
+pub fn all() -> impl Iterator<Item = &'static Fault> {
+    FAULTS
+        .iter()
+        .chain(scenarios::disk::FAULTS)
+        .chain(scenarios::network::FAULTS)
+}
+
+/// Those of processes and clients.
+const FAULTS: &[Fault] = &[
     fault("kill-node", "kill-node", Some(PAUSE_MAX), kill_node),
     fault("kill-meta-leader", "kill-meta", Some(PAUSE_MAX), kill_meta_leader),
     fault("kill-meta-follower", "kill-meta", Some(PAUSE_MAX), kill_meta_follower),
@@ -86,7 +110,8 @@ pub const FAULTS: &[Fault] = &[
     fault("foreign", "foreign", Some(PAUSE_MAX), foreign::foreign),
 ];
 
-fn before(run: &mut Run) -> Result<(), Failure> {
+/// Load as it was before a fault, for a random while.
+pub(super) fn before(run: &mut Run) -> Result<(), Failure> {
     let span = run.rng.span(Duration::from_millis(200), Duration::from_millis(1500));
     run.load(span)
 }
@@ -161,12 +186,17 @@ fn kill_export(run: &mut Run) -> Result<(), Failure> {
     kill_for_a_while(run, &[export])
 }
 
-/// The power of everything fails at a random moment; everything starts again in random order and at random times.
-pub(super) fn kill_all(run: &mut Run) -> Result<(), Failure> {
+/// Everything is killed at a random moment, and starts again in random order and at random times.
+fn kill_all(run: &mut Run) -> Result<(), Failure> {
     before(run)?;
     let mut all = run.cluster.running();
     run.kill(&all);
     shuffle(run, &mut all);
+    start_as_it_comes(run, all)
+}
+
+/// Each after the other, at once or with pauses.
+pub(super) fn start_as_it_comes(run: &mut Run, all: Vec<Part>) -> Result<(), Failure> {
     let is_quick = run.rng.permille(500);
     for part in all {
         if !is_quick {
@@ -278,20 +308,20 @@ fn take_over_again(run: &mut Run) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults::{CATALOGUE, Injected};
+    use crate::faults::Injected;
 
     #[test]
     fn every_fault_has_a_name_of_its_own_and_is_in_the_catalogue() {
-        let mut names: Vec<_> = FAULTS.iter().map(|fault| fault.name).collect();
+        let mut names: Vec<_> = all().map(|fault| fault.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), FAULTS.len());
+        assert_eq!(names.len(), all().count());
         for entry in CATALOGUE {
-            let has_step = FAULTS.iter().any(|fault| fault.catalogue == entry.name);
+            let has_step = all().any(|fault| fault.catalogue == entry.name);
             let says_so = entry.live == Injected::Yes;
             assert_eq!(says_so, has_step, "what the catalogue says of {}", entry.name);
         }
-        for fault in FAULTS {
+        for fault in all() {
             let known = CATALOGUE.iter().any(|entry| entry.name == fault.catalogue);
             assert!(known, "{} names {}, which is unknown", fault.name, fault.catalogue);
         }

@@ -1,0 +1,72 @@
+//! Faults of devices.
+
+use crate::live::cluster::Part;
+use crate::live::process;
+use crate::live::report::{Failure, FailureKind};
+use crate::live::run::Run;
+use crate::live::steps::{Fault, WAITS, before, fault, shuffle, start_as_it_comes};
+
+/// Those of devices.
+pub const FAULTS: &[Fault] = &[
+    fault("power-cut", "power-cut", WAITS, power_cut),
+    fault("power-cut-node", "power-cut", WAITS, power_cut_node),
+];
+
+/// The power of everything fails at a random moment under load, and comes back; everything starts in random order.
+pub fn power_cut(run: &mut Run) -> Result<(), Failure> {
+    before(run)?;
+    let mut all = run.cluster.running();
+    cut(run, &all)?;
+    shuffle(run, &mut all);
+    start_as_it_comes(run, all)
+}
+
+/// The power of one node fails.
+fn power_cut_node(run: &mut Run) -> Result<(), Failure> {
+    before(run)?;
+    let nodes: Vec<Part> = run.cluster.nodes().collect();
+    let node = *run.rng.pick(&nodes);
+    cut(run, &[node])?;
+    run.start(node)
+}
+
+/// These lose power. Either the processes go first, or their devices do while they can't notice: then what they have under
+/// way on their devices is lost in the middle.
+fn cut(run: &mut Run, parts: &[Part]) -> Result<(), Failure> {
+    let devices_first = run.rng.permille(500);
+    if devices_first {
+        parts.iter().for_each(|part| process::freeze(run.cluster.pid(*part)));
+    } else {
+        run.kill(parts);
+    }
+    let (mut kept, mut lost) = (0, 0);
+    for part in parts {
+        let Part::Node(k) = part else { continue };
+        let seed = run.rng.word();
+        let Some(shim) = run.shims.get(k) else { continue };
+        let cut = shim
+            .power_cut(Some(seed))
+            .map_err(|error| Failure::new(FailureKind::Setup, format!("the power of {part} can't be cut: {error}")))?;
+        kept += cut.kept;
+        lost += cut.lost;
+    }
+    if devices_first {
+        run.kill(parts);
+    }
+    for part in parts {
+        if let Part::Node(k) = part
+            && let Some(shim) = run.shims.get(k)
+        {
+            shim.power_on();
+        }
+    }
+    run.timeline.note(format!(
+        "power was cut, {}: of the sectors not flushed {kept} have what was written last and {lost} do not",
+        if devices_first {
+            "of devices first"
+        } else {
+            "of processes first"
+        }
+    ));
+    Ok(())
+}

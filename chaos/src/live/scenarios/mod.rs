@@ -1,0 +1,4 @@
+//! Faults of what is around the processes: devices behind shims, connections through proxies.
+
+pub mod disk;
+pub mod network;

@@ -1,6 +1,7 @@
 //! Faults of devices.
 
 use crate::live::cluster::Part;
+use crate::live::inject::shim::CutBy;
 use crate::live::process;
 use crate::live::report::{Failure, FailureKind};
 use crate::live::run::Run;

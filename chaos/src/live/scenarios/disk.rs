@@ -46,7 +46,7 @@ fn cut(run: &mut Run, parts: &[Part]) -> Result<(), Failure> {
         let seed = run.rng.word();
         let Some(shim) = run.shims.get(k) else { continue };
         let cut = shim
-            .power_cut(Some(seed))
+            .power_cut(CutBy::Seed(seed))
             .map_err(|error| Failure::new(FailureKind::Setup, format!("the power of {part} can't be cut: {error}")))?;
         kept += cut.kept;
         lost += cut.lost;

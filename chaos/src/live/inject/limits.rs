@@ -32,3 +32,15 @@ pub const SHIM_DELAY_MAX: Duration = Duration::from_secs(600);
 pub const SHIM_REQUEST_BYTES: u32 = 1 << 20;
 /// Requests under way in a shim that the kernel sends without a thread that waits for each.
 pub const SHIM_REQUESTS_MAX: u16 = 64;
+
+/// Bytes that one flooding stranger sends at the most.
+pub const GARBAGE_BYTES_MAX: usize = 8 << 20;
+/// Strangers' connections that stay open at a time.
+pub const GARBAGE_CONNECTIONS_MAX: usize = 512;
+/// How long a stranger waits to be taken in, to be let send, and for an answer.
+pub const GARBAGE_ANSWER_BOUND: Duration = Duration::from_millis(100);
+/// Looks at the memory of a process that are kept.
+pub const GARBAGE_SAMPLES_MAX: usize = 1000;
+
+/// Namespaces of one network.
+pub const NAMESPACES_MAX: u8 = 99;

@@ -58,6 +58,13 @@ pub enum CutBy {
     LoseAll,
 }
 
+/// A seed, or the shim's own.
+impl From<Option<u64>> for CutBy {
+    fn from(seed: Option<u64>) -> CutBy {
+        seed.map_or(CutBy::Shim, CutBy::Seed)
+    }
+}
+
 /// What a shim did since its start.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Counters {

@@ -110,8 +110,8 @@ impl Shim {
     }
 
     /// Where processes find the device.
-    pub fn device(&self) -> &Path {
-        &self.device
+    pub fn device(&self) -> PathBuf {
+        self.device.clone()
     }
 
     /// What it did so far.
@@ -146,7 +146,8 @@ impl Shim {
     ///
     /// # Errors
     /// The backing file failed, in words.
-    pub fn power_cut(&self, by: CutBy) -> Result<Cut, String> {
+    pub fn power_cut(&self, by: impl Into<CutBy>) -> Result<Cut, String> {
+        let by = by.into();
         self.shared.with(|disk| match disk.power_cut(by) {
             Ok((cut, answers)) => (Ok(cut), answers),
             Err(words) => (Err(words), Vec::new()),

@@ -143,7 +143,7 @@ fn what_still_has_the_file_open_gets_errors_when_the_shim_goes_and_nothing_is_lo
         std::thread::spawn(move || file.read_exact_at(&mut [0; 4096], 0))
     };
     assert!(wait::wait_until(BOUND, || place.shim.waiting() == 1));
-    let mount = place.shim.device().to_owned();
+    let mount = place.shim.device();
     let Place { shim, backing, _dir } = place;
     drop(shim);
     assert!(reader.join().unwrap().is_err());

@@ -121,7 +121,7 @@ fn ways_between_namespaces_are_cut_in_silence_and_opened_again() {
     }
     network.isolate(other).unwrap();
     talker.say("c");
-    assert_eq!(talker.hear(QUIET), None, "{other} is off the bridge");
+    assert_eq!(talker.hear(QUIET), None, "{other} has no cable");
     network.heal().unwrap();
     assert_eq!(talker.hear(BOUND).as_deref(), Some("c"));
 

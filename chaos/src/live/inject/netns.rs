@@ -72,7 +72,7 @@ pub struct Network {
     joined: u8,
     /// Ways that are cut: from, to.
     cut: BTreeSet<(u8, u8)>,
-    /// Those that are off the bridge.
+    /// Those whose cables are pulled.
     isolated: BTreeSet<u8>,
 }
 
@@ -116,8 +116,8 @@ impl Network {
         format!("{}br", self.name)
     }
 
-    /// The address of the caller, which is in no namespace. Ways from and to it can't be cut one by one, but [`Network::isolate`]
-    /// works.
+    /// The address of the caller, which is in no namespace. Ways from and to it can't be cut one by one, but
+    /// [`Network::isolate`] works.
     pub fn gateway(&self) -> Ipv4Addr {
         let [a, b, c] = self.subnet;
         Ipv4Addr::new(a, b, c, 1)
@@ -207,12 +207,12 @@ impl Network {
         ip(["-n", &name, "rule", verb, a, b, c, d, e, f, g]).map(drop)
     }
 
-    /// Pulls its cable: nothing goes in or out. Its interface stays up, and nobody is told.
+    /// Pulls its cable: nothing goes in or out. Its interface has no carrier then; processes are not told.
     ///
     /// # Errors
     /// What `ip` says.
     pub fn isolate(&mut self, namespace: Namespace) -> io::Result<()> {
-        ip(["link", "set", &self.outer(namespace), "nomaster"])?;
+        ip(["link", "set", &self.outer(namespace), "down"])?;
         self.isolated.insert(namespace.0);
         Ok(())
     }
@@ -226,8 +226,7 @@ impl Network {
             self.open(Namespace(from), Namespace(to))?;
         }
         for number in self.isolated.clone() {
-            let outer = self.outer(Namespace(number));
-            ip(["link", "set", &outer, "master", &self.bridge()])?;
+            ip(["link", "set", &self.outer(Namespace(number)), "up"])?;
             self.isolated.remove(&number);
         }
         Ok(())

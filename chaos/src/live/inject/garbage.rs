@@ -267,10 +267,11 @@ struct Run<'a> {
     plan: &'a Plan,
     rng: Rng,
     lingering: Vec<Lingering>,
+    visits: usize,
     outcome: Outcome,
 }
 
-/// Annoys the doors for as long as planned, then goes away and lets the processes come to rest for a moment.
+/// Annoys the doors for as long as planned, in each manner at least once, then goes away and lets the processes come to rest for a moment.
 pub fn run(plan: &Plan) -> Outcome {
     let resident = |pid: &i32| process::resident(*pid).map(|resident| resident.now);
     let memory = plan.pids.iter().map(|pid| Memory {
@@ -283,6 +284,7 @@ pub fn run(plan: &Plan) -> Outcome {
         plan,
         rng: Rng::stream(plan.seed, "garbage"),
         lingering: Vec::new(),
+        visits: 0,
         outcome: Outcome {
             connections: BTreeMap::new(),
             bytes_sent: 0,
@@ -294,7 +296,7 @@ pub fn run(plan: &Plan) -> Outcome {
     let end = Instant::now() + plan.span;
     let mut next_sample = Instant::now();
     let mut interval = SAMPLE_INTERVAL;
-    while Instant::now() < end && !plan.doors.is_empty() {
+    while (Instant::now() < end || run.visits < Manner::ALL.len()) && !plan.doors.is_empty() {
         run.visit();
         run.linger();
         if Instant::now() >= next_sample {
@@ -336,7 +338,8 @@ impl Run<'_> {
 
     fn visit(&mut self) {
         let door = self.rng.pick(&self.plan.doors).clone();
-        let manner = *self.rng.pick(&Manner::ALL);
+        let manner = Manner::ALL[self.visits % Manner::ALL.len()];
+        self.visits += 1;
         let stream = match Stream::connect(&door) {
             Ok(stream) => stream,
             Err(_) => {
@@ -506,13 +509,13 @@ mod tests {
         }
         std::thread::spawn(move || {
             for stream in tcp.incoming().flatten() {
-                stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+                stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
                 std::thread::spawn(move || hear(stream, heard));
             }
         });
         std::thread::spawn(move || {
             for stream in unix.incoming().flatten() {
-                stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+                stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
                 std::thread::spawn(move || hear(stream, heard));
             }
         });

@@ -338,7 +338,7 @@ fn answers_to_a_connection_that_is_gone_are_dropped() {
     assert_eq!(world.host.status().requests, 0);
 }
 
-/// 1. Meta sees a replica that no configuration names and says to drop it. 2. It becomes a member again, and is filled. 3. What
+/// Meta sees a replica that no configuration names and says to drop it. It becomes a member again, and is filled. Then what
 /// meta said arrives.
 #[test]
 fn a_replica_that_was_named_again_meanwhile_is_not_dropped() {

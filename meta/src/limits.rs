@@ -90,6 +90,12 @@ pub const HEAL_INTERVAL_MS: u64 = 1000;
 /// Spares that are being filled at the same time: in the cluster, and on one device. Each begins with reading all of a
 /// copy, so more at once would make each of them late, and guests wait.
 pub const REBUILDS_MAX: (usize, usize) = (32, 4);
+/// Lost copies for which it is looked whether there is a spare, each time that somebody asks how the cluster is.
+pub const SPARE_LOOKS_MAX: usize = 256;
+/// Volumes that are not well in one answer about the cluster, at the most.
+pub const UNHEALTHY_MAX: usize = 100;
+/// How often the metrics about the health of volumes are derived anew.
+pub const CONDITION_INTERVAL_MS: u64 = 5000;
 /// Volumes that one node takes care of at the same time.
 pub const CARE_PER_NODE_MAX: usize = 2;
 /// After so long without any progress another volume gets the caretaker's place; where copies are compared there is

@@ -27,6 +27,13 @@ pub struct HealSettings {
     pub rebuild_after: Duration,
 }
 
+impl HealSettings {
+    /// How long a silent device is really waited for: nobody is silent before [`NODE_SILENCE_MS`] have passed.
+    pub fn patience(&self) -> Duration {
+        self.rebuild_after.max(ms(NODE_SILENCE_MS))
+    }
+}
+
 impl Default for HealSettings {
     fn default() -> HealSettings {
         HealSettings {
@@ -57,7 +64,7 @@ pub(crate) struct Standings {
 
 impl Standings {
     pub(crate) fn new(state: &State, view: &View, now: Time, settings: &HealSettings) -> Standings {
-        let patience = settings.rebuild_after.max(ms(NODE_SILENCE_MS));
+        let patience = settings.patience();
         let standing = |id: &DeviceId, device: &crate::state::model::Device| match device.state {
             DeviceState::Failed | DeviceState::Replaced | DeviceState::Removed => Standing::Lost,
             DeviceState::Active if view.is_served(id, now) => Standing::Well,

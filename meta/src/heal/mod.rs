@@ -1,5 +1,6 @@
 //! Healing without an operator: what the leader proposes and whom it asks, from the state and what it has heard. Pure.
 
+pub mod condition;
 pub mod decide;
 #[cfg(test)]
 mod tests;

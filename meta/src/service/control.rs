@@ -235,7 +235,7 @@ impl Control for ControlService {
                 volume,
                 groups,
                 devices,
-                health: None,
+                health: health::volume(world, id),
             })
         });
         read.await.map(Response::new)

@@ -7,11 +7,12 @@ use cairn_proto::ids::*;
 use cairn_proto::limits::GROUPS_PER_VOLUME_MAX;
 
 use super::driver::World;
+use crate::heal::condition::{GroupCondition, Repair, RepairState, VolumeCondition};
 use crate::heal::{AttachmentReport, GroupReport, Phase, Progress};
 use crate::limits::REPORTED_MEMBERS_MAX;
 use crate::state::command::{DeviceReport, Selector};
 use crate::state::model::{self, DeviceState, Group, Holder, Node, Spread, Volume};
-use crate::state::{Refusal, events};
+use crate::state::{Refusal, State, events};
 
 pub(super) fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::new(Code::InvalidArgument, message)
@@ -196,6 +197,80 @@ pub(super) fn to_group(index: GroupIndex, group: &Group) -> v1::GroupConfig {
         stale: to_device_ids(&group.stale),
         rescue: to_device_ids(&group.rescue),
         rebuilding: to_device_ids(&group.rebuilding),
+    }
+}
+
+pub(super) fn to_volume_health(condition: &VolumeCondition, state: &State, whole_too: bool) -> v1::VolumeHealth {
+    let name = state
+        .volumes()
+        .get(&condition.volume)
+        .map(|volume| volume.name.clone())
+        .unwrap_or_default();
+    let count = |filter: fn(&&GroupCondition) -> bool| condition.groups.iter().filter(filter).count() as u32;
+    let groups = condition.groups.iter().filter(|group| whole_too || !group.is_whole());
+    v1::VolumeHealth {
+        volume_id: condition.volume.0,
+        groups_whole: count(|group| group.is_whole()),
+        groups_degraded: count(|group| group.is_degraded()),
+        groups_below_quorum: count(|group| group.below_quorum),
+        groups: groups.map(to_group_health).collect(),
+        damaged: condition.damaged,
+        caretaker: condition.caretaker,
+        repairs: condition
+            .repairs
+            .iter()
+            .map(|repair| to_repair(repair, condition, &name, state))
+            .collect(),
+        damaged_blocks: condition.damaged_blocks.0,
+        repaired_blocks: condition.damaged_blocks.1,
+        volume: name,
+    }
+}
+
+fn to_group_health(group: &GroupCondition) -> v1::GroupHealth {
+    let phase = group.phase.map_or(v1::GroupPhase::Unspecified, |phase| match phase {
+        Phase::Sealing => v1::GroupPhase::Sealing,
+        Phase::Waiting => v1::GroupPhase::Waiting,
+        Phase::Reconciling => v1::GroupPhase::Reconciling,
+        Phase::Serving => v1::GroupPhase::Serving,
+        Phase::Fenced => v1::GroupPhase::Fenced,
+    });
+    v1::GroupHealth {
+        index: group.index.0.into(),
+        copies_wanted: group.wanted as u32,
+        copies_in_sync: group.in_sync as u32,
+        copies_reachable: group.reachable as u32,
+        joining: group.joining as u32,
+        stale: group.stale as u32,
+        below_quorum: group.below_quorum,
+        phase: phase.into(),
+    }
+}
+
+fn to_repair(repair: &Repair, condition: &VolumeCondition, name: &str, state: &State) -> v1::Repair {
+    let repair_state = match repair.state {
+        RepairState::AwaitingReturn => v1::RepairState::AwaitingReturn,
+        RepairState::NoSpare => v1::RepairState::NoSpare,
+        RepairState::Waiting => v1::RepairState::Waiting,
+        RepairState::Comparing => v1::RepairState::Comparing,
+        RepairState::Copying => v1::RepairState::Copying,
+    };
+    let node = state.devices().get(&repair.device).map(|device| device.node);
+    let name_of = |node: NodeId| state.nodes().get(&node).map(|node| node.name.clone());
+    v1::Repair {
+        node: node.and_then(name_of).unwrap_or_default(),
+        volume_id: condition.volume.0,
+        volume: name.to_string(),
+        group: repair.index.0.into(),
+        device: Some(to_device_id(&repair.device)),
+        node_id: node.map_or(0, |node| node.0),
+        state: repair_state.into(),
+        rebuild: repair.rebuild,
+        caretaker: condition.caretaker,
+        copied_blocks: repair.copied_blocks,
+        lacking_blocks: repair.lacking_blocks,
+        bytes_per_second: repair.bytes_per_second.unwrap_or(0),
+        remaining_ms: repair.remaining_ms,
     }
 }
 

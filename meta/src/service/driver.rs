@@ -11,10 +11,11 @@ use cairn_proto::time::Time;
 use tokio::sync::{oneshot, watch};
 use tonic::Status;
 
+use super::health;
 use super::soft::{SeenMember, Soft};
 use super::transport::Transport;
 use crate::heal;
-use crate::limits::{EVENTS_MAX, HEAL_INTERVAL_MS, REQUEST_TIMEOUT_MS};
+use crate::limits::{CONDITION_INTERVAL_MS, EVENTS_MAX, HEAL_INTERVAL_MS, REQUEST_TIMEOUT_MS};
 use crate::log::sled::SledLogStore;
 use crate::raft::{Answer, MetaAction, MetaNode, MetaStatus, NodeError, Ticket};
 use crate::state::command::{Command, InitCluster, ReportDevices, UpdateMember};
@@ -266,6 +267,8 @@ pub(super) struct Driver {
     /// A proposal of the housekeeping is under way.
     housekeeping: Option<Ticket>,
     healed: Time,
+    /// When the metrics of health were derived last.
+    gauged: Time,
     /// What healing has proposed and is not answered yet.
     healing: BTreeSet<Ticket>,
 }
@@ -293,6 +296,7 @@ impl Driver {
             housekept: Time::ZERO,
             housekeeping: None,
             healed: Time::ZERO,
+            gauged: Time::ZERO,
             healing: BTreeSet::new(),
         }
     }
@@ -524,6 +528,10 @@ impl Driver {
         }
         self.housekept = now;
         self.gauge();
+        if now.saturating_since(self.gauged) >= Duration::from_millis(CONDITION_INTERVAL_MS) {
+            self.gauged = now;
+            health::gauge(&self.world());
+        }
         self.heal(now);
         if self.housekeeping.is_some() || !self.node.leads() {
             return;

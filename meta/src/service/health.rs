@@ -1,17 +1,19 @@
 //! How the cluster is, in numbers and in words.
 
-use std::collections::BTreeSet;
-
-use cairn_proto::control::v1::{Problem, StatusResponse};
-use cairn_proto::ids::DeviceId;
+use cairn_proto::control::v1::{Problem, StatusResponse, VolumeHealth};
+use cairn_proto::ids::{DeviceId, VolumeId};
 use cairn_proto::units::ByteSize;
 
 use super::convert;
 use super::driver::World;
+use crate::heal::condition::{Look, RepairState, Totals, VolumeCondition};
+use crate::limits::UNHEALTHY_MAX;
 use crate::state::model::{Device, DeviceState};
 
 /// Problems in one answer at the most.
 const PROBLEMS_MAX: usize = 100;
+/// Volumes that one problem names at the most.
+const NAMES_MAX: usize = 3;
 /// From this part of a device's capacity on it is said to fill up: 90 of 100.
 const FULL_PERCENT: u64 = 90;
 
@@ -44,11 +46,28 @@ pub(super) fn status(world: &World<'_>) -> StatusResponse {
         answer.capacity_bytes += report.map_or(device.capacity_bytes, |report| report.capacity_bytes);
         answer.used_bytes += report.map_or(device.used_bytes, |report| report.used_bytes);
     }
-    answer.problems = problems(world);
+    if !world.leads {
+        answer.groups = state.groups().len() as u64;
+        answer.problems = problems(world, &Totals::default(), &[]);
+        return answer;
+    }
+    let (totals, unwell) = conditions(world);
+    answer.problems = problems(world, &totals, &unwell);
+    answer.groups = totals.groups;
+    answer.groups_degraded = totals.degraded;
+    answer.groups_below_quorum = totals.below_quorum;
+    answer.repairs = totals.repairs;
+    answer.volumes_unhealthy = unwell.len() as u64;
+    let shown = unwell.iter().take(UNHEALTHY_MAX);
+    answer.unhealthy = shown
+        .map(|condition| convert::to_volume_health(condition, state, false))
+        .collect();
+    let rebuild_after = world.soft.heal_settings.rebuild_after.as_millis();
+    answer.rebuild_after_ms = u64::try_from(rebuild_after).unwrap_or(u64::MAX);
     answer
 }
 
-fn problems(world: &World<'_>) -> Vec<Problem> {
+fn problems(world: &World<'_>, totals: &Totals, unwell: &[VolumeCondition]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut say = |code: &str, message: String| {
         if problems.len() < PROBLEMS_MAX {
@@ -99,16 +118,7 @@ fn problems(world: &World<'_>) -> Vec<Problem> {
             say(code, message);
         }
     }
-    let (degraded, filling) = degraded_groups(world);
-    if degraded > 0 {
-        say(
-            "groups-degraded",
-            format!(
-                "{degraded} groups of volumes have fewer copies within reach than they should, {filling} of them get one \
-                 more just now: see to the nodes above; a node that is back is filled up while its volumes are in use"
-            ),
-        );
-    }
+    volume_problems(world, totals, unwell, &mut say);
     problems
 }
 
@@ -163,18 +173,124 @@ fn device_problem(world: &World<'_>, id: &DeviceId, device: &Device) -> Option<(
     None
 }
 
-/// Groups with fewer copies in sync and within reach than they should have, and how many of them are being filled up.
-fn degraded_groups(world: &World<'_>) -> (usize, usize) {
-    let devices = world.state.devices().iter();
-    let reachable =
-        devices.filter(|(id, device)| device.state == DeviceState::Active && world.soft.is_served(id, world.now));
-    let reachable: BTreeSet<DeviceId> = reachable.map(|(id, _)| *id).collect();
-    let groups = world.state.groups().iter();
-    let degraded = groups.filter(|(id, group)| {
-        let replicas = usize::from(world.state.volumes()[&id.volume].replicas);
-        group.in_sync.iter().filter(|device| reachable.contains(device)).count() < replicas
-    });
-    let degraded: Vec<_> = degraded.collect();
-    let filling = degraded.iter().filter(|(_, group)| !group.joining.is_empty());
-    (degraded.len(), filling.count())
+/// How a volume is, all its groups included.
+pub(super) fn volume(world: &World<'_>, id: VolumeId) -> Option<VolumeHealth> {
+    let condition = look(world).volume(id)?;
+    Some(convert::to_volume_health(&condition, world.state, true))
+}
+
+fn look<'a>(world: &'a World<'_>) -> Look<'a> {
+    Look::new(world.state, &world.soft.heal, world.now, &world.soft.heal_settings)
+}
+
+/// Sums over all volumes, and those that are not well: the ones with the fewest copies first.
+fn conditions(world: &World<'_>) -> (Totals, Vec<VolumeCondition>) {
+    let (mut look, mut totals) = (look(world), Totals::default());
+    let mut unwell = Vec::new();
+    for id in world.state.volumes().keys() {
+        let condition = look.volume(*id).expect("the volume is there");
+        totals.add(&condition);
+        if !condition.is_well() {
+            unwell.push(condition);
+        }
+    }
+    unwell.sort_by_key(|condition| (condition.fewest_copies(), condition.volume));
+    (totals, unwell)
+}
+
+/// Names of volumes, a few of them.
+fn names<'a>(world: &World<'_>, volumes: impl Iterator<Item = &'a VolumeCondition>) -> String {
+    let names: Vec<String> = volumes
+        .filter_map(|condition| world.state.volumes().get(&condition.volume))
+        .map(|volume| format!("`{}`", volume.name))
+        .collect();
+    match names.len() {
+        count @ 0..=NAMES_MAX => names[..count].join(", "),
+        count => format!("{} and {} more", names[..NAMES_MAX].join(", "), count - NAMES_MAX),
+    }
+}
+
+/// What is to be said about volumes.
+fn volume_problems(world: &World<'_>, totals: &Totals, unwell: &[VolumeCondition], say: &mut impl FnMut(&str, String)) {
+    let that = |filter: fn(&&VolumeCondition) -> bool| names(world, unwell.iter().filter(filter));
+    if totals.below_quorum > 0 {
+        let volumes = that(|condition| condition.groups.iter().any(|group| group.below_quorum));
+        say(
+            "groups-below-quorum",
+            format!(
+                "{} groups of {volumes} have too few copies within reach: their I/O waits until enough of the nodes above \
+                 are back",
+                totals.below_quorum
+            ),
+        );
+    }
+    if totals.degraded > 0 {
+        let (degraded, filling) = (totals.degraded, totals.filling);
+        let after = world.soft.heal_settings.patience();
+        say(
+            "groups-degraded",
+            format!(
+                "{degraded} groups of volumes have fewer copies within reach than they should, {filling} of them get one \
+                 more just now: see to the nodes above; what is gone for {} s is rebuilt elsewhere",
+                after.as_secs()
+            ),
+        );
+    }
+    if totals.no_spare > 0 {
+        let no_spare = |condition: &&VolumeCondition| {
+            let mut repairs = condition.repairs.iter();
+            repairs.any(|repair| repair.state == RepairState::NoSpare)
+        };
+        say(
+            "no-spare",
+            format!(
+                "{} copies of {} are lost, and no device with enough room stands far enough from the others to take them: \
+                 add a node, or bring the old ones back",
+                totals.no_spare,
+                that(no_spare)
+            ),
+        );
+    }
+    if totals.damaged_volumes > 0 {
+        say(
+            "volumes-damaged",
+            format!(
+                "blocks of {} are damaged on some device and not repaired yet: other copies are read instead",
+                that(|condition| condition.damaged)
+            ),
+        );
+    }
+    let cared_for = |condition: &&VolumeCondition| condition.caretaker;
+    if totals.caretakers > 0 && unwell.iter().any(|condition| cared_for(&condition)) {
+        say(
+            "caretaker-at-work",
+            format!(
+                "nobody uses {}: a node fills up the copies meanwhile, and gives way to any client",
+                that(cared_for)
+            ),
+        );
+    }
+}
+
+/// The numbers for whoever watches.
+pub(super) fn gauge(world: &World<'_>) {
+    let (totals, unwell) = match world.leads {
+        true => conditions(world),
+        false => (Totals::default(), vec![]),
+    };
+    let set = |name: &'static str, value: u64| metrics::gauge!(name).set(value as f64);
+    set("cairn_meta_groups", totals.groups);
+    set("cairn_meta_groups_degraded", totals.degraded);
+    set("cairn_meta_groups_below_quorum", totals.below_quorum);
+    set("cairn_meta_volumes_unhealthy", unwell.len() as u64);
+    set("cairn_meta_volumes_damaged", totals.damaged_volumes);
+    set("cairn_meta_repairs", totals.repairs);
+    set("cairn_meta_repairs_without_spare", totals.no_spare);
+    set("cairn_meta_caretakers", totals.caretakers);
+    let repairs = unwell.iter().flat_map(|condition| &condition.repairs);
+    let rate = repairs
+        .filter_map(|repair| repair.bytes_per_second)
+        .fold(0, u64::saturating_add);
+    set("cairn_meta_repair_bytes_per_second", rate);
+    set("cairn_meta_events", world.state.last_event());
 }

@@ -1,5 +1,7 @@
 //! Real servers on loopback, as real clients see them.
 
+mod healing;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -13,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::client::ClientError;
+use crate::heal::HealSettings;
 
 const KEY: ClusterKey = ClusterKey([7; 32]);
 
@@ -22,6 +25,7 @@ struct Server {
 }
 
 struct Cluster {
+    heal: HealSettings,
     dir: tempfile::TempDir,
     addresses: BTreeMap<u64, SocketAddr>,
     servers: BTreeMap<u64, Server>,
@@ -36,12 +40,16 @@ fn config(dir: &Path, id: u64, listen: SocketAddr, start: MetaStart) -> MetaConf
         start,
         cluster_key: KEY,
         metrics_listen: None,
-        heal: Default::default(),
+        heal: HealSettings::default(),
     }
 }
 
 impl Cluster {
     async fn start(count: u64) -> Cluster {
+        Cluster::start_with(count, HealSettings::default()).await
+    }
+
+    async fn start_with(count: u64, heal: HealSettings) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let mut listeners = BTreeMap::new();
         for id in 1..=count {
@@ -52,6 +60,7 @@ impl Cluster {
             .map(|(id, listener)| (*id, listener.local_addr().unwrap()))
             .collect();
         let mut cluster = Cluster {
+            heal,
             dir,
             addresses,
             servers: BTreeMap::new(),
@@ -73,7 +82,10 @@ impl Cluster {
     }
 
     fn run(&mut self, id: u64, listener: TcpListener, start: MetaStart) {
-        let config = config(self.dir.path(), id, listener.local_addr().unwrap(), start);
+        let config = MetaConfig {
+            heal: self.heal,
+            ..config(self.dir.path(), id, listener.local_addr().unwrap(), start)
+        };
         let (shutdown, stopped) = oneshot::channel();
         let task = tokio::spawn(run_on(listener, config, async {
             let _ = stopped.await;
@@ -381,66 +393,6 @@ async fn inventory_of_a_deleted_volume(client: &MetaClient, node_id: u64, volume
         ..heartbeat(1)
     };
     assert_eq!(code(client.heartbeat(unknown).await), Code::NodeNotFound);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_that_reports_hears_what_has_changed() {
-    let mut cluster = Cluster::start(1).await;
-    let client = cluster.client();
-    for number in 1..=3 {
-        client.register_node(registration(number)).await.unwrap();
-    }
-    client.create_volume(create("a")).await.unwrap();
-    let granted = client.attach(attach("a", 1, false)).await.unwrap();
-    let volume_id = granted.volume.unwrap().id;
-    let report = |generation, epoch, caretaker| AttachmentReport {
-        volume_id,
-        generation,
-        caretaker,
-        groups: vec![GroupReport {
-            index: 0,
-            epoch,
-            phase: GroupPhase::Serving.into(),
-            members: vec![],
-        }],
-        ..AttachmentReport::default()
-    };
-    let advice = async |report| {
-        let reports = vec![report];
-        let answer = client.report_attachments(ReportAttachmentsRequest { reports }).await;
-        answer.unwrap().advice.remove(0)
-    };
-    let quiet = AttachmentAdvice {
-        volume_id,
-        generation: 1,
-        ..AttachmentAdvice::default()
-    };
-    assert_eq!(advice(report(1, 1, false)).await, quiet);
-    let look = AttachmentAdvice {
-        look: vec![0],
-        ..quiet.clone()
-    };
-    assert_eq!(advice(report(1, 0, false)).await, look);
-    assert!(
-        advice(report(1, 1, true)).await.give_way,
-        "nobody has asked for a caretaker"
-    );
-    let care = AttachRequest {
-        caretaker: true,
-        ..attach("a", 2, true)
-    };
-    assert_eq!(
-        code(client.attach(care).await),
-        Code::VolumeAttached,
-        "the client lives"
-    );
-    let odd = AttachmentReport {
-        groups: vec![GroupReport::default()],
-        ..report(1, 1, false)
-    };
-    let odd = ReportAttachmentsRequest { reports: vec![odd] };
-    assert_eq!(code(client.report_attachments(odd).await), Code::InvalidArgument);
-    cluster.stop(1).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -175,25 +175,9 @@ impl<'a> Spares<'a> {
         lost: DeviceId,
         may: impl Fn(&DeviceId) -> bool,
     ) -> Option<DeviceId> {
-        let mut left = group.clone();
-        for list in [&mut left.joining, &mut left.stale] {
-            // One of the rescue set stays named.
-            list.retain(|device| *device != lost);
-        }
-        let share = volume.size_bytes / u64::from(volume.group_count.get());
-        // No copy can be larger than all that is on one of the devices that have it.
-        let used = left.in_sync.iter().filter_map(|device| self.state.devices.get(device));
-        let need = used.map(|device| device.used_bytes).min().unwrap_or(share).min(share);
-        let members = left.in_sync.iter().chain(&left.joining);
+        let place = Place::new(self.state, volume, group, lost);
+        let members = place.left.in_sync.iter().chain(&place.left.joining);
         let members: Vec<&Candidate> = members.filter_map(|device| self.candidates.get(device)).collect();
-        let fits = |candidate: &&Candidate| {
-            let id = candidate.id;
-            candidate.free_bytes >= need
-                && !candidate.nearly_full
-                && !group.named().any(|device| *device == id)
-                && may(&id)
-                && is_apart(self.state, volume.spread, &left, id)
-        };
         let key = |candidate: &&Candidate| {
             let closest = members.iter().map(|other| closeness(candidate, other)).max();
             let mut set: Vec<DeviceId> = members.iter().map(|other| other.id).collect();
@@ -202,11 +186,63 @@ impl<'a> Spares<'a> {
             let is_new = !self.copysets.contains(&set) && candidate.copysets >= COPYSETS_PER_DEVICE;
             (is_new, closest, candidate.load(), candidate.id)
         };
-        let chosen = self.candidates.values().filter(fits).min_by_key(key)?.id;
+        let able = self.candidates.values().filter(|candidate| may(&candidate.id));
+        let best = able
+            .filter(|candidate| place.fits(self.state, candidate))
+            .min_by_key(key);
+        let chosen = best?.id;
         let candidate = self.candidates.get_mut(&chosen).expect("it was just chosen");
-        candidate.promised_bytes += u128::from(share);
-        candidate.free_bytes = candidate.free_bytes.saturating_sub(need);
+        candidate.promised_bytes += u128::from(place.share);
+        candidate.free_bytes = candidate.free_bytes.saturating_sub(place.need);
         Some(chosen)
+    }
+
+    /// Whether there is any.
+    pub(crate) fn has(&self, volume: &Volume, group: &Group, lost: DeviceId) -> bool {
+        let place = Place::new(self.state, volume, group, lost);
+        self.candidates
+            .values()
+            .any(|candidate| place.fits(self.state, candidate))
+    }
+}
+
+/// The place of a lost member.
+struct Place<'a> {
+    spread: Spread,
+    group: &'a Group,
+    /// The group without the lost one.
+    left: Group,
+    /// Bytes that may come to lie on the spare, and that must have room on it now.
+    share: u64,
+    need: u64,
+}
+
+impl<'a> Place<'a> {
+    fn new(state: &State, volume: &Volume, group: &'a Group, lost: DeviceId) -> Place<'a> {
+        let mut left = group.clone();
+        for list in [&mut left.joining, &mut left.stale] {
+            // One of the rescue set stays named.
+            list.retain(|device| *device != lost);
+        }
+        let share = volume.size_bytes / u64::from(volume.group_count.get());
+        // No copy can be larger than all that is on one of the devices that have it.
+        let used = left.in_sync.iter().filter_map(|device| state.devices.get(device));
+        let need = used.map(|device| device.used_bytes).min().unwrap_or(share).min(share);
+        Place {
+            spread: volume.spread,
+            group,
+            left,
+            share,
+            need,
+        }
+    }
+
+    fn fits(&self, state: &State, candidate: &Candidate) -> bool {
+        let id = candidate.id;
+        candidate.free_bytes >= self.need
+            && !candidate.nearly_full
+            && !self.group.named().any(|device| *device == id)
+            && is_apart(state, self.spread, &self.left, id)
     }
 }
 

@@ -50,6 +50,12 @@ const _: () = assert!(SHUTDOWN_BOUND.as_millis() < STOP_BOUND.as_millis());
 pub(crate) const PROBES_MAX: usize = 16;
 /// How often `cairn dev --foreground-logs` looks for new lines.
 pub(crate) const LOG_FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
+/// How often `cairn events --follow` asks.
+pub(crate) const EVENTS_INTERVAL: Duration = Duration::from_secs(1);
+/// Events that are shown unless told otherwise.
+pub(crate) const EVENTS_SHOWN: u32 = 50;
+/// Repairs that `cairn status` shows to people at the most.
+pub(crate) const REPAIRS_SHOWN_MAX: usize = 20;
 /// How often `cairn dev` says what it waits for.
 pub(crate) const PATIENCE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a device that is in use is waited for: who had it may just be ending.

@@ -62,6 +62,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             None => process::node::run(global, args),
         },
         Command::Status(args) => commands::status::run(global, args),
+        Command::Events(args) => commands::events::run(global, args),
         Command::Completion(args) => commands::completion::run(args),
         Command::Dev(args) => dev::run(global, args),
         Command::Meta(args) => process::meta::run(global, args),

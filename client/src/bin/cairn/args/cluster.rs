@@ -5,6 +5,7 @@ use cairn_proto::units::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{FormatDevice, InspectDevice};
+use crate::limits::EVENTS_SHOWN;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum VolumeCommand {
@@ -126,4 +127,25 @@ pub(crate) struct Status {
     /// Exit with code 8 when something is wrong
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+/// Show what has happened in the cluster, and why.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The metadata servers keep the last 4096 events. Times are UTC, by the clock of the server that led. With --json and --follow
+each line is a document of its own.
+
+Example:
+  cairn events
+  cairn events --follow --volume demo")]
+pub(crate) struct Events {
+    /// Go on with what happens from now on, until it is interrupted
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only what is about this volume
+    #[arg(long, value_name = "NAME")]
+    pub(crate) volume: Option<String>,
+    /// The newest so many
+    #[arg(long, value_name = "N", default_value_t = EVENTS_SHOWN, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) limit: u32,
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use cluster::{
-    CreateVolume, DeleteVolume, GrowVolume, NodeCommand, ScrubNode, ShowNode, ShowVolume, SpreadArg, Status,
+    CreateVolume, DeleteVolume, Events, GrowVolume, NodeCommand, ScrubNode, ShowNode, ShowVolume, SpreadArg, Status,
     VolumeCommand,
 };
 pub(crate) use device::{FormatDevice, InspectDevice};
@@ -76,6 +76,7 @@ pub(crate) enum Command {
     Volume(VolumeCommand),
     Node(Node),
     Status(Status),
+    Events(Events),
     Meta(Meta),
     Export(Export),
     Completion(Completion),

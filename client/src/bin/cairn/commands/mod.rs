@@ -2,6 +2,8 @@
 
 pub(crate) mod completion;
 pub(crate) mod device;
+pub(crate) mod events;
+pub(crate) mod health;
 pub(crate) mod node;
 pub(crate) mod status;
 pub(crate) mod volume;
@@ -58,6 +60,24 @@ fn since(unix_ms: u64) -> u64 {
     (now.as_millis() as u64).saturating_sub(unix_ms)
 }
 
+/// A point in time as people read it, to the second: `2026-11-21 16:04:25Z`.
+fn utc(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days are counted from 1 March of the year 0 on, so that a leap day ends its year (Howard Hinnant, "chrono-compatible
+    // low-level date algorithms").
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = era * 400 + year + next;
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+}
+
 /// `31 %`; of nothing it is nothing.
 fn percent(part: u64, whole: u64) -> String {
     let percent = (u128::from(part) * 100).checked_div(u128::from(whole)).unwrap_or(0);
@@ -75,6 +95,15 @@ mod tests {
         assert_eq!(ago(120_000), "2 min");
         assert_eq!(ago(7_200_000), "2 h");
         assert_eq!(ago(86_400_000 * 3), "3 d");
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00Z"),
+            (951_782_400, "2000-02-29 00:00:00Z"),
+            (1_709_251_199, "2024-02-29 23:59:59Z"),
+            (1_709_251_200, "2024-03-01 00:00:00Z"),
+            (4_102_444_799, "2099-12-31 23:59:59Z"),
+        ] {
+            assert_eq!(utc(seconds * 1000 + 999), text);
+        }
         assert_eq!(percent(1, 3), "33 %");
         assert_eq!(percent(0, 0), "0 %");
         assert_eq!(percent(u64::MAX, u64::MAX), "100 %");

@@ -4,10 +4,12 @@ use cairn_proto::control::v1;
 use cairn_proto::units::ByteSize;
 use serde::Serialize;
 
+use super::health::{self, HealthRecord};
 use super::{block_on, percent, uuid_text};
 use crate::args::{Global, Status};
 use crate::context::meta_client;
 use crate::failure::{Failure, Kind};
+use crate::limits::REPAIRS_SHOWN_MAX;
 use crate::output::{self, Table, count};
 
 pub(crate) fn run(global: &Global, args: &Status) -> Result<(), Failure> {
@@ -37,6 +39,13 @@ struct StatusRecord {
     answered_by: u64,
     members: Vec<MemberRecord>,
     volumes: u64,
+    volumes_unhealthy: u64,
+    groups: u64,
+    groups_degraded: u64,
+    groups_below_quorum: u64,
+    repairs: u64,
+    unhealthy: Vec<HealthRecord>,
+    rebuild_after_ms: Option<u64>,
     nodes: u64,
     devices: u64,
     devices_alive: u64,
@@ -81,6 +90,13 @@ impl From<v1::StatusResponse> for StatusRecord {
                 })
                 .collect(),
             volumes: status.volumes,
+            volumes_unhealthy: status.volumes_unhealthy,
+            groups: status.groups,
+            groups_degraded: status.groups_degraded,
+            groups_below_quorum: status.groups_below_quorum,
+            repairs: status.repairs,
+            unhealthy: status.unhealthy.into_iter().map(HealthRecord::from).collect(),
+            rebuild_after_ms: Some(status.rebuild_after_ms).filter(|ms| *ms > 0),
             nodes: status.nodes,
             devices: status.devices,
             devices_alive: status.devices_alive,
@@ -124,7 +140,7 @@ fn describe(status: &StatusRecord) -> String {
             percent(status.used_bytes, status.capacity_bytes)
         ),
     ]);
-    table.row(["volumes".to_string(), status.volumes.to_string()]);
+    table.row(["volumes".to_string(), volumes(status)]);
     if status.problems.is_empty() {
         table.row(["problems", "none"]);
     }
@@ -134,6 +150,11 @@ fn describe(status: &StatusRecord) -> String {
         for problem in &status.problems {
             text.push_str(&format!("  {}: {}\n", problem.code, problem.message));
         }
+    }
+    let repairs = health::table(status.unhealthy.iter(), REPAIRS_SHOWN_MAX);
+    if !repairs.is_empty() {
+        text.push_str("\nrepairs:\n");
+        text.push_str(&repairs);
     }
     let mut table = Table::new(&["META", "ADDRESS", "STATE"]);
     for member in &status.members {
@@ -146,6 +167,23 @@ fn describe(status: &StatusRecord) -> String {
     }
     text.push('\n');
     text.push_str(&table.render());
+    text
+}
+
+/// How the volumes are, in a line.
+fn volumes(status: &StatusRecord) -> String {
+    let mut text = status.volumes.to_string();
+    if status.volumes_unhealthy > 0 {
+        text.push_str(&format!(
+            ", {} not whole: {} of {} with fewer copies than they should have",
+            status.volumes_unhealthy,
+            status.groups_degraded,
+            count(status.groups, "group")
+        ));
+    }
+    if status.groups_below_quorum > 0 {
+        text.push_str(&format!(", {} without a quorum", status.groups_below_quorum));
+    }
     text
 }
 
@@ -215,13 +253,33 @@ mod tests {
     }
 
     #[test]
+    fn volumes_that_are_not_whole_are_told_with_their_repairs() {
+        let status = v1::StatusResponse {
+            volumes_unhealthy: 1,
+            groups: 3,
+            groups_degraded: 2,
+            repairs: 2,
+            unhealthy: vec![health::tests::health()],
+            ..status()
+        };
+        let text = describe(&status.into());
+        let line = "volumes   1, 1 not whole: 2 of 3 groups with fewer copies than they should have\n";
+        assert!(text.contains(line), "{text}");
+        assert!(
+            text.contains("\nrepairs:\nVOLUME") && text.contains("about 10 s"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn the_state_of_the_cluster_has_stable_keys_for_programs() {
         let json = serde_json::to_value(StatusRecord::from(status())).unwrap();
         let keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(
             keys.join(" "),
-            "answered_by capacity_bytes cluster_id devices devices_alive leader_address leader_id members nodes \
-             problems term used_bytes version volumes"
+            "answered_by capacity_bytes cluster_id devices devices_alive groups groups_below_quorum groups_degraded \
+             leader_address leader_id members nodes problems rebuild_after_ms repairs term unhealthy used_bytes version \
+             volumes volumes_unhealthy"
         );
         assert_eq!(json["members"][2]["alive"], false);
     }

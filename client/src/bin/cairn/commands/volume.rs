@@ -7,6 +7,7 @@ use cairn_proto::ids::{DeviceId, VolumeId};
 use cairn_proto::units::ByteSize;
 use serde::Serialize;
 
+use super::health::{self, HealthRecord};
 use super::{ago, block_on, device_id, since, uuid_text};
 use crate::args::{CreateVolume, DeleteVolume, Global, GrowVolume, ShowVolume, SpreadArg, VolumeCommand};
 use crate::context::meta_client;
@@ -49,6 +50,7 @@ struct HolderRecord {
     address: String,
     generation: u32,
     since_unix_ms: u64,
+    caretaker: bool,
 }
 
 /// One group with its copies.
@@ -88,6 +90,7 @@ impl From<v1::Volume> for VolumeRecord {
                 address: holder.address,
                 generation: holder.generation,
                 since_unix_ms: holder.since_unix_ms,
+                caretaker: holder.caretaker,
             }),
             created_unix_ms: volume.created_unix_ms,
         }
@@ -215,6 +218,7 @@ async fn show(global: &Global, meta: &MetaClient, args: &ShowVolume) -> Result<(
         #[serde(flatten)]
         volume: VolumeRecord,
         group_list: Vec<GroupRecord>,
+        health: Option<HealthRecord>,
     }
     let request = v1::GetGroupsRequest {
         volume: by_name(&args.name),
@@ -224,8 +228,11 @@ async fn show(global: &Global, meta: &MetaClient, args: &ShowVolume) -> Result<(
     let shown = Shown {
         volume: present(answer.volume)?.into(),
         group_list: groups(&answer.groups, &answer.devices),
+        health: answer.health.map(HealthRecord::from),
     };
-    output::show(global.json, &shown, || describe(&shown.volume, &shown.group_list))
+    output::show(global.json, &shown, || {
+        describe(&shown.volume, &shown.group_list, shown.health.as_ref())
+    })
 }
 
 fn groups(groups: &[v1::GroupConfig], devices: &[v1::Device]) -> Vec<GroupRecord> {
@@ -257,7 +264,7 @@ fn groups(groups: &[v1::GroupConfig], devices: &[v1::Device]) -> Vec<GroupRecord
     groups.iter().map(group).collect()
 }
 
-fn describe(volume: &VolumeRecord, groups: &[GroupRecord]) -> String {
+fn describe(volume: &VolumeRecord, groups: &[GroupRecord], health: Option<&HealthRecord>) -> String {
     let mut table = Table::pairs();
     table.row(["name", volume.name.as_str()]);
     table.row(["id".to_string(), VolumeId(volume.id).to_string()]);
@@ -281,6 +288,9 @@ fn describe(volume: &VolumeRecord, groups: &[GroupRecord]) -> String {
             format!("{} for {}", holder.address, ago(since(holder.since_unix_ms))),
         ]),
         None => table.row(["used by", "nobody"]),
+    }
+    if let Some(health) = health {
+        table.row(["health".to_string(), health::words(health)]);
     }
     let mut text = table.render();
     let mut table = Table::new(&["GROUP", "IN SYNC", "JOINING", "STALE"]);
@@ -311,6 +321,11 @@ fn describe(volume: &VolumeRecord, groups: &[GroupRecord]) -> String {
     }
     text.push('\n');
     text.push_str(&table.render());
+    let repairs = health.map(|health| health::table(std::iter::once(health), usize::MAX));
+    if let Some(repairs) = repairs.filter(|repairs| !repairs.is_empty()) {
+        text.push_str("\nrepairs:\n");
+        text.push_str(&repairs);
+    }
     text
 }
 
@@ -399,7 +414,7 @@ mod tests {
             "{\"id\":7,\"name\":\"demo\",\"size_bytes\":10737418240,\"copies\":3,\"write_quorum\":2,\
              \"allow_single_copy\":false,\"groups\":1,\"generation\":4,\"holder\":{\
              \"client_id\":\"abababab-abab-abab-abab-abababababab\",\"address\":\"here\",\"generation\":4,\
-             \"since_unix_ms\":1},\"created_unix_ms\":1}"
+             \"since_unix_ms\":1,\"caretaker\":false},\"created_unix_ms\":1}"
         );
     }
 
@@ -426,7 +441,7 @@ mod tests {
             ..v1::GroupConfig::default()
         };
         let groups = groups(&[config], &[device(1, true), device(2, false)]);
-        let text = describe(&volume("demo", None), &groups);
+        let text = describe(&volume("demo", None), &groups, None);
         assert!(text.contains("copies   3, 2 acknowledge a write\n"), "{text}");
         assert!(text.contains("used by  nobody\n"), "{text}");
         assert!(
@@ -436,5 +451,12 @@ mod tests {
             ),
             "{text}"
         );
+        let health = HealthRecord::from(health::tests::health());
+        let text = describe(&volume("demo", None), &groups, Some(&health));
+        assert!(
+            text.contains("health   2 groups with fewer copies than they should have\n"),
+            "{text}"
+        );
+        assert!(text.contains("\nrepairs:\nVOLUME"), "{text}");
     }
 }

@@ -63,6 +63,13 @@ pub fn writer_of(volume: VolumeId, sector: u64, content: &[u8]) -> Result<Writer
     ))
 }
 
+/// Whether a block holds, from its first sector on, what some operation wrote to this volume, wherever that was.
+pub fn is_content_of(volume: VolumeId, block: &[u8; BLOCK_BYTES]) -> bool {
+    let word = |i: usize| u64::from_le_bytes(block[i * 8..i * 8 + 8].try_into().expect("eight bytes"));
+    let writer = u32::try_from(word(2)).unwrap_or(ZEROES);
+    word(0) == volume.0 && writer != ZEROES && block[..SECTOR_BYTES] == sector_content(volume, word(1), writer)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +88,8 @@ mod tests {
         torn[511] ^= 1;
         assert!(writer_of(VolumeId(3), 17, &torn).is_err(), "damaged");
         assert_eq!(writer_of(VolumeId(3), 17, &ZERO_SECTOR), Ok(ZEROES));
+        let block: &[u8; BLOCK_BYTES] = content[..BLOCK_BYTES].try_into().unwrap();
+        assert!(is_content_of(VolumeId(3), block) && !is_content_of(VolumeId(4), block));
+        assert!(!is_content_of(VolumeId(0), &[0; BLOCK_BYTES]));
     }
 }

@@ -1,4 +1,6 @@
-//! The clock of one process: it never stops, not in a freeze either, but runs a little fast or slow.
+//! The clock of one process: it never stops, not in a freeze either, but runs a little fast or slow, and may jump forward.
+
+use std::time::Duration;
 
 use cairn_proto::time::Time;
 
@@ -17,6 +19,11 @@ impl Clock {
             origin_nanos,
             drift_ppm,
         }
+    }
+
+    /// From now on it shows so much more.
+    pub fn jump(&mut self, span: Duration) {
+        self.origin_nanos += u64::try_from(span.as_nanos()).expect("jumps are short");
     }
 
     /// What it shows at a world time.

@@ -4,10 +4,19 @@ use std::time::Duration;
 
 use cairn_proto::disk::{DiskDone, DiskGeometry, DiskOp, DiskToken};
 use cairn_proto::limits::BLOCK_BYTES;
-use cairn_storage_node::testing::{MemoryDevice, Prng};
+use cairn_storage_node::testing::{Fault, MemoryDevice, Prng};
 
 use super::options::DiskOptions;
 use crate::rng::Rng;
+
+/// How often operations fail: per thousand.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct DiskErrors {
+    /// Reads.
+    pub reads: u32,
+    /// Writes and flushes.
+    pub writes: u32,
+}
 
 /// A device, its timing, and what is wrong with it now. It outlives the processes that use it.
 pub struct Disk {
@@ -24,6 +33,9 @@ pub struct Disk {
     kept_back: Vec<DiskToken>,
     /// Those of them that have taken their time.
     overdue: Vec<DiskToken>,
+    errors: DiskErrors,
+    /// Whether an operation of the process that uses it now has failed.
+    hurt: bool,
 }
 
 impl Disk {
@@ -43,6 +55,8 @@ impl Disk {
             held: Vec::new(),
             kept_back: Vec::new(),
             overdue: Vec::new(),
+            errors: DiskErrors::default(),
+            hurt: false,
         }
     }
 
@@ -68,7 +82,44 @@ impl Disk {
             self.held.push(token);
             return None;
         }
+        if self.fails(token) {
+            self.hurt = true;
+            return Some(self.device.complete_with(token, Fault::default(), &mut self.prng));
+        }
         Some(self.device.complete(token))
+    }
+
+    fn fails(&mut self, token: DiskToken) -> bool {
+        let DiskErrors { reads, writes } = self.errors;
+        if (reads, writes) == (0, 0) {
+            return false;
+        }
+        let odds = match self.device.in_flight().find(|op| token_of(op) == token) {
+            Some(DiskOp::Read { .. }) => reads,
+            _ => writes,
+        };
+        self.rng.permille(odds)
+    }
+
+    /// Whether an operation under way is a read.
+    pub fn is_read(&self, token: DiskToken) -> bool {
+        let op = self.device.in_flight().find(|op| token_of(op) == token);
+        matches!(op, Some(DiskOp::Read { .. }))
+    }
+
+    /// Operations fail so often from now on.
+    pub fn set_errors(&mut self, errors: DiskErrors) {
+        self.errors = errors;
+    }
+
+    /// Whether operations fail now.
+    pub fn has_errors(&self) -> bool {
+        self.errors.reads > 0 || self.errors.writes > 0
+    }
+
+    /// Whether an operation of the process that uses it now has failed.
+    pub fn is_hurt(&self) -> bool {
+        self.hurt
     }
 
     /// Its process was killed.
@@ -84,6 +135,7 @@ impl Disk {
     }
 
     fn forget_late(&mut self) {
+        self.hurt = false;
         self.held.clear();
         self.kept_back.clear();
         self.overdue.clear();
@@ -126,6 +178,7 @@ impl Disk {
     /// Nothing is wrong with it any more.
     pub fn heal(&mut self) -> Vec<DiskToken> {
         (self.slow, self.stuck) = (0, 0);
+        self.errors = DiskErrors::default();
         let mut late = std::mem::take(&mut self.held);
         late.extend(self.let_go());
         late

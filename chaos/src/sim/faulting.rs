@@ -3,16 +3,25 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cairn_proto::disk::DeviceBlock;
+use cairn_proto::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK};
+
+use super::actors::{Actor, Input, operator};
+use super::disk::DiskErrors;
 use super::nemesis::FaultKind;
 use super::options::Options;
 use super::process::Process;
 use super::split::Play;
-use super::world::{Event, SessionPhase, World};
+use super::world::{Event, GROWN_BLOCKS, SessionPhase, World};
 use crate::checker::history::Broken;
+use crate::checker::pattern::is_content_of;
 use crate::rng::{Rng, mix};
 
 /// How often it is looked whether each volume is in use.
 const KEEP_INTERVAL: Duration = Duration::from_millis(150);
+
+/// A volume with more regions than this does not grow any more.
+const GROWN_REGIONS_MAX: usize = 7;
 
 /// An entry of the schedule about faults.
 #[derive(Clone, Debug)]
@@ -34,6 +43,8 @@ pub(super) enum Strike {
     Unslow(Process),
     UnslowDisk(u8),
     Unstick(u8),
+    /// A device works again; a node that has given it up is started anew.
+    Mend(u8),
     /// The play about split holders goes on.
     Play,
 }
@@ -91,6 +102,7 @@ impl World {
         for node in 0..self.options.nodes {
             let tokens = self.disks[usize::from(node)].heal();
             self.unstick(node, tokens);
+            self.end_of_failed(node);
         }
         for process in self.processes() {
             if let Some(slot) = self.slots.get_mut(&process)
@@ -150,6 +162,7 @@ impl World {
                 let tokens = self.disks[usize::from(node)].stuck(false);
                 self.unstick(node, tokens);
             }
+            Strike::Mend(node) => self.mend(node),
             Strike::Play => self.go_on_playing()?,
         }
         Ok(())
@@ -237,6 +250,12 @@ impl World {
             FaultKind::TakeOver => self.take_over()?,
             FaultKind::Zombie => self.zombie()?,
             FaultKind::Split => self.begin_play(),
+            FaultKind::HandOver => self.hand_over()?,
+            FaultKind::Grow => self.grow()?,
+            FaultKind::ClockJump => self.jump_clock()?,
+            FaultKind::ReadError => self.device_errors(true),
+            FaultKind::WriteError => self.device_errors(false),
+            FaultKind::BitRot => self.rot(),
             FaultKind::Release => {
                 let open: Vec<usize> = self.open_sessions();
                 if !open.is_empty() {
@@ -250,7 +269,7 @@ impl World {
     }
 
     /// The node that stays away or is slow: the same one for the whole run, so that the others are never at fault for that.
-    fn victim(&self) -> u8 {
+    pub(super) fn victim(&self) -> u8 {
         (mix(self.options.seed) % u64::from(self.options.nodes)) as u8
     }
 
@@ -412,6 +431,117 @@ impl World {
         let ways: Vec<_> = ways.flat_map(|(a, b)| [(a, b), (b, a)]).collect();
         if !ways.is_empty() {
             self.block(ways);
+        }
+    }
+
+    /// A volume moves: the target is there, the source drains and releases, the guest goes on at the target.
+    fn hand_over(&mut self) -> Result<(), Broken> {
+        let open = self.open_sessions();
+        if open.is_empty() {
+            return Ok(());
+        }
+        let source = *self.faulting.rng.pick(&open);
+        let volume = self.sessions[source].volume;
+        let free = self.free_clients(volume);
+        if free.is_empty() {
+            return Ok(());
+        }
+        let client = *self.faulting.rng.pick(&free);
+        let target = self.open(client, volume)?;
+        self.sessions[target].after = Some(source);
+        self.close(source)
+    }
+
+    fn grow(&mut self) -> Result<(), Broken> {
+        let volume = self.faulting.rng.index(self.volumes.len());
+        let blocks = self.faulting.rng.within(GROWN_BLOCKS, u64::from(BLOCKS_PER_CHUNK));
+        let bytes = self.options.volumes[volume].bytes + blocks * BLOCK_BYTES as u64;
+        if self.options.volumes[volume].regions.len() > GROWN_REGIONS_MAX {
+            return Ok(());
+        }
+        let id = self.volumes[volume].created.id;
+        self.deliver(Process::Operator, Input::Operator(operator::Wish::Grow(id, bytes)))
+    }
+
+    /// Of nodes no clock jumps: that none does by itself, only together with the time that a host was suspended, is what
+    /// read grants rest on.
+    fn jump_clock(&mut self) -> Result<(), Broken> {
+        let candidates = self.alive(|process| !matches!(process, Process::Node(_)));
+        if candidates.is_empty() {
+            return Ok(());
+        }
+        let process = *self.faulting.rng.pick(&candidates);
+        let most = *self.faulting.rng.pick(&[50, 2000, 60_000]);
+        let span = self
+            .faulting
+            .rng
+            .span(Duration::from_millis(1), Duration::from_millis(most));
+        self.note(format_args!("the clock of {process} jumps by {span:?}"));
+        self.jump(process, span)
+    }
+
+    /// On one device at a time, of those with production's store.
+    fn device_errors(&mut self, of_reads: bool) {
+        let hurt = |disk: &super::disk::Disk| disk.is_hurt() || disk.has_errors();
+        if self.options.model_store || self.disks.iter().any(hurt) {
+            return;
+        }
+        let node = self.faulting.rng.index(self.disks.len()) as u8;
+        let odds = *self.faulting.rng.pick(&[20, 200, 1000]);
+        let errors = match of_reads {
+            true => DiskErrors { reads: odds, writes: 0 },
+            false => DiskErrors { reads: 0, writes: odds },
+        };
+        self.note(format_args!("node-{node}: {errors:?}"));
+        self.disks[usize::from(node)].set_errors(errors);
+        let span = self.span();
+        self.later(span, Strike::Mend(node));
+    }
+
+    fn mend(&mut self, node: u8) {
+        self.disks[usize::from(node)].set_errors(DiskErrors::default());
+        if self.end_of_failed(node) {
+            let span = self.span();
+            self.later(span, Strike::Restart(Process::Node(node)));
+        }
+    }
+
+    /// Ends a node that has given its device up, as whoever looks after it does.
+    fn end_of_failed(&mut self, node: u8) -> bool {
+        let process = Process::Node(node);
+        let slot = self.slots.get(&process).and_then(|slot| slot.actor.as_ref());
+        let failed = match slot {
+            Some(Actor::Node(actor)) => actor.status().is_some_and(|status| status.failed.is_some()),
+            _ => false,
+        };
+        if failed {
+            self.kill(process, false);
+        }
+        failed
+    }
+
+    /// Bits of a few blocks of guests flip, on the victim's device only: nobody may read what they say now.
+    fn rot(&mut self) {
+        let node = usize::from(self.victim());
+        let blocks = self.options.disk.bytes / BLOCK_BYTES as u64;
+        let wanted = self.faulting.rng.within(1, 8);
+        let mut flipped = 0;
+        for _ in 0..400 {
+            let at = DeviceBlock(self.faulting.rng.below(blocks));
+            let bit = self.faulting.rng.index(BLOCK_BYTES * 8);
+            let of_guest = {
+                let content = self.disks[node].device.peek(at);
+                let mut volumes = self.volumes.iter();
+                volumes.any(|volume| is_content_of(volume.created.id, content))
+            };
+            if of_guest {
+                self.note(format_args!("node-{node}: bit {bit} of {at} flips"));
+                self.disks[node].device.rot(at, bit);
+                flipped += 1;
+            }
+            if flipped == wanted {
+                return;
+            }
         }
     }
 

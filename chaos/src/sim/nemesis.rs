@@ -71,6 +71,18 @@ kinds! {
     Zombie = ("zombie", 6),
     /// Holders of a group that come one after the other reach different members of it.
     Split = ("split-holders", 3),
+    /// A volume moves from one client to another while its guest goes on.
+    HandOver = ("hand-over", 3),
+    /// A volume grows under load.
+    Grow = ("grow", 2),
+    /// The clock of a client or of a metadata server jumps forward.
+    ClockJump = ("jump", 3),
+    /// Reads of a device fail.
+    ReadError = ("read-error", 2),
+    /// Writes and flushes of a device fail.
+    WriteError = ("write-error", 2),
+    /// Stored bits flip: on one device only, the same each time.
+    BitRot = ("bit-rot", 2),
     /// A volume is released.
     Release = ("release", 3),
     /// One node, the same each time, stays away for long.

@@ -88,6 +88,9 @@ pub struct Options {
     pub faults: FaultOptions,
     /// Only one node is ever at fault, so that no I/O may wait for long.
     pub lonely: bool,
+    /// Bits flip on the device of one node. No device starts anew in these seeds: a log whose end is rotten is taken for one
+    /// that was cut off, so the device would forget what it has acknowledged.
+    pub rot: bool,
     /// A planted bug.
     #[cfg(feature = "canary")]
     pub planted: Option<super::canary::Planted>,
@@ -102,6 +105,7 @@ impl Options {
         let zombies = !calm && rng.permille(120);
         let split = !calm && !zombies && rng.permille(350);
         let lonely = !calm && !zombies && !split && rng.permille(200);
+        let rot = !calm && !zombies && !split && !lonely && rng.permille(120);
         let calm_network = calm || lonely || (split && rng.permille(500));
         let volume_count = [1, 1, 2, 3][rng.index(4)];
         let mut options = Options {
@@ -115,20 +119,22 @@ impl Options {
             },
             volumes: (0..volume_count).map(|_| volume(rng)).collect(),
             tiny_limits: rng.permille(600),
-            model_store: rng.permille(MODEL_STORE_PERMILLE),
+            model_store: rng.permille(MODEL_STORE_PERMILLE) && !rot,
             faulty: rng.span(Duration::from_secs(3), Duration::from_secs(12)),
             ops_max: rng.within(200, 900) as u32,
             probe_permille: 15,
             drift_ppm: *rng.pick(&[0, 50, 300, 2000]),
             network: network(rng, calm_network),
             disk: disk(rng),
-            faults: match (zombies, split, lonely) {
+            faults: match (zombies, split, lonely, rot) {
                 (true, ..) => zombie_faults(rng),
-                (_, true, _) => split_faults(rng),
-                (.., true) => lonely_faults(rng),
+                (_, true, ..) => split_faults(rng),
+                (_, _, true, _) => lonely_faults(rng),
+                (.., true) => rot_faults(rng),
                 _ => faults(rng, calm),
             },
             lonely,
+            rot,
             #[cfg(feature = "canary")]
             planted: None,
         };
@@ -218,7 +224,7 @@ fn disk(rng: &mut Rng) -> DiskOptions {
 fn faults(rng: &mut Rng, calm: bool) -> FaultOptions {
     // Swarm testing: each seed leaves out many kinds of fault, so that the others meet undisturbed.
     let keep = *rng.pick(&[200, 500, 1000]);
-    let mut weights = FaultKind::ALL.map(|kind| match rng.permille(keep) {
+    let mut weights = FaultKind::ALL.map(|kind| match rng.permille(keep) && kind != FaultKind::BitRot {
         true => kind.weight(),
         false => 0,
     });
@@ -246,6 +252,21 @@ fn zombie_faults(rng: &mut Rng) -> FaultOptions {
     FaultOptions {
         interval: Duration::from_millis(*rng.pick(&[1500, 3000])),
         span: Duration::from_millis(*rng.pick(&[1000, 2500])),
+        weights,
+    }
+}
+
+fn rot_faults(rng: &mut Rng) -> FaultOptions {
+    let others = rng.permille(700);
+    let weights = FaultKind::ALL.map(|kind| match kind {
+        FaultKind::BitRot => 8,
+        FaultKind::KillClient | FaultKind::TakeOver | FaultKind::HandOver | FaultKind::Isolate if others => 1,
+        FaultKind::SlowDisk | FaultKind::Reset | FaultKind::KillMeta if others => 1,
+        _ => 0,
+    });
+    FaultOptions {
+        interval: Duration::from_millis(*rng.pick(&[100, 400])),
+        span: Duration::from_millis(*rng.pick(&[300, 1000])),
         weights,
     }
 }

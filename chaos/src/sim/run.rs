@@ -408,7 +408,8 @@ impl World {
                 match &first {
                     None => first = Some((node, held)),
                     Some((other, first)) => {
-                        if let Some(words) = difference(first, &held) {
+                        let rotten = |node: u8| self.options.rot && node == self.victim();
+                        if let Some(words) = difference((first, rotten(*other)), (&held, rotten(node))) {
                             return Ok(Some(format!("group {group} on node-{other} and node-{node}: {words}")));
                         }
                     }

@@ -8,6 +8,7 @@ use cairn_client::core::api::VolumeHandle;
 use cairn_client::volume::api::{OpId, VolumeError, VolumeReply};
 use cairn_proto::disk::{DiskOp, DiskToken};
 use cairn_proto::ids::{Generation, VolumeId};
+use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::time::Time;
 
 use super::actors::client::{ClientActor, Wish};
@@ -31,6 +32,15 @@ const TIMERS_AT_ONCE_MAX: u32 = 10_000;
 
 /// Time between an answer and the next operation of a guest that a play is about, at the most.
 const AIMED_THINK: Duration = Duration::from_millis(4);
+
+/// Blocks around the former end of a volume that are used once it has grown.
+pub(super) const GROWN_BLOCKS: u64 = 6;
+
+/// How often a guest that moves looks whether it may begin.
+const HAND_OVER_LOOK: Duration = Duration::from_millis(1);
+
+/// After this time a process that has ended by itself is started again.
+const EXIT_PAUSE: Duration = Duration::from_millis(500);
 
 /// An entry of the schedule.
 #[derive(Debug)]
@@ -100,6 +110,10 @@ pub(super) struct Session {
     pub(super) generation: Option<Generation>,
     /// Operations that were done.
     pub(super) done: u64,
+    /// The size of the volume as its client knows it.
+    pub(super) told_bytes: u64,
+    /// The session from which this one takes the volume over in order: the guest begins when that one is over.
+    pub(super) after: Option<usize>,
     /// The generation whose seals were looked for on the devices.
     pub(super) seal_probed: Option<Generation>,
 }
@@ -125,6 +139,8 @@ pub struct World {
     pub(super) busy: bool,
     pub(super) ops_done: u64,
     pub(super) errors: BTreeMap<String, u64>,
+    /// Processes that end by themselves.
+    exits: Vec<Process>,
     set_up: bool,
     pub(super) trace: Trace,
     out: Vec<Output>,
@@ -154,6 +170,7 @@ impl World {
             busy: false,
             ops_done: 0,
             errors: BTreeMap::new(),
+            exits: Vec::new(),
             set_up: false,
             trace,
             out: Vec::new(),
@@ -205,6 +222,12 @@ impl World {
                 }
             }
             Event::Nemesis(strike) => self.strike(strike)?,
+        }
+        for process in std::mem::take(&mut self.exits) {
+            self.kill(process, false);
+            let at = self.now() + EXIT_PAUSE;
+            self.schedule
+                .at(at, Event::Nemesis(super::faulting::Strike::Restart(process)));
         }
         self.collect_network();
         Ok(true)
@@ -368,6 +391,16 @@ impl World {
                 self.set_up = true;
                 self.volumes = created.into_iter().map(|created| VolumeState { created }).collect();
             }
+            Output::Grown(id, bytes) => self.grown(id, bytes),
+            Output::Unusable(words) => {
+                let Process::Node(node) = process else {
+                    unreachable!("only nodes have devices");
+                };
+                if !self.disks[usize::from(node)].is_hurt() {
+                    return Err(self.broken("components agree with each other", words));
+                }
+                self.exits.push(process);
+            }
             Output::Broken(words) => return Err(self.broken("components agree with each other", words)),
             Output::Opened(handle) => {
                 if let Some(session) = self.session_mut(process, handle) {
@@ -402,6 +435,19 @@ impl World {
             } => self.replied(process, volume, op, result, generation)?,
         }
         Ok(())
+    }
+
+    /// A volume has grown: guests use what is new, and what lies around its former end.
+    fn grown(&mut self, id: VolumeId, bytes: u64) {
+        let Some(volume) = self.volumes.iter().position(|volume| volume.created.id == id) else {
+            return;
+        };
+        let volume = &mut self.options.volumes[volume];
+        if bytes > volume.bytes {
+            let former_end = volume.bytes / BLOCK_BYTES as u64;
+            volume.regions.push((former_end - 2, GROWN_BLOCKS));
+            volume.bytes = bytes;
+        }
     }
 
     pub(super) fn is_set_up(&self) -> bool {
@@ -455,6 +501,7 @@ impl World {
         if !same_run {
             return Ok(());
         }
+        let is_read = self.disks[usize::from(node)].is_read(token);
         let Some(done) = self.disks[usize::from(node)].complete(token) else {
             return Ok(());
         };
@@ -462,7 +509,28 @@ impl World {
         let numbers = [13, process.number(), token.0];
         self.trace
             .event(now, &numbers, format_args!("{process} disk done {token:?}"));
-        self.deliver(process, Input::Disk(done))
+        let failed = done.result.is_err();
+        self.deliver(process, Input::Disk(done))?;
+        if failed {
+            self.check_failure_is_told(node, is_read)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A device that does not take what it is given is given up, and its node says so.
+    fn check_failure_is_told(&self, node: u8, is_read: bool) -> Result<(), Broken> {
+        let slot = self.slots.get(&Process::Node(node)).filter(|slot| slot.frozen == 0);
+        let Some(Actor::Node(actor)) = slot.and_then(|slot| slot.actor.as_ref()) else {
+            return Ok(());
+        };
+        match actor.status() {
+            Some(status) if !is_read && status.failed.is_none() => Err(self.broken(
+                "a device that fails is told of",
+                format!("node-{node} had a write or a flush that failed, and goes on"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn unstick(&mut self, node: u8, tokens: Vec<DiskToken>) {
@@ -543,6 +611,18 @@ impl World {
         self.handles.retain(|(of, _), _| *of != client);
     }
 
+    /// The clock of a process jumps forward: what it waited for may be due.
+    pub(super) fn jump(&mut self, process: Process, span: Duration) -> Result<(), Broken> {
+        let Some(slot) = self.slots.get_mut(&process) else {
+            return Ok(());
+        };
+        slot.clock.jump(span);
+        if slot.actor.is_some() && slot.frozen == 0 {
+            self.run_actor(process, |_, _| ())?;
+        }
+        Ok(())
+    }
+
     // Guests.
 
     fn session_mut(&mut self, process: Process, handle: VolumeHandle) -> Option<&mut Session> {
@@ -565,6 +645,8 @@ impl World {
             guest: Guest::new(number, rng),
             generation: None,
             done: 0,
+            told_bytes: self.options.volumes[volume].bytes,
+            after: None,
             seal_probed: None,
         });
         self.handles.insert((client, handle), index);
@@ -617,6 +699,21 @@ impl World {
         if self.handles.get(&(client, volume)) != Some(&(session as usize)) {
             return Ok(());
         }
+        if let Some(before) = self.sessions[session as usize].after
+            && self.sessions[before].phase != SessionPhase::Over
+            && self.busy
+        {
+            let at = self.now() + HAND_OVER_LOOK;
+            self.schedule.at(
+                at,
+                Event::Guest {
+                    client,
+                    volume,
+                    session,
+                },
+            );
+            return Ok(());
+        }
         loop {
             let state = &mut self.sessions[session as usize];
             let options = &self.options.volumes[state.volume];
@@ -642,7 +739,7 @@ impl World {
         let place = (plan.sector, plan.sectors);
         let number = self.history.call(now, session.guest.session, id, plan.kind, place);
         let op = session.guest.begin(number, plan);
-        let (client, handle) = (session.client, session.handle);
+        let (client, handle, volume) = (session.client, session.handle, session.volume);
         let numbers = [
             32,
             client.into(),
@@ -659,6 +756,10 @@ impl World {
                 plan.kind, plan.sector, plan.sectors
             ),
         );
+        let bytes = self.options.volumes[volume].bytes;
+        if std::mem::replace(&mut self.sessions[index].told_bytes, bytes) < bytes {
+            self.deliver(Process::Client(client), Input::Guest(Wish::Grown(handle, bytes)))?;
+        }
         let request = plan.request(id, number);
         self.deliver(Process::Client(client), Input::Guest(Wish::Submit(handle, op, request)))
     }

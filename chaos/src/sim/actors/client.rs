@@ -31,6 +31,8 @@ pub enum Wish {
     Open(VolumeHandle, VolumeId),
     /// Stop serving it.
     Close(VolumeHandle),
+    /// The volume has grown to so many bytes.
+    Grown(VolumeHandle, u64),
     /// Do an operation.
     Submit(VolumeHandle, OpId, VolumeOp),
 }
@@ -125,6 +127,10 @@ impl ClientActor {
                 self.opening.insert(call, (handle, id));
             }
             Wish::Close(volume) => self.core.handle(ctx.now, Event::CloseVolume { volume }),
+            Wish::Grown(volume, bytes) => {
+                let size = ByteSize(bytes);
+                self.core.handle(ctx.now, Event::Grown { volume, size });
+            }
             Wish::Submit(volume, op, request) => self.core.handle(ctx.now, Event::Submit { volume, op, request }),
         }
     }

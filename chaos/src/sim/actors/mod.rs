@@ -9,7 +9,7 @@ pub mod operator;
 use cairn_client::core::api::VolumeHandle;
 use cairn_client::volume::api::{OpId, VolumeError, VolumeReply};
 use cairn_proto::disk::{DiskDone, DiskOp};
-use cairn_proto::ids::Generation;
+use cairn_proto::ids::{Generation, VolumeId};
 use cairn_proto::time::Time;
 
 use super::msg::Msg;
@@ -86,6 +86,10 @@ pub enum Output {
     },
     /// The operator has done all it was told.
     SetUp(Vec<operator::Created>),
+    /// A volume has this size from now on.
+    Grown(VolumeId, u64),
+    /// A node can't use its device: its process ends.
+    Unusable(String),
     /// Something that must not be.
     Broken(String),
 }

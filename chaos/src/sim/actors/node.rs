@@ -256,10 +256,10 @@ impl NodeActor {
                 ctx.note(format_args!("has opened its device at commit {}", store.commit_seq()));
                 self.serve(ctx, *store);
             }
-            StoreState::Poisoned(error) => ctx.out.push(Output::Broken(format!("{}: poisoned: {error}", ctx.me))),
+            StoreState::Poisoned(error) => ctx.out.push(Output::Unusable(format!("{}: poisoned: {error}", ctx.me))),
             StoreState::Refused(error) => {
                 ctx.out
-                    .push(Output::Broken(format!("{} can't open its device: {error}", ctx.me)));
+                    .push(Output::Unusable(format!("{} can't open its device: {error}", ctx.me)));
             }
         }
     }

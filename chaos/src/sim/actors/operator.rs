@@ -1,9 +1,10 @@
 //! Who sets the cluster up: waits for the nodes, creates the volumes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cairn_meta::state::Outcome;
-use cairn_meta::state::command::{Command, CreateVolume};
+use cairn_meta::state::command::{Command, CreateVolume, GrowVolume, Selector};
 use cairn_meta::state::model::{Spread, Volume};
 use cairn_proto::control::Code;
 use cairn_proto::ids::VolumeId;
@@ -22,6 +23,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub enum Wish {
     /// Create volumes of these sizes; whether one copy is enough to write them when no more are in sync.
     Create(Vec<(u64, bool)>),
+    /// Let a volume have this size.
+    Grow(VolumeId, u64),
 }
 
 /// A volume that was created.
@@ -41,6 +44,7 @@ pub struct OperatorActor {
     todo: Vec<(u64, bool)>,
     created: Vec<Created>,
     retry_at: Option<Time>,
+    growing: BTreeMap<u64, (VolumeId, u64)>,
 }
 
 impl OperatorActor {
@@ -52,6 +56,7 @@ impl OperatorActor {
             todo: Vec::new(),
             created: Vec::new(),
             retry_at: None,
+            growing: BTreeMap::new(),
         }
     }
 
@@ -61,6 +66,9 @@ impl OperatorActor {
                 self.todo = volumes.into_iter().rev().collect();
                 self.create(ctx);
             }
+            // One step after the other: volumes never become smaller.
+            Input::Operator(Wish::Grow(id, _)) if self.growing.values().any(|(growing, _)| *growing == id) => {}
+            Input::Operator(Wish::Grow(id, size_bytes)) => self.grow(ctx, id, size_bytes),
             Input::Net(Delivery::Message {
                 message: Msg::Answer { id, answer },
                 ..
@@ -110,7 +118,28 @@ impl OperatorActor {
         ctx.send_calls(calls);
     }
 
-    fn ended(&mut self, ctx: &mut Ctx<'_>, (_, answer): Ended) {
+    fn grow(&mut self, ctx: &mut Ctx<'_>, id: VolumeId, size_bytes: u64) {
+        let command = Command::GrowVolume(GrowVolume {
+            volume: Selector::Id(id),
+            size_bytes,
+        });
+        let mut calls = Vec::new();
+        let call = self.caller.call(ctx.now, Request::Command(command), &mut calls);
+        ctx.send_calls(calls);
+        self.growing.insert(call, (id, size_bytes));
+    }
+
+    fn ended(&mut self, ctx: &mut Ctx<'_>, (call, answer): Ended) {
+        if let Some((id, size_bytes)) = self.growing.remove(&call) {
+            match answer {
+                Some(Answer::Done { .. }) => ctx.out.push(Output::Grown(id, size_bytes)),
+                Some(Answer::Refused(refusal)) => ctx
+                    .out
+                    .push(Output::Broken(format!("volume {id} can't grow: {refusal}"))),
+                _ => self.grow(ctx, id, size_bytes),
+            }
+            return;
+        }
         match answer {
             Some(Answer::Done {
                 outcome: Outcome::Volume(id, volume),

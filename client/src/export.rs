@@ -82,6 +82,7 @@ impl ExportServer {
             only: config.only,
             default_export: config.default_export,
             read_only: config.read_only,
+            node_id: 0,
         };
         let running = start_client(config.meta, config.words, settings, listeners, ClientCore::new).await;
         Ok(ExportServer {

@@ -1,5 +1,6 @@
 #![doc = include_str!("../DESIGN.md")]
 
+pub mod caretaker;
 pub mod config;
 pub mod core;
 pub mod driver;

@@ -6,14 +6,16 @@ use std::time::Duration;
 use cairn_meta::client::{ClientError, MetaClient};
 use cairn_proto::control::Code;
 use cairn_proto::control::v1;
-use cairn_proto::ids::{DeviceId, Epoch, GroupId, GroupIndex, VolumeId};
+use cairn_proto::ids::{DeviceId, Epoch, Generation, GroupId, GroupIndex, VolumeId};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::message::Holder;
+use tokio::sync::watch;
 
 use crate::config::NodeConfig;
 use crate::driver::WriteCache;
 use crate::host::limits::{DAMAGED_VOLUMES_MAX, HELD_MAX};
 use crate::host::{HeldReplica, HostStatus, ScrubStatus};
+use crate::process::Care;
 use crate::process::device::{Device, Phase, random};
 
 /// The highest feature level that this version understands.
@@ -24,6 +26,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const INTERVAL_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 /// Groups on one page of an inventory.
 const INVENTORY_PAGE: usize = 4096;
+/// Volumes that meta can have a node take care of.
+const CARE_TASKS_MAX: usize = 4;
 /// Bytes of words about what is wrong.
 const TROUBLE_BYTES_MAX: usize = 256;
 /// How long to wait before registering again after meta has said that another process has this node's name.
@@ -38,14 +42,17 @@ pub(crate) struct Reporter {
     /// As registered, and with which devices.
     registered: Option<(u64, Vec<DeviceId>)>,
     interval: Duration,
+    /// Where what meta wants to be taken care of is told.
+    care: watch::Sender<Care>,
     /// Whether the last call failed: said once.
     silent: bool,
 }
 
 impl Reporter {
-    pub(crate) fn new(config: &NodeConfig, meta: MetaClient) -> Reporter {
+    pub(crate) fn new(config: &NodeConfig, meta: MetaClient, care: watch::Sender<Care>) -> Reporter {
         Reporter {
             meta,
+            care,
             name: config.name.clone(),
             domain: v1::FailureDomain {
                 room: config.domain.room.clone(),
@@ -189,6 +196,7 @@ impl Reporter {
             .await?;
         self.meta.set_endpoints(answer.members);
         self.set_interval(answer.heartbeat_interval_ms);
+        self.tell_care(node_id, &answer.care);
         for wanted in &answer.scrub {
             let is_wanted = |device: &&Device| id_of(device).map(wire_id).as_ref() == Some(wanted);
             if let Some(Phase::Running(thread)) = devices.iter().find(is_wanted).map(|device| &device.phase) {
@@ -203,6 +211,18 @@ impl Reporter {
             }
         }
         Ok(())
+    }
+
+    fn tell_care(&self, node_id: u64, tasks: &[v1::CareTask]) {
+        // A generation that can't be is none that was granted.
+        let task = |task: &v1::CareTask| Some((VolumeId(task.volume_id), Generation::new(task.generation_seen)?));
+        let volumes = tasks.iter().take(CARE_TASKS_MAX).filter_map(task).collect();
+        let care = Care { node_id, volumes };
+        self.care.send_if_modified(|known| {
+            let is_news = *known != care;
+            *known = care;
+            is_news
+        });
     }
 
     /// Tells what a device holds, and drops what meta says that nobody needs.

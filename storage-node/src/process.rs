@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use cairn_meta::client::MetaClient;
 use cairn_meta::metrics::{MetricsServer, serve_metrics};
-use cairn_proto::ids::ClusterId;
+use cairn_proto::ids::{ClusterId, Generation, VolumeId};
 use device::{Device, Phase};
 pub use error::NodeError;
+use tokio::sync::watch;
 
 use crate::config::{DEVICES_MAX, NodeConfig};
 use crate::heartbeat::Reporter;
@@ -25,6 +26,15 @@ const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the threads may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// What meta wants a node to take care of, as it said last.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Care {
+    /// The node, as meta calls it; 0 before it is registered.
+    pub node_id: u64,
+    /// Volumes, each with the last generation that was granted when it was given; at most 4.
+    pub volumes: Vec<(VolumeId, Generation)>,
+}
+
 /// A storage node that has its devices and its ports, and serves nothing yet.
 #[derive(Debug)]
 pub struct Node {
@@ -32,6 +42,7 @@ pub struct Node {
     meta: MetaClient,
     devices: Vec<Device>,
     metrics: Option<MetricsServer>,
+    care: watch::Sender<Care>,
 }
 
 /// Runs a storage node until `shutdown` ends.
@@ -70,12 +81,18 @@ impl Node {
             meta,
             devices,
             metrics,
+            care: watch::Sender::new(Care::default()),
         })
     }
 
     /// Where each device is served, in the order of the configuration.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.devices.iter().map(|device| device.address).collect()
+    }
+
+    /// What meta wants this node to take care of. Whoever has a client for that does it: a node only serves devices.
+    pub fn care(&self) -> watch::Receiver<Care> {
+        self.care.subscribe()
     }
 
     /// Where metrics are served, if anywhere.
@@ -102,7 +119,7 @@ impl Node {
         for device in self.devices.iter_mut().filter(|device| !device.is_blank()) {
             device.start(&self.config, None);
         }
-        let mut reporter = Reporter::new(&self.config, self.meta.clone());
+        let mut reporter = Reporter::new(&self.config, self.meta.clone(), self.care.clone());
         loop {
             self.format_blank().await;
             for device in &mut self.devices {

@@ -65,6 +65,16 @@ pub enum Event {
         /// What it is.
         description: VolumeDescription,
     },
+    /// Take care of a volume: it is attached at once, as a caretaker, which no guest loses it to. Its groups are made whole,
+    /// then it is released; then, or when it can't be had, or when anybody else takes it over, [`Action::Closed`].
+    CareForVolume {
+        /// What the driver calls it.
+        volume: VolumeHandle,
+        /// What it is.
+        description: VolumeDescription,
+    },
+    /// What meta says to an [`Action::Report`].
+    Advice(Vec<Advice>),
     /// Stop serving a volume: what was submitted is finished, the attachment is released, then [`Action::Closed`].
     CloseVolume {
         /// Which one.
@@ -133,6 +143,8 @@ pub enum Action {
         /// Which one.
         volume: VolumeHandle,
     },
+    /// Tell meta how volumes are: at most 64 of them. It is answered with [`Event::Advice`], or not at all.
+    Report(Vec<AttachmentReport>),
     /// Something that a log should have.
     Notice {
         /// About which volume.
@@ -168,6 +180,8 @@ pub enum MetaQuestion {
     /// Grant the right to write the volume: a new generation each time. The group map of the answer must have been read
     /// at or after the grant's commit (rule 2).
     Attach,
+    /// Grant the right to repair the volume, if no guest holds it; else like [`Attach`](Self::Attach).
+    Care,
     /// The attachment was released in order.
     Detach {
         /// Which attachment.
@@ -246,6 +260,30 @@ impl fmt::Display for MetaError {
 }
 
 impl std::error::Error for MetaError {}
+
+/// A volume as its holder sees it, for meta.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AttachmentReport {
+    /// Which volume.
+    pub id: VolumeId,
+    /// The grant.
+    pub generation: Generation,
+    /// Whether it is a caretaker's.
+    pub is_caretaker: bool,
+    /// All of its groups.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// What meta says to the holder of a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Advice {
+    /// Which volume.
+    pub id: VolumeId,
+    /// A caretaker shall release it.
+    pub give_way: bool,
+    /// Some group has a newer configuration than was reported.
+    pub look: bool,
+}
 
 /// A device and where it is.
 #[derive(Clone, PartialEq, Eq, Debug)]

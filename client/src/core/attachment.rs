@@ -26,7 +26,12 @@ impl ClientCore {
 
     /// Asks for the attachment: a new generation each time (rule 1).
     pub(super) fn ask_attach(&mut self, handle: VolumeHandle) {
-        let request = Some(self.ask_meta(handle, MetaQuestion::Attach));
+        let question = if self.volumes[&handle].is_care {
+            MetaQuestion::Care
+        } else {
+            MetaQuestion::Attach
+        };
+        let request = Some(self.ask_meta(handle, question));
         let retry_at = self.now;
         let volume = self.volumes.get_mut(&handle).expect("the caller has it");
         volume.phase = Phase::Asking { request, retry_at };
@@ -106,6 +111,7 @@ impl ClientCore {
             coordinator.handle(now, replication::Event::Submit { op, operation });
         }
         let notice = Notice::Attached(grant.generation);
+        (volume.look_at, volume.reported_at, volume.whole_since) = (Some(now), None, None);
         volume.phase = Phase::Attached(coordinator);
         self.actions.push_back(Action::Notice { volume: handle, notice });
         self.take_addresses(entries);
@@ -272,6 +278,7 @@ impl ClientCore {
         let request = self.ask_meta(handle, MetaQuestion::Detach { generation });
         let volume = self.volumes.get_mut(&handle).expect("the caller has it");
         volume.phase = Phase::Detaching { request };
+        volume.look_at = None;
         self.leave_devices(handle);
     }
 

@@ -23,6 +23,12 @@ pub struct CoreLimits {
     pub refresh_interval: Duration,
     /// How long a volume may take to be closed in order; what is left then ends as it is.
     pub close_timeout: Duration,
+    /// How often meta is told how an attached volume is while a group of it is not whole.
+    pub report_interval: Duration,
+    /// How often while all are whole.
+    pub report_interval_whole: Duration,
+    /// For how long all groups of a volume must be whole before its caretaker releases it.
+    pub care_whole_for: Duration,
     /// Of each volume's data path.
     pub volume: VolumeLimits,
     /// Of each attachment.
@@ -39,6 +45,9 @@ impl CoreLimits {
         retry_max: Duration::from_secs(2),
         refresh_interval: Duration::from_secs(2),
         close_timeout: Duration::from_secs(10),
+        report_interval: Duration::from_secs(2),
+        report_interval_whole: Duration::from_secs(10),
+        care_whole_for: Duration::from_secs(5),
         volume: VolumeLimits::DEFAULT,
         replication: ReplicationLimits::DEFAULT,
     };
@@ -49,3 +58,6 @@ impl Default for CoreLimits {
         CoreLimits::DEFAULT
     }
 }
+
+/// Volumes of which meta is told with one message at the most.
+pub const REPORTS_MAX: usize = 64;

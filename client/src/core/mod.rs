@@ -9,10 +9,12 @@ mod backoff;
 mod device;
 pub mod limits;
 mod link;
+mod report;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use cairn_proto::frame::Class;
 use cairn_proto::ids::{Correlation, DeviceId};
 use cairn_proto::replication::{self, OpToken, Operation};
 use cairn_proto::time::Time;
@@ -67,6 +69,8 @@ impl ClientCore {
                 let before = self.volumes.insert(volume, opened);
                 assert!(before.is_none(), "{volume:?} is open already");
             }
+            Event::CareForVolume { volume, description } => self.care_for(volume, description),
+            Event::Advice(advice) => self.advised(&advice),
             Event::CloseVolume { volume } => self.close(volume),
             Event::Grown { volume, size } => {
                 if let Some(volume) = self.volumes.get_mut(&volume) {
@@ -90,6 +94,7 @@ impl ClientCore {
         for volume in volumes {
             self.volume_timeout(volume);
         }
+        self.report_due();
         self.settle();
     }
 
@@ -185,6 +190,8 @@ impl ClientCore {
                 class,
                 message,
             } => {
+                // What a caretaker does never comes before a guest.
+                let class = if volume.is_care { Class::Repair } else { class };
                 let correlation = self.correlation();
                 let envelope = envelope(correlation, class, message);
                 self.send(&to, (handle, request), envelope);
@@ -224,6 +231,11 @@ impl ClientCore {
         volume.phase = phase;
         volume.held.clear();
         volume.layer.close(error);
+        volume.look_at = None;
+        if volume.is_care {
+            // Somebody else holds it, so nothing is left to do here.
+            volume.close_by.get_or_insert(self.now);
+        }
         self.touched.insert(handle);
         self.leave_devices(handle);
     }

@@ -1,6 +1,8 @@
 //! A client against nodes that hold blocks in a map, and a driver that loses connections.
 
-use std::collections::BTreeMap;
+mod care;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,12 +46,30 @@ struct Bench {
     sent: BTreeMap<&'static str, u64>,
     words: Vec<String>,
     closed: bool,
+    reports: Vec<(Time, AttachmentReport)>,
+    classes: BTreeSet<u8>,
+    /// A guest holds the volume, so no caretaker gets it.
+    held: bool,
 }
 
 fn device(number: u8) -> DeviceId {
     DeviceId {
         uuid: DeviceUuid([number; 16]),
         incarnation: Incarnation(1),
+    }
+}
+
+fn description() -> VolumeDescription {
+    VolumeDescription {
+        id: VolumeId(5),
+        name: "disk".to_string(),
+        size: ByteSize(1 << 30),
+        groups: GroupCount::new(2).unwrap(),
+        replicas: 3,
+        write_quorum: 2,
+        min_copies: 2,
+        layer: Layer(0),
+        checksum: ChecksumAlgorithm::Crc32,
     }
 }
 
@@ -85,19 +105,14 @@ impl Bench {
             sent: BTreeMap::new(),
             words: Vec::new(),
             closed: false,
+            reports: Vec::new(),
+            classes: BTreeSet::new(),
+            held: false,
         };
-        let description = VolumeDescription {
-            id: VolumeId(5),
-            name: "disk".to_string(),
-            size: ByteSize(1 << 30),
-            groups: GroupCount::new(2).unwrap(),
-            replicas: 3,
-            write_quorum: 2,
-            min_copies: 2,
-            layer: Layer(0),
-            checksum: ChecksumAlgorithm::Crc32,
-        };
-        bench.tell(Event::OpenVolume { volume: V, description });
+        bench.tell(Event::OpenVolume {
+            volume: V,
+            description: description(),
+        });
         bench
     }
 
@@ -121,6 +136,7 @@ impl Bench {
                     self.conns.remove(&conn);
                 }
                 Action::Send { to, envelope } => {
+                    self.classes.insert(envelope.class as u8);
                     *self.sent.entry(envelope.message.name()).or_default() += to.len() as u64;
                     for conn in to {
                         self.serve(conn, envelope.clone());
@@ -130,6 +146,10 @@ impl Bench {
                     assert!(self.replies.insert(op, result).is_none(), "replied twice");
                 }
                 Action::Meta(request) => self.meta(&request),
+                Action::Report(reports) => {
+                    let now = self.now;
+                    self.reports.extend(reports.into_iter().map(|report| (now, report)));
+                }
                 Action::Closed { .. } => self.closed = true,
                 Action::Notice { notice, .. } => self.words.push(notice.to_string()),
                 Action::DeviceNotice { words, .. } => self.words.push(words),
@@ -144,7 +164,7 @@ impl Bench {
             addresses: vec!["node:7000".to_string()],
         });
         let reply = match &request.question {
-            MetaQuestion::Attach => {
+            MetaQuestion::Attach | MetaQuestion::Care => {
                 self.generation += 1;
                 let generation = Generation::new(self.generation).unwrap();
                 let capability =
@@ -168,7 +188,9 @@ impl Bench {
                 MetaReply::Configured(changes.iter().map(|change| configure(configs, change)).collect())
             }
         };
-        let result = if self.meta_down {
+        let result = if self.held && request.question == MetaQuestion::Care {
+            Err(MetaError::Refused("a guest holds it".to_string()))
+        } else if self.meta_down {
             Err(MetaError::Unreachable("no leader".to_string()))
         } else {
             Ok(reply)
@@ -330,11 +352,16 @@ fn a_volume_is_attached_at_its_first_operation_and_costs_nothing_when_idle() {
     let sent = bench.sent.clone();
     bench.pass(Duration::from_secs(3600));
     assert_eq!(
-        bench.core.poll_timeout(),
-        None,
-        "nothing is due while nothing is outstanding"
+        bench.sent, sent,
+        "devices are told nothing while nothing is outstanding"
     );
-    assert_eq!(bench.sent, sent);
+    assert_eq!(bench.asked, [MetaQuestion::Attach]);
+    let soon = bench.now + CoreLimits::DEFAULT.report_interval;
+    assert!(
+        bench.core.poll_timeout().is_some_and(|at| at <= soon),
+        "but meta is told how the volume is"
+    );
+    assert_eq!(bench.reports.len(), 361, "every ten seconds, as it is whole");
 }
 
 #[test]

@@ -6,7 +6,9 @@ use cairn_proto::ids::DeviceId;
 use cairn_proto::replication::{Coordinator, OpToken, Operation, VolumeSettings};
 use cairn_proto::time::Time;
 
-use super::api::{AttachmentPhase, MetaRequestId, VolumeDescription, VolumeStatus};
+use super::api::{
+    AttachmentPhase, GroupPhase, GroupStatus, MemberRole, MemberStatus, MetaRequestId, VolumeDescription, VolumeStatus,
+};
 use super::backoff::Backoff;
 use super::limits::CoreLimits;
 use crate::volume::VolumeLayer;
@@ -47,6 +49,14 @@ pub(super) struct Volume {
     pub(super) asked: Option<MetaRequestId>,
     /// When closing ends, in order or not.
     pub(super) close_by: Option<Time>,
+    /// Whether it is only repaired.
+    pub(super) is_care: bool,
+    /// When it is to be looked at whether meta is to be told how it is.
+    pub(super) look_at: Option<Time>,
+    /// When meta was told.
+    pub(super) reported_at: Option<Time>,
+    /// Since when all of its groups have been whole.
+    pub(super) whole_since: Option<Time>,
 }
 
 impl Volume {
@@ -63,6 +73,10 @@ impl Volume {
             refreshed_at: None,
             asked: None,
             close_by: None,
+            is_care: false,
+            look_at: None,
+            reported_at: None,
+            whole_since: None,
         }
     }
 
@@ -102,10 +116,19 @@ impl Volume {
             Phase::Attached(coordinator) => coordinator.poll_timeout(),
             _ => None,
         };
-        [phase, self.refresh_due(limits), self.close_by]
+        [phase, self.refresh_due(limits), self.close_by, self.look_at]
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// Whether every group has all its copies, in sync and equal.
+    pub(super) fn is_whole(&self) -> bool {
+        let Phase::Attached(coordinator) = &self.phase else {
+            return false;
+        };
+        let replicas = usize::from(self.description.replicas);
+        coordinator.status().iter().all(|group| is_whole(group, replicas))
     }
 
     pub(super) fn status(&self) -> VolumeStatus {
@@ -128,4 +151,21 @@ impl Volume {
             permit_bytes: self.layer.permit_bytes(),
         }
     }
+}
+
+/// Whether a group has all the copies that it should have, in sync and equal, and nobody is to be filled.
+fn is_whole(group: &GroupStatus, replicas: usize) -> bool {
+    let in_sync = |member: &&MemberStatus| member.role == MemberRole::InSync;
+    let sound = |member: &MemberStatus| {
+        let equal = member.complete && member.joined && member.damaged_blocks == 0;
+        match member.role {
+            MemberRole::InSync => equal,
+            MemberRole::Joining => false,
+            MemberRole::Stale => true,
+        }
+    };
+    group.phase == GroupPhase::Serving
+        && !group.changing
+        && group.members.iter().filter(in_sync).count() >= replicas
+        && group.members.iter().all(sound)
 }

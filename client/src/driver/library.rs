@@ -70,8 +70,14 @@ pub(crate) async fn start_client<C: Core>(
         client,
         limits,
     });
+    let node_id = settings.node_id;
     let (running, questions) = start(core, settings, listeners).map_err(StartError::System)?;
-    let identity = Identity { cluster, client, words };
+    let identity = Identity {
+        cluster,
+        client,
+        words,
+        node_id,
+    };
     tokio::spawn(answer_jobs(meta, identity, questions.jobs, questions.mailbox));
     Ok(running)
 }

@@ -28,6 +28,10 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub const KEEPALIVE_PROBES: u32 = 3;
 /// Bytes of payload that all NBD connections together hold before each is kept to one request at a time.
 pub const GUEST_BYTES_MAX: u64 = 256 << 20;
+/// Members of a group that meta is told of at the most.
+pub const REPORTED_MEMBERS_MAX: usize = 16;
+/// Volumes that are only repaired, at a time.
+pub const CARED_MAX: usize = 8;
 /// Open volumes at a time.
 pub const VOLUMES_MAX: usize = 1024;
 

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
+use cairn_proto::ids::Generation;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::meta::OpenError;
-use crate::core::api::{ConnId, MetaAnswer, MetaError, VolumeDescription};
+use crate::core::api::{Advice, ConnId, MetaAnswer, MetaError, VolumeDescription};
 use crate::volume::api::{VolumeError, VolumeOp, VolumeReply};
 
 /// A volume that the library has opened.
@@ -26,6 +27,13 @@ impl Waiter {
         drop(self.permits);
         let _ = self.reply.send(result);
     }
+}
+
+/// How taking care of a volume has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CareEnded {
+    /// The attachment that was granted for it; `None` if none was.
+    pub(crate) granted: Option<Generation>,
 }
 
 /// What the driver's thread is told.
@@ -53,6 +61,13 @@ pub(super) enum Command {
     Submit { user: UserId, op: VolumeOp, waiter: Waiter },
     /// The library closes a volume; answered when its attachment is released.
     Leave { user: UserId, reply: oneshot::Sender<()> },
+    /// An answer to [`Job::Report`](super::meta::Job::Report).
+    Advice(Vec<Advice>),
+    /// Take care of a volume; answered when that has ended.
+    Care {
+        description: VolumeDescription,
+        reply: oneshot::Sender<CareEnded>,
+    },
     /// End in order.
     Shutdown,
 }

@@ -16,11 +16,12 @@ use cairn_proto::ids::{
 use cairn_proto::units::ByteSize;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::limits::{ADDRESSES_MAX, META_CONCURRENCY_MAX};
+use super::limits::{ADDRESSES_MAX, META_CONCURRENCY_MAX, REPORTED_MEMBERS_MAX};
 use super::mailbox::{Command, Mailbox};
 use crate::core::api::{
-    ChangeOutcome, ConfigChange, ConnId, DeviceEntry, Grant, GroupConfig, MetaAnswer, MetaError, MetaQuestion,
-    MetaReply, MetaRequest, VolumeDescription,
+    Advice, AttachmentReport, ChangeOutcome, ConfigChange, ConnId, DeviceEntry, Grant, GroupConfig, GroupPhase,
+    GroupStatus, MemberRole, MemberStatus, MetaAnswer, MetaError, MetaQuestion, MetaReply, MetaRequest,
+    VolumeDescription,
 };
 use crate::nbd::limits::LISTED_EXPORTS_MAX;
 
@@ -85,6 +86,8 @@ pub(super) enum Job {
     Core(MetaRequest),
     /// Where is a device whose addresses are names? Not meta's business, but as slow.
     Resolve { conn: ConnId, addresses: Vec<String> },
+    /// Tell how volumes are.
+    Report(Vec<AttachmentReport>),
 }
 
 /// Who asks.
@@ -94,6 +97,8 @@ pub(super) struct Identity {
     pub(super) client: ClientId,
     /// What the client says of itself, for people.
     pub(super) words: String,
+    /// Of caretakers: the node that they run on; else 0.
+    pub(super) node_id: u64,
 }
 
 /// Answers jobs until the driver's thread has gone.
@@ -131,11 +136,93 @@ async fn answer(client: MetaClient, identity: &Identity, job: Job) -> Command {
             request: request.request,
             result: ask(&client, identity, &request).await,
         }),
+        Job::Report(reports) => Command::Advice(report(&client, identity.node_id, &reports).await),
         Job::Resolve { conn, addresses } => Command::Resolved {
             conn,
             addresses: resolve(&addresses).await,
         },
     }
+}
+
+/// Tells meta how volumes are. Without an answer there is no advice: it is told again soon.
+async fn report(client: &MetaClient, node_id: u64, reports: &[AttachmentReport]) -> Vec<Advice> {
+    let reports = reports.iter().map(|report| wire_report(node_id, report)).collect();
+    match client
+        .report_attachments(v1::ReportAttachmentsRequest { reports })
+        .await
+    {
+        Ok(answer) => answer.advice.iter().map(advice).collect(),
+        Err(error) => {
+            tracing::debug!(%error, "can't tell the metadata servers how volumes are");
+            Vec::new()
+        }
+    }
+}
+
+fn advice(advice: &v1::AttachmentAdvice) -> Advice {
+    Advice {
+        id: VolumeId(advice.volume_id),
+        give_way: advice.give_way,
+        look: !advice.look.is_empty(),
+    }
+}
+
+fn wire_report(node_id: u64, report: &AttachmentReport) -> v1::AttachmentReport {
+    let sum = |count: fn(&GroupStatus) -> u64| report.groups.iter().map(count).sum();
+    v1::AttachmentReport {
+        volume_id: report.id.0,
+        generation: report.generation.get(),
+        caretaker: report.is_caretaker,
+        groups: report.groups.iter().map(wire_group).collect(),
+        damaged_blocks: sum(|group| group.damage_found),
+        repaired_blocks: sum(|group| group.damage_repaired),
+        node_id: if report.is_caretaker { node_id } else { 0 },
+    }
+}
+
+fn wire_group(group: &GroupStatus) -> v1::GroupReport {
+    let phase = match group.phase {
+        GroupPhase::Sealing => v1::GroupPhase::Sealing,
+        GroupPhase::Waiting => v1::GroupPhase::Waiting,
+        GroupPhase::Reconciling => v1::GroupPhase::Reconciling,
+        GroupPhase::Serving => v1::GroupPhase::Serving,
+        GroupPhase::Fenced => v1::GroupPhase::Fenced,
+    };
+    let role = |role: MemberRole| match role {
+        MemberRole::InSync => v1::MemberRole::InSync,
+        MemberRole::Joining => v1::MemberRole::Joining,
+        MemberRole::Stale => v1::MemberRole::Stale,
+    };
+    // Those that count come first.
+    let mut members: Vec<&MemberStatus> = group.members.iter().collect();
+    members.sort_by_key(|member| member.role);
+    members.truncate(REPORTED_MEMBERS_MAX);
+    let member = |member: &MemberStatus| v1::MemberReport {
+        device: Some(wire_id(&member.device)),
+        role: role(member.role).into(),
+        connected: member.connected,
+        complete: member.complete,
+        lacking_blocks: member.lacking_blocks,
+        copied_blocks: member.copied_blocks,
+        comparing: member.comparing,
+    };
+    v1::GroupReport {
+        index: group.group.0.into(),
+        epoch: group.epoch.0,
+        phase: phase.into(),
+        members: members.into_iter().map(member).collect(),
+    }
+}
+
+/// What a volume is, by its id; for a caretaker.
+pub(crate) async fn describe_id(client: &MetaClient, id: VolumeId) -> Result<VolumeDescription, MetaError> {
+    let by = v1::volume_selector::By::Id(id.0);
+    let volume = Some(v1::VolumeSelector { by: Some(by) });
+    let response = client
+        .get_volume(v1::GetVolumeRequest { volume })
+        .await
+        .map_err(failed)?;
+    description(&response.volume.unwrap_or_default())
 }
 
 async fn describe(client: &MetaClient, name: &str) -> Result<VolumeDescription, OpenError> {
@@ -169,15 +256,15 @@ async fn ask(client: &MetaClient, identity: &Identity, request: &MetaRequest) ->
     let by = Some(v1::volume_selector::By::Id(request.id.0));
     let volume = Some(v1::VolumeSelector { by });
     match &request.question {
-        MetaQuestion::Attach => {
+        MetaQuestion::Attach | MetaQuestion::Care => {
             // By force: the last holder may have died, and a migration's target takes over from a living one. That no two
             // write is the generation's business, not that of who asked first.
             let attach = v1::AttachRequest {
                 volume,
                 client_id: identity.client.0.to_vec(),
                 address: identity.words.clone(),
-                force: true,
-                caretaker: false,
+                force: request.question == MetaQuestion::Attach,
+                caretaker: request.question == MetaQuestion::Care,
             };
             attached(identity, client.attach(attach).await.map_err(failed)?)
         }
@@ -424,6 +511,7 @@ mod tests {
             cluster: ClusterId([9; 16]),
             client: ClientId([1; 16]),
             words: String::new(),
+            node_id: 0,
         };
         let generation = Generation::new(5).unwrap();
         let key = ClusterKey([3; 32]);

@@ -6,6 +6,7 @@ use cairn_proto::message::Message;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use super::DeviceLoad;
+use crate::core::api::Notice;
 use crate::volume::api::VolumeOp;
 
 /// The kinds of operations, as metrics tell them apart.
@@ -61,6 +62,8 @@ pub(super) struct Metrics {
     pub(super) device_received_bytes: Counter,
     pub(super) device_refused: Counter,
     pub(super) meta_questions: Counter,
+    damaged: Counter,
+    repaired: Counter,
     round_trip: Histogram,
     queue: Histogram,
     read: Histogram,
@@ -88,6 +91,8 @@ impl Metrics {
             device_received_bytes: counter!("cairn_client_device_received_bytes_total"),
             device_refused: counter!("cairn_client_device_refused_total"),
             meta_questions: counter!("cairn_client_meta_questions_total"),
+            damaged: counter!("cairn_client_damaged_blocks_total"),
+            repaired: counter!("cairn_client_repaired_blocks_total"),
             round_trip: histogram!("cairn_client_device_round_trip_seconds"),
             queue: histogram!("cairn_client_device_stage_seconds", "stage" => "queue"),
             read: histogram!("cairn_client_device_stage_seconds", "stage" => "read"),
@@ -101,6 +106,15 @@ impl Metrics {
         self.devices_down.set(load.down as f64);
         self.device_in_flight.set(load.in_flight as f64);
         self.device_queued.set(load.queued as f64);
+    }
+
+    /// Something has happened to a volume.
+    pub(super) fn notice(&self, notice: &Notice) {
+        match notice {
+            Notice::Damage { .. } => self.damaged.increment(1),
+            Notice::Repaired { blocks, .. } => self.repaired.increment(*blocks),
+            _ => {}
+        }
     }
 
     pub(super) fn round_trip(&self, took: Duration) {

@@ -31,17 +31,19 @@ use std::thread::JoinHandle;
 
 use cairn_proto::time::Time;
 use mio::Poll;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use listen::{Listen, ListenError};
 pub use meta::OpenError;
 pub use thread::Ended;
 
 pub(crate) use listen::Listener;
+pub(crate) use mailbox::CareEnded;
+pub(crate) use meta::describe_id;
 pub(crate) use thread::Settings;
 
 use crate::core::ClientCore;
-use crate::core::api::{Action, Event, VolumeHandle};
+use crate::core::api::{Action, Event, VolumeDescription, VolumeHandle};
 use mailbox::{Command, Mailbox};
 use meta::Job;
 
@@ -183,6 +185,23 @@ impl Running {
 
     fn send(&self, command: Command) {
         self.mailbox.send(command);
+    }
+
+    /// Whether the thread has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
+    /// Tells the thread to end in order, and does not wait.
+    pub(crate) fn stop(&self) {
+        self.send(Command::Shutdown);
+    }
+
+    /// Takes care of a volume, until it is whole or somebody else holds it.
+    pub(crate) async fn care(&self, description: VolumeDescription) -> CareEnded {
+        let (reply, ended) = oneshot::channel();
+        self.send(Command::Care { description, reply });
+        ended.await.unwrap_or(CareEnded { granted: None })
     }
 }
 

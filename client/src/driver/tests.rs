@@ -106,6 +106,8 @@ impl Core for TestCore {
             }
             Event::Grown { size, .. } => format!("grown {}", size.0),
             Event::Meta(answer) => format!("meta {}", answer.request.0),
+            Event::CareForVolume { description, .. } => format!("care for {}", description.name),
+            Event::Advice(advice) => format!("advice on {}", advice.len()),
         };
         shared.told.push(told);
     }
@@ -260,7 +262,7 @@ fn play_meta(mut questions: Questions, shared: &Mutex<Shared>) {
                 conn,
                 addresses: Vec::new(),
             },
-            Job::Core(_) => continue,
+            Job::Core(_) | Job::Report(_) => continue,
         };
         questions.mailbox.send(command);
     }
@@ -520,6 +522,7 @@ fn only_what_is_listed_is_served_and_the_default_needs_no_name() {
         only,
         default_export,
         read_only: true,
+        ..Settings::default()
     });
     let stream = Box::new(UnixStream::connect(world.socket()).unwrap());
     assert!(Client { stream }.go("other").is_err());

@@ -15,13 +15,15 @@ use super::Core;
 use super::clock::{self, Jitter};
 use super::devices::Device;
 use super::guests::Guest;
-use super::limits::{DEADLINE_CHECK, DRAIN_DEADLINE, EVENTS_MAX, META_QUEUE_MAX, RELEASE_DEADLINE, ROUNDS_MAX};
+use super::limits::{
+    CARED_MAX, DEADLINE_CHECK, DRAIN_DEADLINE, EVENTS_MAX, META_QUEUE_MAX, RELEASE_DEADLINE, ROUNDS_MAX,
+};
 use super::listen::Listener;
-use super::mailbox::{Command, Mailbox, UserId, Waiter};
+use super::mailbox::{CareEnded, Command, Mailbox, UserId, Waiter};
 use super::meta::{Job, OpenError};
 use super::metrics::{Kind, Metrics};
 use super::volumes::{User, Volumes};
-use crate::core::api::{Action, ConnId, Event, MetaAnswer, MetaError, VolumeDescription, VolumeHandle};
+use crate::core::api::{Action, ConnId, Event, MetaAnswer, MetaError, Notice, VolumeDescription, VolumeHandle};
 use crate::nbd::RequestToken;
 use crate::volume::api::{OpId, VolumeError, VolumeOp, VolumeReply};
 
@@ -37,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) default_export: Option<String>,
     /// Whether writes are refused.
     pub(crate) read_only: bool,
+    /// Of a caretaker: the node that it runs on; else 0.
+    pub(crate) node_id: u64,
 }
 
 /// How the thread ended.
@@ -62,6 +66,13 @@ enum Origin {
         token: RequestToken,
     },
     Library(Waiter),
+}
+
+/// A volume that is only repaired, and who waits for the end of that.
+struct Cared {
+    name: String,
+    ended: CareEnded,
+    reply: oneshot::Sender<CareEnded>,
 }
 
 struct Pending {
@@ -113,6 +124,8 @@ pub(super) struct Driver<C> {
     /// Device connections with frames to be written.
     pub(super) unsent: BTreeSet<usize>,
     pub(super) volumes: Volumes,
+    /// Volumes that are only repaired.
+    cared: BTreeMap<VolumeHandle, Cared>,
     pub(super) asks: Slab<Asker>,
     pub(super) phase: Phase,
     pub(super) metrics: Metrics,
@@ -154,6 +167,7 @@ impl<C: Core> Driver<C> {
             stalled: BTreeSet::new(),
             unsent: BTreeSet::new(),
             volumes: Volumes::default(),
+            cared: BTreeMap::new(),
             asks: Slab::new(),
             phase: Phase::Running,
             metrics: Metrics::new(),
@@ -337,13 +351,39 @@ impl<C: Core> Driver<C> {
                         .handle(self.now, Event::Meta(MetaAnswer { request: id, result }));
                 }
             }
+            // When the channel is full it is told again soon.
+            Action::Report(reports) => drop(self.ask(Job::Report(reports))),
             Action::Closed { volume } => self.volume_closed(volume),
-            Action::Notice { volume, notice } => {
-                let name = self.volumes.name_of(volume);
-                tracing::info!(volume = name, "{notice}");
-            }
+            Action::Notice { volume, notice } => self.notice(volume, &notice),
             Action::DeviceNotice { device, words } => tracing::info!(%device, "{words}"),
         }
+    }
+
+    fn notice(&mut self, volume: VolumeHandle, notice: &Notice) {
+        self.metrics.notice(notice);
+        let mut name = self.volumes.name_of(volume);
+        if let Some(cared) = self.cared.get_mut(&volume) {
+            name = &cared.name;
+            if let Notice::Attached(generation) = notice {
+                cared.ended.granted = Some(*generation);
+            }
+        }
+        tracing::info!(volume = name, "{notice}");
+    }
+
+    fn care(&mut self, description: VolumeDescription, reply: oneshot::Sender<CareEnded>) {
+        if self.phase != Phase::Running || self.cared.len() >= CARED_MAX {
+            let _ = reply.send(CareEnded { granted: None });
+            return;
+        }
+        let volume = self.volumes.next_handle();
+        let cared = Cared {
+            name: description.name.clone(),
+            ended: CareEnded { granted: None },
+            reply,
+        };
+        self.cared.insert(volume, cared);
+        self.core.handle(self.now, Event::CareForVolume { volume, description });
     }
 
     /// Hands a question over to those who may wait for an answer.
@@ -376,6 +416,8 @@ impl<C: Core> Driver<C> {
                 Some(volume) if self.phase == Phase::Running => self.submit(volume, op, Origin::Library(waiter)),
                 _ => waiter.tell(Err(VolumeError::Shutdown)),
             },
+            Command::Advice(advice) => self.core.handle(self.now, Event::Advice(advice)),
+            Command::Care { description, reply } => self.care(description, reply),
             Command::Leave { user, reply } => self.leave_with_reply(User::Library(user), reply),
             Command::Shutdown => self.shut_down(),
         }
@@ -499,6 +541,10 @@ impl<C: Core> Driver<C> {
     }
 
     fn volume_closed(&mut self, volume: VolumeHandle) {
+        if let Some(cared) = self.cared.remove(&volume) {
+            let _ = cared.reply.send(cared.ended);
+            return;
+        }
         for (user, event) in self.volumes.closed(volume) {
             if let Some(event) = event {
                 self.core.handle(self.now, event);
@@ -574,14 +620,19 @@ impl<C: Core> Driver<C> {
             for user in self.volumes.users() {
                 self.leave(user);
             }
+            let cared: Vec<VolumeHandle> = self.cared.keys().copied().collect();
+            for volume in cared {
+                self.core.handle(self.now, Event::CloseVolume { volume });
+            }
             self.settle();
         }
         match self.phase {
-            Phase::Releasing(deadline) if self.volumes.is_empty() || self.now >= deadline => Some(Ended {
-                unfinished: self.unfinished,
-                unreleased: self.volumes.len(),
-            }),
-            _ => None,
+            Phase::Releasing(deadline) => {
+                let unreleased = self.volumes.len() + self.cared.len();
+                let unfinished = self.unfinished;
+                (unreleased == 0 || self.now >= deadline).then_some(Ended { unfinished, unreleased })
+            }
+            Phase::Running | Phase::Draining(_) => None,
         }
     }
 }

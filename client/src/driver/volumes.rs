@@ -45,8 +45,10 @@ impl Volumes {
         self.by_id.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
+    /// A handle that no volume has had.
+    pub(super) fn next_handle(&mut self) -> VolumeHandle {
+        self.last_handle += 1;
+        VolumeHandle(self.last_handle)
     }
 
     pub(super) fn users(&self) -> Vec<User> {

@@ -6,6 +6,7 @@
     reason = "these tests watch real processes in real time, and a panic is how a test fails"
 )]
 
+mod damage;
 mod dev;
 mod faults;
 mod guest;

@@ -135,6 +135,8 @@ pub enum Event {
         /// Where; a bounded number of runs.
         runs: Vec<(Layer, BlockRange)>,
     },
+    /// Meta has newer configurations than those that the coordinator knows: it is to ask for them.
+    Look,
     /// The answer to [`Action::Meta`].
     Meta(MetaTold),
     /// An answer, to a request that was sent on the connection that stands.

@@ -148,6 +148,10 @@ impl Coordinator {
         if replica.role != Role::Out || group.writers().contains(place) || !member.sealed {
             return false;
         }
+        if !group.config.stale.contains(&member.device) {
+            // Another device has taken its place.
+            return false;
+        }
         let well = self.now.saturating_since(member.since) >= self.limits.well_after;
         let joining = member.groups.iter();
         let joining = joining.filter(|(g, place)| self.groups[*g].joining.contains(*place));

@@ -262,6 +262,7 @@ impl Coordinator {
             Event::Unreachable { device } => self.unreachable(device),
             Event::Damaged { device, group, runs } if self.fenced.is_none() => self.told_damaged(device, group, &runs),
             Event::Damaged { .. } => {}
+            Event::Look => self.look_wanted = true,
             Event::Meta(told) => self.meta_told(told),
             Event::Submit { op, operation } => self.submit(op, operation),
             Event::Release => self.start_release(),

@@ -12,7 +12,12 @@ impl Coordinator {
     }
 
     fn group_status(&self, group: &Group) -> GroupStatus {
-        let members = group.replicas.iter().enumerate().map(|(place, replica)| {
+        let is_named = |place: &usize| {
+            let replica = &group.replicas[*place];
+            replica.role != Role::Out || group.config.stale.contains(&self.members[replica.member].device)
+        };
+        let members = (0..group.replicas.len()).filter(is_named).map(|place| {
+            let replica = &group.replicas[place];
             let member = &self.members[replica.member];
             let copying: u64 = replica.jobs.values().map(|job| u64::from(job.range.count())).sum();
             let pending = group.writes.values().filter(|write| write.pending.contains(place));

@@ -200,6 +200,8 @@ impl ClientActor {
                     });
                 }
                 Action::Meta(request) => self.ask(ctx, request),
+                // Nobody here heals on what holders say yet.
+                Action::Report(_) => {}
                 Action::Closed { volume } => ctx.out.push(Output::Closed(volume)),
                 Action::Notice { volume, notice } => ctx.note(format_args!("{volume:?}: {notice}")),
                 Action::DeviceNotice { device, words } => ctx.note(format_args!("{device}: {words}")),
@@ -225,12 +227,12 @@ impl ClientActor {
     fn ask(&mut self, ctx: &mut Ctx<'_>, request: MetaRequest) {
         let volume = Selector::Id(request.id);
         let question = match &request.question {
-            MetaQuestion::Attach => Request::Command(Command::Attach(Attach {
+            MetaQuestion::Attach | MetaQuestion::Care => Request::Command(Command::Attach(Attach {
                 volume,
                 client: self.client,
                 address: ctx.me.to_string(),
                 force: true,
-                caretaker: false,
+                caretaker: request.question == MetaQuestion::Care,
                 displace: None,
             })),
             MetaQuestion::Detach { generation } => Request::Command(Command::Detach(Detach {

@@ -2,28 +2,60 @@
 
 use std::time::Duration;
 
+use cairn_client::caretaker::{self, Task, Tasks};
 use cairn_client::config::{Config, DeviceSection, WriteCache};
 use cairn_meta::metrics::MetricsError;
+use cairn_proto::ids::{Generation, VolumeId};
 use cairn_proto::units::ByteSize;
 use cairn_storage_node::config::{DeviceConfig, FailureDomain, NodeConfig, NodeLimits};
 use cairn_storage_node::host::BackgroundConfig;
-use cairn_storage_node::process::NodeError;
+use cairn_storage_node::process::{Care, Node, NodeError};
+use tokio::sync::watch;
 
-use super::{Settings, host_name, key, required};
-use crate::args::{Global, Node};
+use super::{Settings, Shutdown, host_name, key, required};
+use crate::args::{self, Global};
 use crate::context::{named_config, process_meta_addresses};
 use crate::failure::{Failure, Kind};
 use crate::limits::{RATE_MIN, SCRUB_INTERVAL_DAYS_MAX};
 
-pub(crate) fn run(global: &Global, args: &Node) -> Result<(), Failure> {
+pub(crate) fn run(global: &Global, args: &args::Node) -> Result<(), Failure> {
     let config = named_config(global)?;
     let settings = Settings::new(global.log.as_deref(), &args.process, &config.process);
     let node = node_config(global, args, &config, &settings)?;
-    super::run("node", &settings, |shutdown| async move {
-        cairn_storage_node::process::run(node, super::shutdown_requested(shutdown))
-            .await
-            .map_err(|error| failure(&error))
-    })
+    super::run("node", &settings, |shutdown| serve(node, shutdown))
+}
+
+/// Serves the devices, and takes care of what meta says. What serves data does not depend on the latter.
+async fn serve(config: NodeConfig, shutdown: Shutdown) -> Result<(), Failure> {
+    let (meta, name) = (config.meta.clone(), config.name.clone());
+    let node = Node::start(config).await.map_err(|error| failure(&error))?;
+    let mut care = node.care();
+    let (tell, tasks) = watch::channel(Tasks::default());
+    let tell_all = async move {
+        while care.changed().await.is_ok() {
+            tell.send_replace(tasks_of(&care.borrow_and_update()));
+        }
+    };
+    let stop = super::shutdown_requested(shutdown.clone());
+    let caretaker = tokio::spawn(caretaker::run(meta, name, tasks, stop));
+    let told = tokio::spawn(tell_all);
+    let outcome = node.run(super::shutdown_requested(shutdown)).await;
+    told.abort();
+    if outcome.is_ok() && caretaker.await.is_err() {
+        tracing::warn!("the caretaker has ended unexpectedly");
+    }
+    outcome.map_err(|error| failure(&error))
+}
+
+fn tasks_of(care: &Care) -> Tasks {
+    let task = |(volume, generation_seen): &(VolumeId, Generation)| Task {
+        volume: *volume,
+        generation_seen: *generation_seen,
+    };
+    Tasks {
+        node_id: care.node_id,
+        tasks: care.volumes.iter().map(task).collect(),
+    }
 }
 
 fn failure(error: &NodeError) -> Failure {
@@ -36,7 +68,12 @@ fn failure(error: &NodeError) -> Failure {
     Failure::new(kind, error.to_string())
 }
 
-fn node_config(global: &Global, args: &Node, config: &Config, settings: &Settings) -> Result<NodeConfig, Failure> {
+fn node_config(
+    global: &Global,
+    args: &args::Node,
+    config: &Config,
+    settings: &Settings,
+) -> Result<NodeConfig, Failure> {
     let section = config.node.clone().unwrap_or_default();
     let background = BackgroundConfig::default();
     let name = args.name.clone().or(section.name).unwrap_or_else(host_name);

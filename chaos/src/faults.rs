@@ -126,7 +126,8 @@ pub const CATALOGUE: &[Fault] = &[
         "frames and messages take long, now and then very long",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .live(),
     fault(
         "network",
         "loss",
@@ -154,7 +155,8 @@ pub const CATALOGUE: &[Fault] = &[
         "a connection falls silent and nobody is told",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "network",
         "reset",
@@ -169,29 +171,33 @@ pub const CATALOGUE: &[Fault] = &[
         "a process is cut off from all others",
         Injected::Yes,
         WAITS,
-    ),
+    )
+    .live(),
     fault(
         "network",
         "one-way",
         "one direction between two processes is cut",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "network",
         "flapping",
         "a way is cut and opened again in quick turns",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "network",
         "partition-meta",
         "the metadata servers are split",
         Injected::Yes,
         NOTHING,
-    ),
-    fault("network", "corrupt", "a bit of a frame flips", Injected::Yes, PAUSE),
+    )
+    .live(),
+    fault("network", "corrupt", "a bit of a frame flips", Injected::Yes, PAUSE).live(),
     fault(
         "network",
         "foreign",
@@ -214,14 +220,16 @@ pub const CATALOGUE: &[Fault] = &[
         "everything on a device takes many times as long",
         Injected::Yes,
         "slower writes",
-    ),
+    )
+    .live(),
     fault(
         "disk",
         "stuck-disk",
         "a device answers nothing for a while",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault("disk", "read-error", "reads fail for a while", Injected::Yes, NOTHING),
     fault(
         "disk",

@@ -1,10 +1,12 @@
-//! `chaos live`.
+//! `chaos live` and `chaos nightly`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use cairn_chaos::live::cluster::ClusterOptions;
+use cairn_chaos::live::operators;
+use cairn_chaos::live::report::Timeline;
 use cairn_chaos::live::run::{RunOptions, VolumeOptions};
 use cairn_chaos::live::scenario::{self, Outcome, Plan, Scenario, quantiles};
 use cairn_chaos::live::tools;
@@ -31,6 +33,9 @@ pub(crate) struct LiveArgs {
     /// With `--scenario power`: how often the power of everything is cut
     #[arg(long, default_value_t = 20)]
     cuts: u64,
+    /// With `--scenario operators`: how many steps
+    #[arg(long, default_value_t = 100)]
+    steps: usize,
     #[command(flatten)]
     place: PlaceArgs,
 }
@@ -53,6 +58,9 @@ pub(crate) struct PlaceArgs {
     /// Processes reach each other directly; without faults of the network
     #[arg(long)]
     no_proxies: bool,
+    /// Devices call flushes done that they have not done: it must fail, or it proves nothing
+    #[arg(long, conflicts_with = "no_shims")]
+    lying_flushes: bool,
     /// Keeps the directory of a run that did not fail, too
     #[arg(long)]
     keep: bool,
@@ -72,6 +80,106 @@ enum Story {
     Random,
     /// Cuts of the power of everything
     Power,
+    /// What operators do, at random, against a model
+    Operators,
+}
+
+/// Arguments of `chaos nightly`.
+#[derive(Args)]
+pub(crate) struct NightlyArgs {
+    /// Chooses what happens
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// For so many minutes, after what operators do
+    #[arg(long, default_value_t = 30.0)]
+    minutes: f64,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+/// Steps of the walk of operators that begins a night.
+const NIGHTLY_STEPS: usize = 60;
+
+pub(crate) fn nightly(args: &NightlyArgs) -> ExitCode {
+    if let Err(code) = operators(&args.place, args.seed, NIGHTLY_STEPS) {
+        return code;
+    }
+    let span = Duration::from_secs_f64(args.minutes * 60.0);
+    let plan = Plan {
+        scenario: Scenario::Nightly,
+        only: Vec::new(),
+        span: Some(span),
+    };
+    play(&args.place, args.seed, &plan)
+}
+
+/// A walk of operators on a cluster of its own.
+fn operators(place: &PlaceArgs, seed: u64, steps: usize) -> Result<(), ExitCode> {
+    let dir = new_dir(place, "operators-")?;
+    let options = cluster_options(place, dir.clone())?;
+    let steps = operators::walk(seed, steps);
+    let mut timeline = match std::fs::create_dir_all(&dir) {
+        Ok(()) => Timeline::new(&dir, !place.quiet),
+        Err(error) => {
+            eprintln!("{} can't be made: {error}; say --dir DIR", dir.display());
+            return Err(ExitCode::from(2));
+        }
+    };
+    let mut count = 0;
+    let mut dirs = || {
+        count += 1;
+        dir.join(format!("walk-{count}"))
+    };
+    let result = operators::play_and_shrink(&options, &steps, &mut timeline, &mut dirs);
+    match result {
+        Ok(()) => {
+            eprintln!(
+                "seed {seed}: a walk of {} steps of operators, all as it must be",
+                steps.len()
+            );
+            if !place.keep {
+                // What stays behind is in nobody's way.
+                let _ = std::fs::remove_dir_all(&dir);
+            }
+            Ok(())
+        }
+        Err(failure) => {
+            println!("seed {seed}: a walk of operators FAILED: {failure}");
+            println!("  everything that is known of it is in {}", dir.display());
+            Err(ExitCode::from(failure.kind.exit_code()))
+        }
+    }
+}
+
+fn new_dir(place: &PlaceArgs, prefix: &str) -> Result<PathBuf, ExitCode> {
+    if let Some(dir) = &place.dir {
+        let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+        return Ok(if prefix.is_empty() {
+            dir
+        } else {
+            dir.join(prefix.trim_end_matches('-'))
+        });
+    }
+    let made = tempfile::Builder::new().prefix(&format!("cairn-{prefix}")).tempdir();
+    made.map(tempfile::TempDir::keep).map_err(|error| {
+        eprintln!("a directory for temporary files can't be made: {error}; say --dir DIR");
+        ExitCode::from(2)
+    })
+}
+
+fn cluster_options(place: &PlaceArgs, dir: PathBuf) -> Result<ClusterOptions, ExitCode> {
+    let Some(program) = place.program.clone().or_else(beside).or_else(|| tools::find("cairn")) else {
+        eprintln!("there is no `cairn` beside this program or on PATH: build it, or say --program FILE");
+        return Err(ExitCode::from(2));
+    };
+    Ok(ClusterOptions {
+        program: std::path::absolute(&program).unwrap_or(program),
+        dir,
+        metas: 3,
+        nodes: place.nodes,
+        device_bytes: DEVICE_BYTES,
+        env: Vec::new(),
+    })
 }
 
 pub(crate) fn run(args: &LiveArgs) -> ExitCode {
@@ -83,9 +191,14 @@ pub(crate) fn run(args: &LiveArgs) -> ExitCode {
         eprintln!("--scenario random needs --minutes");
         return ExitCode::from(2);
     }
+    if args.scenario == Story::Operators {
+        return operators(&args.place, args.seed, args.steps)
+            .err()
+            .unwrap_or(ExitCode::SUCCESS);
+    }
     let plan = Plan {
         scenario: match args.scenario {
-            Story::Faults => Scenario::Faults,
+            Story::Faults | Story::Operators => Scenario::Faults,
             Story::Random => Scenario::Random,
             Story::Power => Scenario::Power(args.cuts),
         },
@@ -97,37 +210,23 @@ pub(crate) fn run(args: &LiveArgs) -> ExitCode {
 
 /// Plays a plan on a new cluster, tells what came of it, and gives the exit code.
 pub(crate) fn play(place: &PlaceArgs, seed: u64, plan: &Plan) -> ExitCode {
-    let Some(program) = place.program.clone().or_else(beside).or_else(|| tools::find("cairn")) else {
-        eprintln!("there is no `cairn` beside this program or on PATH: build it, or say --program FILE");
-        return ExitCode::from(2);
+    let cluster = new_dir(place, "").and_then(|dir| cluster_options(place, dir));
+    let cluster = match cluster {
+        Ok(cluster) => cluster,
+        Err(code) => return code,
     };
-    let dir = match &place.dir {
-        Some(dir) => std::path::absolute(dir).unwrap_or_else(|_| dir.clone()),
-        None => match tempfile::Builder::new().prefix("cairn-live-").tempdir() {
-            Ok(dir) => dir.keep(),
-            Err(error) => {
-                eprintln!("a directory for temporary files can't be made: {error}; say --dir DIR");
-                return ExitCode::from(2);
-            }
-        },
-    };
+    let dir = cluster.dir.clone();
     let volume = |name: &str, mib: u64, export| VolumeOptions {
         name: name.to_string(),
         bytes: mib << 20,
         export,
     };
     let options = RunOptions {
-        cluster: ClusterOptions {
-            program: std::path::absolute(&program).unwrap_or(program),
-            dir: dir.clone(),
-            metas: 3,
-            nodes: place.nodes,
-            device_bytes: DEVICE_BYTES,
-            env: Vec::new(),
-        },
+        cluster,
         seed,
         volumes: vec![volume("a", 192, 1), volume("b", 64, 1), volume("c", 128, 2)],
         has_shims: !place.no_shims,
+        has_lying_flushes: place.lying_flushes,
         has_proxies: !place.no_proxies,
         is_told: !place.quiet,
     };

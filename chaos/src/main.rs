@@ -130,6 +130,11 @@ enum Command {
     ///
     /// Example: chaos live --seed 1 --scenario power --cuts 200
     Live(live_command::LiveArgs),
+    /// A mix of all for a cron job: what operators do, then faults at random, at the end the power of everything is cut, and it
+    /// returns unattended. Exit codes as of `chaos live`
+    ///
+    /// Example: chaos nightly --minutes 60 --seed 20
+    Nightly(live_command::NightlyArgs),
     /// Prints the fault catalogue
     List,
     /// Gives broken input to everything that decodes bytes from outside
@@ -202,6 +207,7 @@ fn main() -> ExitCode {
         Command::Twice { seed, seeds } => twice(seed, seeds),
         Command::Model(args) => model_command::run(&args),
         Command::Live(args) => live_command::run(&args),
+        Command::Nightly(args) => live_command::nightly(&args),
         Command::List => {
             print!("{}", faults::table());
             ExitCode::SUCCESS

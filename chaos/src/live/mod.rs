@@ -4,7 +4,7 @@
 //! [`tools`] (programs that may be absent), [`fio`] (load and its figures), [`inject`] (what goes wrong around the
 //! processes). Then what `chaos live` is made of: [`cluster`]
 //! (processes started one by one), [`nbd`], [`guest`] and [`ledger`] (load of which each sector says who wrote it, and what is
-//! known of it), [`run`] (faults, and what must be true after each), [`steps`] (the faults), [`scenario`], [`report`].
+//! known of it), [`run`] (faults, and what must be true after each), [`steps`] and [`scenarios`] (the faults), [`scenario`], [`operators`], [`report`].
 
 #![allow(
     clippy::disallowed_methods,
@@ -19,6 +19,7 @@ pub mod guest;
 pub mod inject;
 pub mod ledger;
 pub mod nbd;
+pub mod operators;
 pub mod process;
 pub mod report;
 pub mod run;

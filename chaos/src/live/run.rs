@@ -13,7 +13,7 @@ use cairn_proto::ids::{GroupCount, VolumeId};
 use super::cluster::{Cluster, ClusterError, ClusterOptions, Part};
 use super::guest::{Disk, Guest, Held, Place, sweep};
 use super::inject::proxy::Proxy;
-use super::inject::shim::{self, Shim};
+use super::inject::shim::{self, Effect, Kind, Rule, Shim};
 use super::ledger::Ledger;
 use super::process;
 use super::report::{Failure, FailureKind, Table, Timeline};
@@ -58,6 +58,9 @@ pub struct RunOptions {
     pub volumes: Vec<VolumeOptions>,
     /// Whether devices are behind shims, which lose what was not flushed when power is cut, and fail on demand.
     pub has_shims: bool,
+    /// Devices call flushes done that they have not done, as bad as a node that acknowledges before it flushes: power cuts must
+    /// find it, or they prove nothing.
+    pub has_lying_flushes: bool,
     /// Whether metadata servers and nodes are reached through proxies.
     pub has_proxies: bool,
     /// Whether the timeline goes to standard error too.
@@ -120,6 +123,9 @@ impl Run {
         let mut run = Run::new(&options)?;
         if options.has_shims {
             run.put_shims()?;
+            if options.has_lying_flushes {
+                run.lie()?;
+            }
         }
         if options.has_proxies {
             run.put_proxies()?;
@@ -178,8 +184,18 @@ impl Run {
             file.set_len(self.cluster.device_bytes()).map_err(failed)?;
             fs::create_dir_all(&mount).map_err(failed)?;
             let shim = Shim::start(&backing, &mount, self.rng.word()).map_err(failed)?;
-            self.cluster.use_device(k, shim.device());
+            self.cluster.use_device(k, shim.device().to_path_buf());
             self.shims.insert(k, shim);
+        }
+        Ok(())
+    }
+
+    fn lie(&mut self) -> Result<(), Failure> {
+        self.timeline.note("devices lie: their flushes do nothing");
+        for shim in self.shims.values() {
+            let rule = Rule::always(Some(Kind::Flush), Effect::Lose);
+            shim.add(rule)
+                .map_err(|words| Failure::new(FailureKind::Setup, words))?;
         }
         Ok(())
     }

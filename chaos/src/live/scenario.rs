@@ -23,6 +23,8 @@ pub enum Scenario {
     Random,
     /// So many cuts of the power of everything.
     Power(u64),
+    /// Faults drawn at random, and at the end a cut of the power of everything, from which it returns unattended.
+    Nightly,
 }
 
 /// How it is told and bounded.
@@ -137,7 +139,7 @@ fn play(run: &mut Run, plan: &Plan, begun: Instant, first_io: &mut Vec<Duration>
                 return Ok(());
             }
         },
-        Scenario::Random => {
+        Scenario::Random | Scenario::Nightly => {
             let named = !plan.only.is_empty();
             let faults: Vec<_> = faults
                 .into_iter()
@@ -146,6 +148,9 @@ fn play(run: &mut Run, plan: &Plan, begun: Instant, first_io: &mut Vec<Duration>
             while !is_over() {
                 let fault = *run.rng.pick(&faults);
                 fault.step(run)?;
+            }
+            if plan.scenario == Scenario::Nightly {
+                power_cut(run, first_io)?;
             }
             Ok(())
         }

@@ -1,16 +1,20 @@
 //! Faults of devices.
 
+use std::time::Duration;
+
 use crate::live::cluster::Part;
-use crate::live::inject::shim::CutBy;
+use crate::live::inject::shim::{CutBy, Effect, Rule};
 use crate::live::process;
 use crate::live::report::{Failure, FailureKind};
 use crate::live::run::Run;
-use crate::live::steps::{Fault, WAITS, before, fault, shuffle, start_as_it_comes};
+use crate::live::steps::{Fault, PAUSE_MAX, WAITS, before, fault, shuffle, start_as_it_comes};
 
 /// Those of devices.
 pub const FAULTS: &[Fault] = &[
     fault("power-cut", "power-cut", WAITS, power_cut),
     fault("power-cut-node", "power-cut", WAITS, power_cut_node),
+    fault("slow-disk", "slow-disk", Some(PAUSE_MAX), slow_disk),
+    fault("stuck-disk", "stuck-disk", Some(PAUSE_MAX), stuck_disk),
 ];
 
 /// The power of everything fails at a random moment under load, and comes back; everything starts in random order.
@@ -29,6 +33,33 @@ fn power_cut_node(run: &mut Run) -> Result<(), Failure> {
     let node = *run.rng.pick(&nodes);
     cut(run, &[node])?;
     run.start(node)
+}
+
+/// Everything on the device of one node takes long.
+fn slow_disk(run: &mut Run) -> Result<(), Failure> {
+    let delay = Effect::Delay {
+        fixed: Duration::from_millis(20),
+        jitter: Duration::from_millis(60),
+    };
+    harm_one(run, delay, Duration::from_secs(5))
+}
+
+/// The device of one node answers nothing for a while.
+fn stuck_disk(run: &mut Run) -> Result<(), Failure> {
+    harm_one(run, Effect::Stick, Duration::from_secs(4))
+}
+
+fn harm_one(run: &mut Run, effect: Effect, span: Duration) -> Result<(), Failure> {
+    before(run)?;
+    let nodes: Vec<u8> = run.shims.keys().copied().collect();
+    let node = *run.rng.pick(&nodes);
+    let rule = Rule::always(None, effect);
+    run.timeline.note(format!("the device of node-{node}: {effect:?}"));
+    run.shims[&node]
+        .add(rule)
+        .map_err(|words| Failure::new(FailureKind::Setup, words))?;
+    run.load(span)?;
+    run.heal()
 }
 
 /// These lose power. Either the processes go first, or their devices do while they can't notice: then what they have under

@@ -1,4 +1,4 @@
-//! The faults that `chaos live` injects, each a short story with real processes. [`FAULTS`] lists them; every one ends with
+//! The faults that `chaos live` injects, each a short story with real processes. `FAULTS` lists them; every one ends with
 //! what it broke being whole again, and [`Run::step`] verifies.
 
 use std::time::Duration;

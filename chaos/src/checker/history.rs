@@ -149,6 +149,23 @@ impl History {
         &self.ops
     }
 
+    /// Whether an earlier attachment changed some block of this operation, and was never told that it has.
+    pub fn follows_an_open_write(&self, number: OpNumber) -> bool {
+        let op = self.op(number);
+        let blocks = op.blocks();
+        let is_open = |other: &&Op| {
+            let changes = matches!(other.kind, OpKind::Write | OpKind::Zero);
+            let acknowledged = matches!(other.ended, Some((_, _, End::Done(_))));
+            changes && !acknowledged && (other.volume, other.session) != (op.volume, op.session)
+        };
+        let mut open = self
+            .ops
+            .iter()
+            .filter(is_open)
+            .filter(|other| other.volume == op.volume);
+        open.any(|other| other.blocks().start < blocks.end && blocks.start < other.blocks().end)
+    }
+
     /// The operation of a number, which is not settled.
     pub fn op(&self, number: OpNumber) -> &Op {
         &self.ops[(number - self.settled) as usize - 1]

@@ -24,7 +24,7 @@ use super::process::Process;
 use super::schedule::Schedule;
 use super::setup::Setup;
 use super::trace::Trace;
-use crate::checker::history::{Broken, History, OpKind};
+use crate::checker::history::{Broken, History, OpKind, OpNumber};
 use crate::rng::{Rng, mix};
 
 /// Timers of one process that may be due at one instant of virtual time before it counts as stuck in a loop.
@@ -811,7 +811,7 @@ impl World {
             }
             Err(error) => {
                 self.history.failed(now, number, words);
-                self.refused(index as usize, error)?;
+                self.refused(index as usize, number, error)?;
             }
         }
         let Process::Client(client) = process else {
@@ -830,7 +830,7 @@ impl World {
     }
 
     /// An operation ended with an error: was that allowed?
-    fn refused(&mut self, index: usize, error: VolumeError) -> Result<(), Broken> {
+    fn refused(&mut self, index: usize, number: OpNumber, error: VolumeError) -> Result<(), Broken> {
         let kind = format!("{error:?}");
         let kind = kind.split('(').next().unwrap_or_default().to_string();
         *self.errors.entry(kind).or_default() += 1;
@@ -853,6 +853,9 @@ impl World {
                 ))
             }
             VolumeError::NoSpace => Ok(()),
+            // A write that was never acknowledged may have reached the device whose bits flip and no other: whether
+            // anybody was told of it is not known there, so an older copy must not take its place.
+            VolumeError::Damaged if self.options.rot && self.history.follows_an_open_write(number) => Ok(()),
             VolumeError::Shutdown if session.phase != SessionPhase::Open => Ok(()),
             other => Err(self.broken("no error without a cause", format!("session {index}: {other}"))),
         }

@@ -30,6 +30,8 @@ pub(super) struct ReadState {
     pub(super) tried: Mask,
     /// Those of them on which some block of it is damaged; the others are asked again later.
     pub(super) damaged: Mask,
+    /// Answers that were not what their checksums say, from members that take the blocks for good.
+    doubts: u8,
     pub(super) asked_at: Time,
     pub(super) hedge_at: Option<Time>,
     /// Block by block, once an answer had damaged blocks.
@@ -38,6 +40,9 @@ pub(super) struct ReadState {
     status: Option<StatusSoFar>,
     pub(super) result: Option<Result<Outcome, OpError>>,
 }
+
+/// Answers with a wrong checksum that a read asks again for, before it takes the block for damaged.
+const DOUBTS_MAX: u8 = 3;
 
 /// Why a member gave no answer to a read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,6 +112,7 @@ impl Coordinator {
             asked: Mask::NONE,
             tried: Mask::NONE,
             damaged: Mask::NONE,
+            doubts: 0,
             asked_at: self.now,
             hedge_at: None,
             good: None,
@@ -270,6 +276,12 @@ impl Coordinator {
             return self.read_failed(g, read, place, ReadFailure::Later);
         }
         let bad = bad_blocks(volume, state.range, &answer);
+        // The member has verified what it sent, so the way is to blame rather than the block: who asks again learns which.
+        let denied = |block: &u32| answer.blocks[*block as usize].content != Content::Damaged;
+        if bad.iter().any(denied) && state.doubts < DOUBTS_MAX {
+            state.doubts += 1;
+            return self.ask_read(g, read);
+        }
         if bad.is_empty() && state.good.is_none() {
             let (blocks, bytes) = (answer.blocks, answer.bytes);
             state.result = Some(Ok(Outcome::Read(ReadOutcome { blocks, bytes })));

@@ -6,6 +6,7 @@ use super::stories::{attached, range};
 use super::usual;
 use super::world::World;
 use crate::block::Content;
+use crate::message::Message;
 use crate::replication::{GroupPhase, Notice};
 
 /// Attached, with eight blocks on all members.
@@ -204,4 +205,29 @@ fn damage_that_nobody_has_told_is_found_by_the_next_attachment() {
     let found: u64 = world.status(h).iter().map(|group| group.damage_repaired).sum();
     assert_eq!(found, 1);
     reads_well(&mut world, h);
+}
+
+#[test]
+fn what_is_spoilt_on_the_way_is_asked_for_again_and_not_taken_for_damage() {
+    let mut world = written();
+    world.submit(0, range(3, 1), false);
+    let mut spoilt = 0;
+    for d in 0..world.devices.len() {
+        while world.deliver_to(0, d) {}
+        let mut answers = world.hold_answers(0, d);
+        for (_, message, _) in &mut answers {
+            if let Message::ReadAnswer(answer) = message
+                && let Some(bytes) = answer.bytes.first_mut()
+            {
+                *bytes = vec![0xee; bytes.len()].into();
+                spoilt += 1;
+            }
+        }
+        world.give_answers(0, d, answers);
+    }
+    assert_eq!(spoilt, 1, "it is asked of one member");
+    world.run_until("read", |world| world.is_idle(0));
+    world.history.check().unwrap();
+    assert!(!world.results.contains_key("damaged"), "{:?}", world.results);
+    assert_eq!(found_and_repaired(&world), (0, 0));
 }

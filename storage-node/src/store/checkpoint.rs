@@ -422,6 +422,7 @@ impl Engine {
         self.space.free_after(after, free);
         self.io.counters.checkpoints += 1;
         self.io.counters.checkpoint_blocks += checkpoint.blocks + 1;
+        self.move_checkpoint_stored();
     }
 }
 

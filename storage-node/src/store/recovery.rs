@@ -378,7 +378,11 @@ impl Recovery {
         let mut used_end = header.used_end;
         let orphans = swept.unwrap_or_default();
         let log_page_count = loaded.log_pages.iter().map(|(_, pages)| pages.len() as u64).sum();
-        let mut allocator = Allocator::with_taken(SPACE_START..u64::from(self.end()), &loaded.data);
+        let mut allocator = Allocator::with_taken(
+            SPACE_START..u64::from(self.end()),
+            &loaded.data,
+            self.limits.region_blocks,
+        );
         let log_pages = loaded.log_pages.iter().flat_map(|(_, pages)| pages);
         let metadata = loaded.metadata.iter().chain(&loaded.stale);
         for place in metadata.chain(log_pages) {

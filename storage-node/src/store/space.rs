@@ -103,6 +103,15 @@ impl SpaceMap {
         self.allocator.free() + u64::from(self.run.count) + u64::from(self.reserved.count - 1)
     }
 
+    /// Blocks that the log has taken for what comes next.
+    pub(super) fn log_runs(&self) -> [Extent; 3] {
+        let next = Extent {
+            place: self.next,
+            count: 1,
+        };
+        [next, self.run, self.reserved]
+    }
+
     /// Where the next record goes.
     pub(super) fn next(&self) -> u32 {
         self.next
@@ -266,6 +275,7 @@ impl SpaceMap {
 
     /// Panics if a block is counted twice, or data stands on a free block.
     pub(super) fn check_invariants(&self) {
+        self.allocator.check_invariants();
         let log = [self.run, self.reserved].into_iter();
         for place in log.flat_map(|run| run.place..run.place + run.count).chain([self.next]) {
             assert!(

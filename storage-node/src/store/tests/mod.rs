@@ -4,6 +4,7 @@ mod basic;
 #[cfg(feature = "canary")]
 mod canary;
 mod crash;
+mod evacuate;
 mod exhaustive;
 mod faults;
 mod full;

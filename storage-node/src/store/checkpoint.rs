@@ -156,7 +156,7 @@ impl Engine {
         let places = page_places
             .iter()
             .flat_map(|extent| extent.place..extent.place + extent.count);
-        self.space.mark_index(places, true);
+        self.space.mark_index(places);
         self.space.freeze();
         let mut writer = DirectoryWriter::default();
         writer.catalog(&self.catalog);

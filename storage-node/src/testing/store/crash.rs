@@ -13,10 +13,12 @@ use cairn_proto::disk::DiskGeometry;
 use cairn_proto::ids::Epoch;
 
 use super::content::GROUP;
+use super::crash_format::{Before, cut_formatting};
 use super::model::{Model, difference};
 use super::rig::{Moment, Rig, formatted};
 use super::workload::Workload;
 use crate::store::api::{StoreError, StoreReply, StoreRequest};
+use crate::store::inspect::{InspectOptions, inspect};
 use crate::store::{ScrubCursor, StoreLimits, StoreState};
 use crate::testing::{Cut, MemoryDevice, Prng};
 
@@ -71,6 +73,10 @@ pub struct CrashTotals {
     pub recoveries: u64,
     /// Recoveries from cuts during recovery.
     pub nested: u64,
+    /// Outcomes of cuts while the device was formatted.
+    pub formatted: u64,
+    /// Blocks that were moved only to make room for others.
+    pub evacuated: u64,
 }
 
 impl std::ops::AddAssign for CrashTotals {
@@ -84,6 +90,8 @@ impl std::ops::AddAssign for CrashTotals {
         self.moments += other.moments;
         self.recoveries += other.recoveries;
         self.nested += other.nested;
+        self.formatted += other.formatted;
+        self.evacuated += other.evacuated;
     }
 }
 
@@ -152,11 +160,21 @@ impl CrashRun {
         }
     }
 
-    /// Runs it.
+    /// Runs it: first the formatting of the device alone, then the workload.
     pub fn run(&self) -> Result<CrashTotals, Box<CrashFailure>> {
         let moment = Cell::new(None);
         let outcome = unwinding(|| {
             let mut learned = Learned::default();
+            if self.only.is_none() {
+                let geometry = DiskGeometry {
+                    blocks: self.blocks,
+                    volatile_cache: self.volatile_cache,
+                };
+                for before in [Before::Blank, Before::Cairn, Before::Foreign] {
+                    learned.totals.formatted += cut_formatting(geometry, before, self.seed)
+                        .map_err(|words| format!("while it was formatted: {words}"))?;
+                }
+            }
             self.play(&mut learned, &mut |_| Ok(()))?;
             let mut checker = Checker {
                 run: self,
@@ -257,8 +275,17 @@ impl CrashRun {
         cuts
     }
 
-    /// Opens a device. All of the index may stay in memory, so that all of them can be compared.
-    fn recovered(&self, device: MemoryDevice, seed: u64) -> Result<Rig, String> {
+    /// Opens a device. All of the index may stay in memory, so that all of them can be compared. Before that, and without
+    /// opening it, each block that is taken must have one owner, and all data be what the index says.
+    fn recovered(&self, mut device: MemoryDevice, seed: u64) -> Result<Rig, String> {
+        let options = InspectOptions {
+            verify: true,
+            volume: None,
+        };
+        let inspection = inspect(&mut device, options, &mut |_| {});
+        if let Some(found) = inspection.damage.listed.first() {
+            return Err(format!("inspection finds: {found:?}"));
+        }
         let limits = StoreLimits {
             index_memory_max: 16 << 20,
             ..self.limits.clone()
@@ -367,6 +394,7 @@ impl Learned {
         self.totals.operations += rig.completed;
         self.totals.commits = rig.store.commit_seq().0;
         self.totals.checkpoints += rig.store.counters().checkpoints;
+        self.totals.evacuated += rig.store.counters().blocks_evacuated;
         self.totals.blocks_written = rig.device.blocks_written();
     }
 }

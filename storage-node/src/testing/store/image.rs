@@ -445,6 +445,9 @@ mod tests {
         assert!(changed > 4, "{changed} leaves were changed");
     }
 
+    /// Bytes of the head of an entry of the directory: its type comes first.
+    const ENTRY_HEAD: usize = 4;
+
     /// The directory says that a replica and its layers have fewer blocks than the log gives back.
     #[test]
     fn a_replica_that_is_said_to_have_no_blocks_is_not_panicked_on() {
@@ -456,9 +459,15 @@ mod tests {
                 let mut content = image.content(number).to_vec();
                 let found = content.windows(entry.len()).enumerate();
                 let found: Vec<usize> = found.filter(|(_, bytes)| *bytes == entry).map(|(at, _)| at).collect();
-                // A role or a layer follows, then the count.
-                for at in found.into_iter().map(|at| at + entry.len() + 4) {
-                    content[at..at + 8].fill(0);
+                for at in found {
+                    // Of a replica, a role and an epoch come before the count; of a layer, its number.
+                    let before = match content[at - ENTRY_HEAD] {
+                        2 => 12,
+                        6 => 4,
+                        _ => continue,
+                    };
+                    let count = at + entry.len() + before;
+                    content[count..count + 8].fill(0);
                 }
                 if content == image.content(number) {
                     continue;

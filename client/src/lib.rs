@@ -7,6 +7,8 @@ pub mod driver;
 pub mod export;
 pub mod nbd;
 pub mod outbox;
+#[cfg(feature = "canary")]
+pub mod planted;
 pub mod volume;
 
 pub use driver::library::{Client, Volume};

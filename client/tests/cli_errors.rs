@@ -180,7 +180,7 @@ fn help_and_version_are_no_failures() {
 
 #[cfg(feature = "canary")]
 #[test]
-fn a_build_with_planted_bugs_serves_nothing() {
+fn a_build_with_planted_bugs_serves_only_with_one_that_is_named() {
     let dir = tempfile::tempdir().unwrap();
     for args in [
         ["dev", "--dir", "d"].as_slice(),

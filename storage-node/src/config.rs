@@ -87,6 +87,9 @@ pub struct NodeLimits {
     pub store: StoreLimits,
     /// Of each device's driver.
     pub driver: DriverLimits,
+    /// A planted bug of each device's host; one of its store is in the limits of that.
+    #[cfg(feature = "canary")]
+    pub planted: crate::host::Canary,
 }
 
 impl NodeLimits {

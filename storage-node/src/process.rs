@@ -59,9 +59,6 @@ impl Node {
     /// # Errors
     /// A device can't be used, an address is taken, or the configuration makes no sense.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
-        if cfg!(all(feature = "canary", not(test))) {
-            return Err(NodeError::Canary);
-        }
         check(&config)?;
         let metrics = match config.metrics_listen {
             Some(listen) => Some(serve_metrics(listen).await.map_err(NodeError::Metrics)?),

@@ -64,7 +64,12 @@ pub(crate) async fn start_client<C: Core>(
     let meta = MetaClient::new(endpoints);
     let cluster = cluster_of(&meta).await?;
     let client = draw_client_id().map_err(StartError::System)?;
-    let limits = CoreLimits::default();
+    #[cfg_attr(not(feature = "canary"), allow(unused_mut))]
+    let mut limits = CoreLimits::default();
+    #[cfg(feature = "canary")]
+    if let Some(planted) = crate::planted::chosen() {
+        limits.replication.canary = planted.coordinator();
+    }
     let core = make_core(CoreConfig {
         cluster,
         client,

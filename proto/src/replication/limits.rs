@@ -148,6 +148,8 @@ pub struct Canary {
     pub propose_before_repair: bool,
     /// Reads are returned though nobody vouches for them.
     pub unvouched_read: bool,
+    /// What members answer is believed, whatever its checksums say.
+    pub answer_unverified: bool,
 }
 
 #[cfg(feature = "canary")]
@@ -163,6 +165,7 @@ impl Canary {
         joiner_counted: false,
         propose_before_repair: false,
         unvouched_read: false,
+        answer_unverified: false,
     };
 }
 
@@ -193,5 +196,6 @@ canaries!(
     resync_by_highest,
     joiner_counted,
     propose_before_repair,
-    unvouched_read
+    unvouched_read,
+    answer_unverified
 );

@@ -275,7 +275,10 @@ impl Coordinator {
         if answer.blocks.len() != state.range.count() as usize {
             return self.read_failed(g, read, place, ReadFailure::Later);
         }
-        let bad = bad_blocks(volume, state.range, &answer);
+        let mut bad = bad_blocks(volume, state.range, &answer);
+        if self.limits.answer_unverified() {
+            bad.retain(|i| answer.blocks[*i as usize].content == Content::Damaged);
+        }
         // The member has verified what it sent, so the way is to blame rather than the block: who asks again learns which.
         let denied = |block: &u32| answer.blocks[*block as usize].content != Content::Damaged;
         if bad.iter().any(denied) && state.doubts < DOUBTS_MAX {

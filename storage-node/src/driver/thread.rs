@@ -40,6 +40,9 @@ pub struct ThreadConfig {
     pub store: StoreLimits,
     /// Bounds of the driver.
     pub driver: DriverLimits,
+    /// A planted bug of the host.
+    #[cfg(feature = "canary")]
+    pub planted: crate::host::Canary,
 }
 
 /// A device that is being served.
@@ -201,6 +204,10 @@ fn run(config: ThreadConfig, control: &Arc<ControlQueue>, opened: oneshot::Sende
     tracing::info!(device = %identity.device, commit = %recovered, "opened");
     let mut host_config = HostConfig::new(identity.cluster, config.cluster_key, identity.device);
     host_config.limits = config.host;
+    #[cfg(feature = "canary")]
+    {
+        host_config.canary = config.planted;
+    }
     host_config.background = BackgroundConfig {
         wall_clock: clock::since_1970(),
         ..config.background

@@ -56,8 +56,6 @@ pub enum NodeError {
     },
     /// The operating system gives no randomness or no thread.
     System(io::Error),
-    /// The program has planted bugs in it.
-    Canary,
 }
 
 impl fmt::Display for NodeError {
@@ -78,9 +76,6 @@ impl fmt::Display for NodeError {
                 write!(f, "the metadata servers refuse the device {}: {words}", path.display())
             }
             NodeError::System(error) => write!(f, "the operating system refuses what a node needs: {error}"),
-            NodeError::Canary => f.write_str(
-                "this program was built with planted bugs (feature `canary`) and serves nothing: build it without",
-            ),
         }
     }
 }
@@ -93,7 +88,7 @@ impl std::error::Error for NodeError {
             NodeError::Listen { error, .. } | NodeError::System(error) => Some(error),
             NodeError::Metrics(error) => Some(error),
             NodeError::Ended { error, .. } => Some(error),
-            NodeError::Config(_) | NodeError::Together(_) | NodeError::Refused { .. } | NodeError::Canary => None,
+            NodeError::Config(_) | NodeError::Together(_) | NodeError::Refused { .. } => None,
         }
     }
 }

@@ -41,8 +41,6 @@ pub struct FormatPlan {
     device: DeviceFile,
     path: PathBuf,
     loss: Loss,
-    /// What an earlier formatting has left stands on it.
-    is_unfinished: bool,
 }
 
 impl FormatPlan {
@@ -61,10 +59,8 @@ impl FormatPlan {
             volatile_cache: None,
         })
         .map_err(of_device)?;
-        let found = device.probe().map_err(of_device)?;
-        let is_unfinished = found == Probe::Unfinished;
-        let loss = match found {
-            Probe::Blank | Probe::Unfinished => Loss::Nothing,
+        let loss = match device.probe().map_err(of_device)? {
+            Probe::Blank => Loss::Nothing,
             Probe::Cairn(superblock) => Loss::Device(superblock.identity),
             Probe::Foreign { words } => Loss::Other { words },
             Probe::Truncated { .. } => Loss::Other {
@@ -78,7 +74,6 @@ impl FormatPlan {
             device,
             path: path.to_path_buf(),
             loss,
-            is_unfinished,
         })
     }
 
@@ -130,7 +125,7 @@ impl FormatPlan {
     /// The device refuses; then it may be half cleared.
     pub fn clear(self) -> Result<Formatted, NodeError> {
         let path = self.path;
-        if self.loss != Loss::Nothing || self.is_unfinished {
+        if self.loss != Loss::Nothing {
             self.device.clear().map_err(|error| NodeError::Device {
                 path: path.clone(),
                 error,

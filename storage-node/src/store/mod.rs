@@ -15,7 +15,6 @@ mod directory;
 mod doomed;
 mod engine;
 mod entry;
-mod evacuate;
 mod format;
 mod freeze;
 pub mod inspect;

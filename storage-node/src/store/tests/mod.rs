@@ -3,9 +3,7 @@
 mod basic;
 #[cfg(feature = "canary")]
 mod canary;
-mod contradiction;
 mod crash;
-mod evacuate;
 mod exhaustive;
 mod faults;
 mod full;

@@ -40,15 +40,13 @@ pub struct Moment {
     pub device: MemoryDevice,
     /// The highest commit acknowledged by then.
     pub acknowledged: u64,
-    /// Whether the store had said that it is open.
-    pub is_open: bool,
 }
 
 #[derive(Debug, Default)]
 struct Moments {
     seen: Vec<Moment>,
     acknowledged: u64,
-    last: Option<(u64, u64, bool)>,
+    last: Option<(u64, u64)>,
 }
 
 /// A device that was just formatted.
@@ -165,13 +163,11 @@ impl Rig {
     /// Keeps this moment, unless the last one is the same to whoever looks at the device after a power cut.
     fn note_moment(&mut self) {
         let Some(moments) = &mut self.moments else { return };
-        let is_open = self.store.state() == StoreState::Open;
-        let now = (self.device.changes(), moments.acknowledged, is_open);
+        let now = (self.device.changes(), moments.acknowledged);
         if moments.last.replace(now) != Some(now) {
             moments.seen.push(Moment {
                 device: self.device.clone(),
                 acknowledged: moments.acknowledged,
-                is_open,
             });
         }
     }

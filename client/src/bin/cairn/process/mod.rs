@@ -26,8 +26,6 @@ use crate::limits::{SHUTDOWN_BOUND, WORKER_THREADS};
 pub(crate) use parent::PARENT_VARIABLE;
 pub(crate) use signals::StopSignals;
 
-/// Must be set for a build with planted bugs to serve anything.
-const CANARY_VARIABLE: &str = "CAIRN_ALLOW_CANARY";
 /// What is logged unless told otherwise.
 const DEFAULT_LOG: &str = "info";
 
@@ -88,8 +86,11 @@ where
             process = std::process::id(),
             "cairn {name} starts"
         );
-        if cfg!(feature = "canary") {
-            tracing::warn!("this build has planted bugs: it is for tests of the tests, and must never hold data");
+        #[cfg(feature = "canary")]
+        if let Some(planted) = cairn_client::planted::chosen() {
+            tracing::warn!(
+                "THIS PROCESS HAS THE PLANTED BUG {planted}: it is there to be found by a test, and what is stored will be lost"
+            );
         }
         let (sender, shutdown) = watch::channel(false);
         let part = part(shutdown);
@@ -140,17 +141,17 @@ fn metrics_failure(error: MetricsError) -> Failure {
     }
 }
 
-/// Refuses to serve anything in a build with planted bugs, unless a test of the tests allows it.
+/// A build with planted bugs serves only with exactly one of them, which the environment names.
+#[cfg(feature = "canary")]
 pub(crate) fn refuse_canary() -> Result<(), Failure> {
-    if cfg!(feature = "canary") && std::env::var_os(CANARY_VARIABLE).is_none() {
-        return Err(Failure::new(
-            Kind::Refused,
-            "this build has planted bugs (feature `canary`) and serves nothing",
-        )
-        .hint(format!(
-            "Build without the feature. Only tests of the tests set {CANARY_VARIABLE}=1."
-        )));
-    }
+    cairn_client::planted::choose().map(drop).map_err(|words| {
+        Failure::new(Kind::Refused, words).hint("Build without the feature `canary` to serve volumes.")
+    })
+}
+
+#[cfg(not(feature = "canary"))]
+#[expect(clippy::unnecessary_wraps, reason = "builds with planted bugs may be refused")]
+pub(crate) fn refuse_canary() -> Result<(), Failure> {
     Ok(())
 }
 

@@ -26,7 +26,12 @@ pub(crate) fn run(global: &Global, args: &args::Node) -> Result<(), Failure> {
 }
 
 /// Serves the devices, and takes care of what meta says. What serves data does not depend on the latter.
-async fn serve(config: NodeConfig, shutdown: Shutdown) -> Result<(), Failure> {
+async fn serve(
+    #[cfg_attr(not(feature = "canary"), allow(unused_mut))] mut config: NodeConfig,
+    shutdown: Shutdown,
+) -> Result<(), Failure> {
+    #[cfg(feature = "canary")]
+    plant(&mut config.limits);
     let (meta, name) = (config.meta.clone(), config.name.clone());
     let node = Node::start(config).await.map_err(|error| failure(&error))?;
     let mut care = node.care();
@@ -62,7 +67,7 @@ fn failure(error: &NodeError) -> Failure {
     let kind = match error {
         NodeError::Config(_) => Kind::Usage,
         NodeError::Metrics(MetricsError::Listen(..)) | NodeError::Listen { .. } => Kind::Occupied,
-        NodeError::Refused { .. } | NodeError::Canary => Kind::Refused,
+        NodeError::Refused { .. } => Kind::Refused,
         _ => Kind::Failed,
     };
     Failure::new(kind, error.to_string())
@@ -129,6 +134,15 @@ fn node_config(
         limits: NodeLimits::default(),
         name,
     })
+}
+
+/// The planted bug that the environment names.
+#[cfg(feature = "canary")]
+fn plant(limits: &mut NodeLimits) {
+    if let Some(planted) = cairn_client::planted::chosen() {
+        limits.store.canary = planted.store();
+        limits.planted = planted.host();
+    }
 }
 
 /// A rate in bytes a second, as the file says it.

@@ -64,6 +64,13 @@ impl Fault {
         self.live = Injected::Yes;
         self
     }
+
+    /// It makes no sense with real processes: their connections keep order and repeat nothing, they share one clock, and nobody can
+    /// choose what each of them hears.
+    const fn never_live(mut self) -> Fault {
+        self.live = Injected::Never;
+        self
+    }
 }
 
 const PAUSE: &str = "a pause, no error";
@@ -134,21 +141,24 @@ pub const CATALOGUE: &[Fault] = &[
         "messages of Raft and of the control plane are lost",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .never_live(),
     fault(
         "network",
         "duplicate",
         "messages of Raft and of the control plane come twice",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .never_live(),
     fault(
         "network",
         "reorder",
         "messages overtake each other; connections do among themselves",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .never_live(),
     fault(
         "network",
         "half-open",
@@ -230,77 +240,87 @@ pub const CATALOGUE: &[Fault] = &[
         PAUSE,
     )
     .live(),
-    fault("disk", "read-error", "reads fail for a while", Injected::Yes, NOTHING),
+    fault("disk", "read-error", "reads fail for a while", Injected::Yes, NOTHING).live(),
     fault(
         "disk",
         "write-error",
         "writes and flushes fail for a while: the device is given up until its process starts anew",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "disk",
         "full",
         "a device is full",
         Injected::NotYet,
         "ENOSPC for what needs space",
-    ),
+    )
+    .live(),
     fault(
         "disk",
         "bit-rot",
         "stored bits of guests flip on one device",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .live(),
     fault(
         "disk",
         "misdirected",
         "a write lands elsewhere, or nowhere",
         Injected::NotYet,
         NOTHING,
-    ),
+    )
+    .live(),
     fault(
         "disk",
         "wiped",
         "a device is formatted anew or swapped with another",
         Injected::NotYet,
         WAITS,
-    ),
+    )
+    .live(),
     fault(
         "clock",
         "drift",
         "clocks run a little fast or slow",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .never_live(),
     fault(
         "clock",
         "pause",
         "time goes on while a process does not",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "clock",
         "jump",
         "the clock of a client or of a metadata server jumps forward",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .never_live(),
     fault(
         "cluster",
         "node-gone",
         "a node stays away for the rest of the run, or comes and goes",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "cluster",
         "grey-node",
         "a node's device or network is slow for seconds",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "cluster",
         "domain-gone",
@@ -314,14 +334,16 @@ pub const CATALOGUE: &[Fault] = &[
         "a device is replaced by an empty one",
         Injected::NotYet,
         NOTHING,
-    ),
+    )
+    .live(),
     fault(
         "client",
         "take-over",
         "a second client takes a volume, the first does not know",
         Injected::Yes,
         "the first gets errors",
-    ),
+    )
+    .live(),
     fault(
         "client",
         "zombie",
@@ -336,21 +358,24 @@ pub const CATALOGUE: &[Fault] = &[
         "holders that follow each other reach different members, and end in mid-write, in reconcile, or when the configuration changes",
         Injected::Yes,
         "all but the last get errors",
-    ),
+    )
+    .never_live(),
     fault(
         "client",
         "hand-over",
         "a volume moves to another client in mid-write: the source drains and releases, the target goes on",
         Injected::Yes,
         "a pause, no error",
-    ),
+    )
+    .live(),
     fault(
         "client",
         "death-in-write",
         "a client dies with writes under way",
         Injected::Yes,
         "its I/O ends",
-    ),
+    )
+    .live(),
     fault(
         "client",
         "death-in-reconcile",
@@ -365,13 +390,14 @@ pub const CATALOGUE: &[Fault] = &[
         "a volume is released and attached again, here or elsewhere",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .live(),
     Fault {
         layer: "operation",
         name: "upgrade",
         what: "one process at a time is upgraded under load",
         sim: Injected::Never,
-        live: Injected::NotYet,
+        live: Injected::Yes,
         noticed: NOTHING,
     },
     Fault {
@@ -379,16 +405,32 @@ pub const CATALOGUE: &[Fault] = &[
         name: "grow",
         what: "a volume grows under load",
         sim: Injected::Yes,
-        live: Injected::NotYet,
+        live: Injected::Yes,
         noticed: NOTHING,
     },
     Fault {
         layer: "operation",
         name: "drain",
-        what: "a node is drained, or added, under load",
+        what: "a node is drained under load",
         sim: Injected::NotYet,
         live: Injected::NotYet,
         noticed: NOTHING,
+    },
+    Fault {
+        layer: "operation",
+        name: "add-node",
+        what: "a node is added under load",
+        sim: Injected::NotYet,
+        live: Injected::Yes,
+        noticed: NOTHING,
+    },
+    Fault {
+        layer: "operation",
+        name: "config-error",
+        what: "a process is started with a device, an address, a key or a directory that is not for it",
+        sim: Injected::Never,
+        live: Injected::Yes,
+        noticed: "it is refused, with words",
     },
 ];
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cairn_chaos::live::cluster::ClusterOptions;
 use cairn_chaos::live::operators;
+use cairn_chaos::live::planted;
 use cairn_chaos::live::report::Timeline;
 use cairn_chaos::live::run::{RunOptions, VolumeOptions};
 use cairn_chaos::live::scenario::{self, Outcome, Plan, Scenario, quantiles};
@@ -14,6 +15,9 @@ use clap::{Args, ValueEnum};
 
 /// Bytes of each node's device; it takes space only as it is written.
 const DEVICE_BYTES: u64 = 1 << 30;
+
+/// After what silence the copies of a node are made anew elsewhere: longer than most faults last.
+const REBUILD_AFTER: Duration = Duration::from_secs(15);
 
 /// Arguments of `chaos live`.
 #[derive(Args)]
@@ -36,19 +40,22 @@ pub(crate) struct LiveArgs {
     /// With `--scenario operators`: how many steps
     #[arg(long, default_value_t = 100)]
     steps: usize,
+    /// The program is a build with the feature `canary`, and has this bug
+    #[arg(long)]
+    planted: Option<String>,
     #[command(flatten)]
     place: PlaceArgs,
 }
 
 /// Where, and how it is told.
-#[derive(Args)]
+#[derive(Clone, Args)]
 pub(crate) struct PlaceArgs {
     /// The `cairn` to try [default: the one beside this program, or on PATH]
     #[arg(long)]
-    program: Option<PathBuf>,
+    pub(crate) program: Option<PathBuf>,
     /// Where everything is kept, by a short path [default: a new directory for temporary files]
     #[arg(long)]
-    dir: Option<PathBuf>,
+    pub(crate) dir: Option<PathBuf>,
     /// Storage nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
     nodes: u8,
@@ -63,7 +70,7 @@ pub(crate) struct PlaceArgs {
     lying_flushes: bool,
     /// Keeps the directory of a run that did not fail, too
     #[arg(long)]
-    keep: bool,
+    pub(crate) keep: bool,
     /// Says nothing while it runs
     #[arg(long)]
     quiet: bool,
@@ -82,6 +89,8 @@ enum Story {
     Power,
     /// What operators do, at random, against a model
     Operators,
+    /// Strangers at every socket, for three minutes or as told
+    Garbage,
 }
 
 /// Arguments of `chaos nightly`.
@@ -110,7 +119,7 @@ pub(crate) fn nightly(args: &NightlyArgs) -> ExitCode {
         only: Vec::new(),
         span: Some(span),
     };
-    play(&args.place, args.seed, &plan)
+    play(&args.place, args.seed, &plan, None)
 }
 
 /// A walk of operators on a cluster of its own.
@@ -178,6 +187,7 @@ fn cluster_options(place: &PlaceArgs, dir: PathBuf) -> Result<ClusterOptions, Ex
         metas: 3,
         nodes: place.nodes,
         device_bytes: DEVICE_BYTES,
+        rebuild_after: REBUILD_AFTER,
         env: Vec::new(),
     })
 }
@@ -201,20 +211,25 @@ pub(crate) fn run(args: &LiveArgs) -> ExitCode {
             Story::Faults | Story::Operators => Scenario::Faults,
             Story::Random => Scenario::Random,
             Story::Power => Scenario::Power(args.cuts),
+            Story::Garbage => Scenario::Garbage,
         },
         only: args.only.clone(),
         span: args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
     };
-    play(&args.place, args.seed, &plan)
+    play(&args.place, args.seed, &plan, args.planted.as_deref())
 }
 
-/// Plays a plan on a new cluster, tells what came of it, and gives the exit code.
-pub(crate) fn play(place: &PlaceArgs, seed: u64, plan: &Plan) -> ExitCode {
-    let cluster = new_dir(place, "").and_then(|dir| cluster_options(place, dir));
-    let cluster = match cluster {
-        Ok(cluster) => cluster,
-        Err(code) => return code,
-    };
+/// Plays a plan on a new cluster, with a planted bug or without; what came of it, and where.
+pub(crate) fn outcome(
+    place: &PlaceArgs,
+    seed: u64,
+    plan: &Plan,
+    bug: Option<&str>,
+) -> Result<(Outcome, PathBuf), ExitCode> {
+    let mut cluster = cluster_options(place, new_dir(place, "")?)?;
+    cluster
+        .env
+        .extend(bug.map(|bug| (planted::VARIABLE.to_string(), bug.to_string())));
     let dir = cluster.dir.clone();
     let volume = |name: &str, mib: u64, export| VolumeOptions {
         name: name.to_string(),
@@ -230,7 +245,15 @@ pub(crate) fn play(place: &PlaceArgs, seed: u64, plan: &Plan) -> ExitCode {
         has_proxies: !place.no_proxies,
         is_told: !place.quiet,
     };
-    let outcome = scenario::run(options, plan);
+    Ok((scenario::run(options, plan), dir))
+}
+
+/// The same; tells it, and gives the exit code.
+pub(crate) fn play(place: &PlaceArgs, seed: u64, plan: &Plan, bug: Option<&str>) -> ExitCode {
+    let (outcome, dir) = match outcome(place, seed, plan, bug) {
+        Ok(outcome) => outcome,
+        Err(code) => return code,
+    };
     if place.json {
         println!("{}", outcome.json(seed));
     } else {

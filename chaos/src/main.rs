@@ -3,6 +3,7 @@
 mod inject_command;
 mod live_command;
 mod model_command;
+mod planted_command;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -135,6 +136,10 @@ enum Command {
     ///
     /// Example: chaos nightly --minutes 60 --seed 20
     Nightly(live_command::NightlyArgs),
+    /// Tries real processes with planted bugs, one by one: each must be found, by a program built with the feature `canary`
+    ///
+    /// Example: chaos planted --program target/canary/cairn --sound target/sim/cairn
+    Planted(planted_command::PlantedArgs),
     /// Prints the fault catalogue
     List,
     /// Gives broken input to everything that decodes bytes from outside
@@ -208,6 +213,7 @@ fn main() -> ExitCode {
         Command::Model(args) => model_command::run(&args),
         Command::Live(args) => live_command::run(&args),
         Command::Nightly(args) => live_command::nightly(&args),
+        Command::Planted(args) => planted_command::run(&args),
         Command::List => {
             print!("{}", faults::table());
             ExitCode::SUCCESS

@@ -29,8 +29,6 @@ const METRICS_PORT: u16 = 9400;
 const BEFORE_PORT: u16 = 7403;
 /// Told to a `cairn` that is to end with the process that holds its standard input.
 const PARENT_VARIABLE: &str = "CAIRN_DEV_CHILD";
-/// Lets a build with planted bugs serve.
-const CANARY_VARIABLE: &str = "CAIRN_ALLOW_CANARY";
 
 /// One process of the cluster.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -66,6 +64,8 @@ pub struct ClusterOptions {
     pub nodes: u8,
     /// Bytes of each device.
     pub device_bytes: u64,
+    /// After what silence the copies of a node are made anew elsewhere.
+    pub rebuild_after: Duration,
     /// Further variables of the environment of every process.
     pub env: Vec<(String, String)>,
 }
@@ -110,6 +110,8 @@ pub struct Cluster {
     advertised: BTreeMap<Part, SocketAddr>,
     /// Devices that are elsewhere than in the directory.
     devices: BTreeMap<u8, PathBuf>,
+    /// Directories of metadata servers that are elsewhere.
+    meta_dirs: BTreeMap<u8, PathBuf>,
 }
 
 impl Cluster {
@@ -138,6 +140,7 @@ impl Cluster {
             running: BTreeMap::new(),
             advertised: BTreeMap::new(),
             devices: BTreeMap::new(),
+            meta_dirs: BTreeMap::new(),
         })
     }
 
@@ -214,6 +217,28 @@ impl Cluster {
         self.devices.get(&node).cloned().unwrap_or_else(own)
     }
 
+    /// Where a metadata server keeps what it knows.
+    pub fn meta_dir(&self, id: u8) -> PathBuf {
+        let own = || self.options.dir.join(Part::Meta(id).to_string());
+        self.meta_dirs.get(&id).cloned().unwrap_or_else(own)
+    }
+
+    /// From its next start on a metadata server keeps what it knows here.
+    pub fn use_meta_dir(&mut self, id: u8, path: PathBuf) {
+        self.meta_dirs.insert(id, path);
+    }
+
+    /// After what silence the copies of a node are made anew elsewhere.
+    pub fn rebuild_after(&self) -> Duration {
+        self.options.rebuild_after
+    }
+
+    /// A storage node more, which is not started yet.
+    pub fn add_node(&mut self) -> Part {
+        self.options.nodes += 1;
+        Part::Node(self.options.nodes)
+    }
+
     /// The NBD socket of an export.
     pub fn socket(&self, export: u8) -> PathBuf {
         self.options.dir.join("run").join(format!("nbd-{export}.sock"))
@@ -242,7 +267,7 @@ impl Cluster {
         for variable in ["CAIRN_CONFIG", "CAIRN_META", "CAIRN_LOG"] {
             command.env_remove(variable);
         }
-        command.env(CANARY_VARIABLE, "1").current_dir(&self.options.dir);
+        command.current_dir(&self.options.dir);
         command
     }
 
@@ -253,7 +278,9 @@ impl Cluster {
         match part {
             Part::Meta(id) => {
                 command.args(["meta", "--id", &id.to_string(), "--listen", &address]);
-                command.arg("--dir").arg(dir.join(part.to_string()));
+                command.arg("--dir").arg(self.meta_dir(id));
+                let rebuild_after = format!("{}s", self.options.rebuild_after.as_secs());
+                command.args(["--rebuild-after", &rebuild_after]);
                 for member in self.metas() {
                     let Part::Meta(id) = member else { continue };
                     command.args(["--member", &format!("{id}={}", self.reached_at(member))]);
@@ -477,6 +504,7 @@ mod tests {
             metas: 1,
             nodes: 2,
             device_bytes: 1 << 20,
+            rebuild_after: Duration::from_secs(20),
             env: Vec::new(),
         })
         .unwrap()

@@ -285,7 +285,13 @@ impl Worker {
     /// Submits what is due, and takes what is answered.
     fn turn(&mut self) -> io::Result<()> {
         let link = self.link.as_mut().expect("connected before");
-        while self.shared.is(Phase::Run) && link.under_way.len() < DEPTH && self.due <= Instant::now() {
+        let has_moved = !self.shared.once && self.shared.place().session != link.session;
+        if has_moved && link.under_way.is_empty() {
+            // A good-bye, so that the export lets go of the volume; one that is gone needs none.
+            let _ = link.connection.submit(Command::Disconnect, 0, 0, &[]);
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        while !has_moved && self.shared.is(Phase::Run) && link.under_way.len() < DEPTH && self.due <= Instant::now() {
             let plan = Plan::draw(&mut self.rng, &self.shared.disk);
             let volume = self.shared.disk.volume;
             let Some(number) = self.shared.ledger.call(link.session, volume, plan.kind, plan.place) else {

@@ -20,6 +20,7 @@ pub mod inject;
 pub mod ledger;
 pub mod nbd;
 pub mod operators;
+pub mod planted;
 pub mod process;
 pub mod report;
 pub mod run;

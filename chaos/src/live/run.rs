@@ -1,6 +1,6 @@
 //! A run: a cluster, its volumes and guests; faults are injected one after another, and after each all must be well again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
@@ -97,6 +97,8 @@ pub struct Run {
     disks: Vec<(Disk, u8)>,
     guests: Vec<Guest>,
     sessions: u32,
+    /// Parts that a fault may bring to their end.
+    may_end: BTreeSet<Part>,
     /// How far each log has been looked at.
     logs_read: BTreeMap<PathBuf, u64>,
 }
@@ -165,28 +167,32 @@ impl Run {
             disks: Vec::new(),
             guests: Vec::new(),
             sessions: 1,
+            may_end: BTreeSet::new(),
             logs_read: BTreeMap::new(),
             cluster,
         })
     }
 
     fn put_shims(&mut self) -> Result<(), Failure> {
-        let dir = self.cluster.dir().to_path_buf();
-        shim::sweep(&dir);
-        for node in self.cluster.nodes() {
-            let Part::Node(k) = node else { continue };
-            let (backing, mount) = (dir.join(format!("node-{k}.img")), dir.join(format!("mount-{k}")));
-            let failed = |error: std::io::Error| {
-                let words = format!("the device of {node} can't be put behind a shim: {error}");
-                Failure::new(FailureKind::Setup, words)
-            };
-            let file = fs::File::create(&backing).map_err(failed)?;
-            file.set_len(self.cluster.device_bytes()).map_err(failed)?;
-            fs::create_dir_all(&mount).map_err(failed)?;
-            let shim = Shim::start(&backing, &mount, self.rng.word()).map_err(failed)?;
-            self.cluster.use_device(k, shim.device().to_path_buf());
-            self.shims.insert(k, shim);
-        }
+        shim::sweep(self.cluster.dir());
+        let nodes: Vec<Part> = self.cluster.nodes().collect();
+        nodes.into_iter().try_for_each(|node| self.put_shim(node))
+    }
+
+    fn put_shim(&mut self, node: Part) -> Result<(), Failure> {
+        let Part::Node(k) = node else { return Ok(()) };
+        let dir = self.cluster.dir();
+        let (backing, mount) = (dir.join(format!("node-{k}.img")), dir.join(format!("mount-{k}")));
+        let failed = |error: std::io::Error| {
+            let words = format!("the device of {node} can't be put behind a shim: {error}");
+            Failure::new(FailureKind::Setup, words)
+        };
+        let file = fs::File::create(&backing).map_err(failed)?;
+        file.set_len(self.cluster.device_bytes()).map_err(failed)?;
+        fs::create_dir_all(&mount).map_err(failed)?;
+        let shim = Shim::start(&backing, &mount, self.rng.word()).map_err(failed)?;
+        self.cluster.use_device(k, shim.device());
+        self.shims.insert(k, shim);
         Ok(())
     }
 
@@ -201,15 +207,63 @@ impl Run {
     }
 
     fn put_proxies(&mut self) -> Result<(), Failure> {
-        for part in self.cluster.servers() {
-            let (listen, target) = (self.cluster.address_before(part), self.cluster.address(part));
-            let failed = |words: String| Failure::new(FailureKind::Setup, format!("no proxy before {part}: {words}"));
-            let parse = |address: &str| address.parse::<SocketAddr>().map_err(|error| failed(error.to_string()));
-            let proxy = Proxy::start(parse(&listen)?, parse(&target)?, self.rng.word());
-            let proxy = proxy.map_err(|error| failed(error.to_string()))?;
-            self.cluster.advertise(part, proxy.address());
-            self.proxies.insert(part, proxy);
+        self.cluster
+            .servers()
+            .into_iter()
+            .try_for_each(|part| self.put_proxy(part))
+    }
+
+    fn put_proxy(&mut self, part: Part) -> Result<(), Failure> {
+        let (listen, target) = (self.cluster.address_before(part), self.cluster.address(part));
+        let failed = |words: String| Failure::new(FailureKind::Setup, format!("no proxy before {part}: {words}"));
+        let parse = |address: &str| address.parse::<SocketAddr>().map_err(|error| failed(error.to_string()));
+        let proxy = Proxy::start(parse(&listen)?, parse(&target)?, self.rng.word());
+        let proxy = proxy.map_err(|error| failed(error.to_string()))?;
+        self.cluster.advertise(part, proxy.address());
+        self.proxies.insert(part, proxy);
+        Ok(())
+    }
+
+    /// A storage node more, with a shim and a proxy if the others have them. It is not started.
+    pub fn add_node(&mut self) -> Result<Part, Failure> {
+        let node = self.cluster.add_node();
+        if !self.shims.is_empty() {
+            self.put_shim(node)?;
         }
+        if !self.proxies.is_empty() {
+            self.put_proxy(node)?;
+        }
+        Ok(node)
+    }
+
+    /// After what silence the copies of a node are made anew elsewhere.
+    pub fn rebuild_after(&self) -> Duration {
+        self.cluster.rebuild_after()
+    }
+
+    /// Until [`Run::never_ends`] it is no failure when this part ends by itself: a fault leaves it no choice.
+    pub fn may_end(&mut self, part: Part) {
+        self.may_end.insert(part);
+    }
+
+    /// From now on this part must not end by itself.
+    pub fn never_ends(&mut self, part: Part) {
+        self.may_end.remove(&part);
+    }
+
+    /// Guests who find their disks at `home` let end what is under way, and go on at `to`, under a new attachment.
+    pub fn move_guests(&mut self, home: u8, to: u8) -> Result<(), Failure> {
+        let place = Arc::clone(&self.places[&home]);
+        let moving = |guests: &[Guest], of: fn(&Guest)| guests.iter().filter(|guest| guest.is_at(&place)).for_each(of);
+        moving(&self.guests, Guest::pause);
+        let are_idle = |guests: &[Guest]| guests.iter().filter(|guest| guest.is_at(&place)).all(Guest::is_idle);
+        if !wait_until(IO_BOUND, || are_idle(&self.guests)) {
+            let words = format!("what was under way at export-{home} did not end within {IO_BOUND:?}");
+            return Err(Failure::new(FailureKind::Stall, words));
+        }
+        self.sessions += 1;
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = Place::new(self.cluster.socket(to), self.sessions);
+        moving(&self.guests, Guest::resume);
         Ok(())
     }
 
@@ -368,18 +422,22 @@ impl Run {
         if let Some(broken) = self.ledger.broken() {
             return Err(broken.into());
         }
-        if let Some((part, status)) = self.cluster.ended().first() {
-            let end = self.log_end(*part);
+        for (part, status) in self.cluster.ended() {
             let words = format!("{part} has ended by itself, {status}");
+            if self.may_end.contains(&part) {
+                self.timeline.note(words);
+                continue;
+            }
             return Err(Failure {
-                story: end,
+                story: self.log_end(part),
                 ..Failure::new(FailureKind::Died, words)
             });
         }
         Ok(())
     }
 
-    fn log_end(&self, part: Part) -> Vec<String> {
+    /// The last lines of a part's log.
+    pub fn log_end(&self, part: Part) -> Vec<String> {
         let text = fs::read(self.cluster.log(part)).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
         let lines: Vec<String> = text.lines().map(str::to_string).collect();

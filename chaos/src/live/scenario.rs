@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::foreign;
 use super::report::{Failure, FailureKind, Table};
 use super::run::{Run, RunOptions};
 use super::scenarios::disk::power_cut as cut;
@@ -11,8 +12,10 @@ use super::steps::{self, Fault};
 
 /// Load before the first fault.
 const CALM: Duration = Duration::from_secs(2);
+/// How long strangers come unless told otherwise.
+const GARBAGE_SPAN: Duration = Duration::from_secs(180);
 /// Faults that last too long for a mix.
-const LONG: &[&str] = &["freeze-node-60s"];
+const LONG: &[&str] = &["freeze-node-60s", "node-gone", "device-wiped", "device-replaced"];
 
 /// Which story.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,6 +26,8 @@ pub enum Scenario {
     Random,
     /// So many cuts of the power of everything.
     Power(u64),
+    /// Strangers at every socket, for as long as the plan says.
+    Garbage,
     /// Faults drawn at random, and at the end a cut of the power of everything, from which it returns unattended.
     Nightly,
 }
@@ -153,6 +158,11 @@ fn play(run: &mut Run, plan: &Plan, begun: Instant, first_io: &mut Vec<Duration>
                 power_cut(run, first_io)?;
             }
             Ok(())
+        }
+        Scenario::Garbage => {
+            let span = plan.span.unwrap_or(GARBAGE_SPAN);
+            run.step("garbage", Some(steps::PAUSE_MAX), |run| foreign::strangers(run, span))
+                .map(drop)
         }
         Scenario::Power(cuts) => {
             for _ in 0..cuts {

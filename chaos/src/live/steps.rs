@@ -44,6 +44,7 @@ impl Fault {
             .map(|entry| entry.layer);
         match layer {
             Some("disk") => !run.shims.is_empty(),
+            _ if self.catalogue == "replaced" => !run.shims.is_empty(),
             Some("network") => !run.proxies.is_empty() || self.catalogue == "foreign",
             _ => true,
         }
@@ -75,6 +76,8 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
     FAULTS
         .iter()
         .chain(scenarios::disk::FAULTS)
+        .chain(scenarios::device::FAULTS)
+        .chain(scenarios::operation::FAULTS)
         .chain(scenarios::network::FAULTS)
 }
 
@@ -99,7 +102,7 @@ const FAULTS: &[Fault] = &[
     fault("freeze-export-5s", "freeze", WAITS, |run| {
         freeze_export(run, Duration::from_secs(5))
     }),
-    fault("freeze-node-60s", "freeze", Some(PAUSE_MAX), |run| {
+    fault("freeze-node-60s", "pause", Some(PAUSE_MAX), |run| {
         freeze_node(run, Duration::from_secs(60))
     }),
     fault("freeze-then-kill", "freeze", Some(PAUSE_MAX), freeze_then_kill),

@@ -35,8 +35,17 @@ fn disk(run: &mut Run) -> Result<Disk, Failure> {
     })
 }
 
-/// The step.
+/// The first holder is frozen meanwhile.
 pub(super) fn zombie(run: &mut Run) -> Result<(), Failure> {
+    fight(run, true)
+}
+
+/// The first holder is at work, and knows nothing of the second.
+pub(super) fn take_over(run: &mut Run) -> Result<(), Failure> {
+    fight(run, false)
+}
+
+fn fight(run: &mut Run, is_frozen: bool) -> Result<(), Failure> {
     let disk = disk(run)?;
     let (old, new) = (Part::Export(OLD), Part::Export(NEW));
     // The export of an earlier round goes: its successor is the next one's predecessor.
@@ -57,7 +66,9 @@ pub(super) fn zombie(run: &mut Run) -> Result<(), Failure> {
     let old_guests = [guest(true, &place, 1), guest(true, &place, 2)];
     wait_done(&old_guests, 50, "the first holder")?;
 
-    run.freeze(old);
+    if is_frozen {
+        run.freeze(old);
+    }
     old_guests.iter().for_each(Guest::expect_fence);
     let begun = Instant::now();
     run.start(new)?;
@@ -78,7 +89,9 @@ pub(super) fn zombie(run: &mut Run) -> Result<(), Failure> {
     ));
     let head_start = run.rng.span(Duration::from_millis(10), Duration::from_millis(1500));
     run.load(head_start)?;
-    run.resume(old);
+    if is_frozen {
+        run.resume(old);
+    }
     run.load(AFTERLIFE)?;
     let fenced: u64 = old_guests.iter().map(Guest::done).sum();
     run.load(AFTERLIFE / 3)?;

@@ -12,6 +12,7 @@ use crate::live::steps::{Fault, PAUSE_MAX, WAITS, before, fault, shuffle, start_
 /// Those of devices.
 pub const FAULTS: &[Fault] = &[
     fault("power-cut", "power-cut", WAITS, power_cut),
+    fault("power-cut-lose-all", "power-cut", WAITS, power_cut_lose_all),
     fault("power-cut-node", "power-cut", WAITS, power_cut_node),
     fault("slow-disk", "slow-disk", Some(PAUSE_MAX), slow_disk),
     fault("stuck-disk", "stuck-disk", Some(PAUSE_MAX), stuck_disk),
@@ -21,7 +22,16 @@ pub const FAULTS: &[Fault] = &[
 pub fn power_cut(run: &mut Run) -> Result<(), Failure> {
     before(run)?;
     let mut all = run.cluster.running();
-    cut(run, &all)?;
+    cut(run, &all, None)?;
+    shuffle(run, &mut all);
+    start_as_it_comes(run, all)
+}
+
+/// The same, and all that was not flushed is lost: the worst that devices may do.
+fn power_cut_lose_all(run: &mut Run) -> Result<(), Failure> {
+    before(run)?;
+    let mut all = run.cluster.running();
+    cut(run, &all, Some(CutBy::LoseAll))?;
     shuffle(run, &mut all);
     start_as_it_comes(run, all)
 }
@@ -31,7 +41,7 @@ fn power_cut_node(run: &mut Run) -> Result<(), Failure> {
     before(run)?;
     let nodes: Vec<Part> = run.cluster.nodes().collect();
     let node = *run.rng.pick(&nodes);
-    cut(run, &[node])?;
+    cut(run, &[node], None)?;
     run.start(node)
 }
 
@@ -64,7 +74,7 @@ fn harm_one(run: &mut Run, effect: Effect, span: Duration) -> Result<(), Failure
 
 /// These lose power. Either the processes go first, or their devices do while they can't notice: then what they have under
 /// way on their devices is lost in the middle.
-fn cut(run: &mut Run, parts: &[Part]) -> Result<(), Failure> {
+pub(super) fn cut(run: &mut Run, parts: &[Part], by: Option<CutBy>) -> Result<(), Failure> {
     let devices_first = run.rng.permille(500);
     if devices_first {
         parts.iter().for_each(|part| process::freeze(run.cluster.pid(*part)));
@@ -77,7 +87,7 @@ fn cut(run: &mut Run, parts: &[Part]) -> Result<(), Failure> {
         let seed = run.rng.word();
         let Some(shim) = run.shims.get(k) else { continue };
         let cut = shim
-            .power_cut(CutBy::Seed(seed))
+            .power_cut(by.unwrap_or(CutBy::Seed(seed)))
             .map_err(|error| Failure::new(FailureKind::Setup, format!("the power of {part} can't be cut: {error}")))?;
         kept += cut.kept;
         lost += cut.lost;

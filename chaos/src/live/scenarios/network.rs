@@ -6,7 +6,7 @@ use crate::live::cluster::Part;
 use crate::live::inject::proxy;
 use crate::live::report::{Failure, FailureKind};
 use crate::live::run::Run;
-use crate::live::steps::{Fault, PAUSE_MAX, before, fault};
+use crate::live::steps::{Fault, PAUSE_MAX, WAITS, before, fault};
 
 /// Those of connections.
 pub const FAULTS: &[Fault] = &[
@@ -23,6 +23,7 @@ pub const FAULTS: &[Fault] = &[
         isolate_meta_leader,
     ),
     fault("corrupt", "corrupt", Some(PAUSE_MAX), corrupt),
+    fault("corrupt-all", "corrupt", WAITS, corrupt_all),
 ];
 
 /// How long a fault of one part lasts.
@@ -119,6 +120,18 @@ fn corrupt(run: &mut Run) -> Result<(), Failure> {
     let one_in = run.rng.within(32 << 10, 512 << 10);
     set(run, node, proxy::Fault::Corrupt { one_in })?;
     run.load(SPAN)?;
+    run.heal()
+}
+
+/// Bits of what is sent to and by all nodes flip: no two copies of anything can be relied on to arrive.
+fn corrupt_all(run: &mut Run) -> Result<(), Failure> {
+    before(run)?;
+    let nodes: Vec<Part> = run.cluster.nodes().collect();
+    let one_in = run.rng.within(12 << 10, 48 << 10);
+    for node in nodes {
+        set(run, node, proxy::Fault::Corrupt { one_in })?;
+    }
+    run.load(SPAN * 2)?;
     run.heal()
 }
 

@@ -32,7 +32,7 @@ impl Survey {
         };
         let end = match page.next {
             Some(next) if next <= at(range.start()) => return None,
-            Some(next) if next < at(range.end() - 1) => next.block,
+            Some(next) if next < at(range.end()) => next.block,
             _ => range.end(),
         };
         let mut survey = Survey { holes: Vec::new(), end };
@@ -130,6 +130,7 @@ impl Coordinator {
                 .into_iter()
                 .for_each(|run| copied.supersede(layer, run));
             let job = self.add_job(g, target, copied);
+            self.note_copy(g, 1);
             let copy = Message::CopyHole(CopyHole {
                 holder: self.holder,
                 group: self.groups[g].index,
@@ -218,6 +219,17 @@ mod tests {
         );
         let none = Survey::of(Layer(0), range(100, 100), &page(&[], None)).unwrap();
         assert_eq!(none.holes, [(range(100, 100), BlockState::ABSENT)]);
+    }
+
+    #[test]
+    fn a_list_that_ends_before_the_last_block_of_a_range_says_nothing_of_it() {
+        let data = state(Content::Data(Checksum(1)), 8);
+        let page = page(&[(range(100, 10), data)], Some(199));
+        let survey = Survey::of(Layer(0), range(100, 100), &page).unwrap();
+        assert_eq!(
+            (survey.holes.as_slice(), survey.end),
+            ([(range(110, 89), BlockState::ABSENT)].as_slice(), 199)
+        );
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub const SLICES_MAX: usize = 64;
 /// woken up.
 pub const DEADLINE_CHECK: Duration = Duration::from_millis(250);
 
+/// How often an attachment is asked for when the volume's generation has changed since it was read.
+pub const ATTACH_TRIES: u32 = 4;
+
 /// NBD connections at a time.
 pub const GUESTS_MAX: usize = 256;
 /// How long a client may be silent during its handshake.

@@ -16,7 +16,7 @@ use cairn_proto::ids::{
 use cairn_proto::units::ByteSize;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::limits::{ADDRESSES_MAX, META_CONCURRENCY_MAX, REPORTED_MEMBERS_MAX};
+use super::limits::{ADDRESSES_MAX, ATTACH_TRIES, META_CONCURRENCY_MAX, REPORTED_MEMBERS_MAX};
 use super::mailbox::{Command, Mailbox};
 use crate::core::api::{
     Advice, AttachmentReport, ChangeOutcome, ConfigChange, ConnId, DeviceEntry, Grant, GroupConfig, GroupPhase,
@@ -257,16 +257,7 @@ async fn ask(client: &MetaClient, identity: &Identity, request: &MetaRequest) ->
     let volume = Some(v1::VolumeSelector { by });
     match &request.question {
         MetaQuestion::Attach | MetaQuestion::Care => {
-            // By force: the last holder may have died, and a migration's target takes over from a living one. That no two
-            // write is the generation's business, not that of who asked first.
-            let attach = v1::AttachRequest {
-                volume,
-                client_id: identity.client.0.to_vec(),
-                address: identity.words.clone(),
-                force: request.question == MetaQuestion::Attach,
-                caretaker: request.question == MetaQuestion::Care,
-            };
-            attached(identity, client.attach(attach).await.map_err(failed)?)
+            attach(client, identity, volume, request.question == MetaQuestion::Care).await
         }
         MetaQuestion::Detach { generation } => {
             let generation = generation.get();
@@ -291,6 +282,40 @@ async fn ask(client: &MetaClient, identity: &Identity, request: &MetaRequest) ->
         }
         MetaQuestion::Configure { generation, changes } => configure(client, volume, *generation, changes).await,
     }
+}
+
+/// Asks for a grant, by force: the last holder may have died, and a migration's target takes over from a living one. That no
+/// two write is the generation's business, not that of who asked first.
+///
+/// It is asked for *after* the generation that was just read. So if this process dies and its question comes late, it takes
+/// nothing from whoever has attached since; and of a question that is asked twice only one is granted.
+async fn attach(
+    client: &MetaClient,
+    identity: &Identity,
+    volume: Option<v1::VolumeSelector>,
+    caretaker: bool,
+) -> Result<MetaReply, MetaError> {
+    for _ in 0..ATTACH_TRIES {
+        let seen = client.get_volume(v1::GetVolumeRequest { volume: volume.clone() }).await;
+        let seen = seen.map_err(failed)?.volume.unwrap_or_default();
+        let request = v1::AttachRequest {
+            volume: volume.clone(),
+            client_id: identity.client.0.to_vec(),
+            address: identity.words.clone(),
+            force: !caretaker,
+            caretaker,
+            after: Some(seen.generation),
+        };
+        match client.attach(request).await {
+            Ok(response) => return attached(identity, response),
+            // Somebody else was faster, or an earlier question of this client was granted after all.
+            Err(error) if error.code == Code::StaleGeneration => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(MetaError::Unreachable(
+        "others attach the volume again and again".to_string(),
+    ))
 }
 
 async fn configure(

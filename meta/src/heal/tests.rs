@@ -87,6 +87,7 @@ impl Story {
                 force: false,
                 caretaker,
                 displace: self.view.displaceable(volume, &self.fixture.0, self.now),
+                after: None,
             })
             .unwrap();
         self.fixture.0.volumes()[&volume].generation
@@ -271,6 +272,7 @@ fn groups_with_the_fewest_copies_come_first_and_no_more_than_the_limits_at_once(
             force: false,
             caretaker: false,
             displace: None,
+            after: None,
         };
         story.fixture.apply(attach).unwrap();
         if group.in_sync.contains(&device(3)) {

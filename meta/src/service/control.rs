@@ -174,6 +174,7 @@ impl Control for ControlService {
             force: request.force,
             caretaker: request.caretaker,
             displace: None,
+            after: request.after.map(generation).transpose().map_err(refuse)?,
         };
         let service = ControlService {
             handle: self.handle.clone(),

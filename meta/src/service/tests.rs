@@ -173,6 +173,7 @@ fn attach(name: &str, client: u8, force: bool) -> AttachRequest {
         address: "here".into(),
         force,
         caretaker: false,
+        after: None,
     }
 }
 

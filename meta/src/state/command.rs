@@ -184,6 +184,9 @@ record! {
         pub caretaker: bool,
         /// The generation that a caretaker may take over from: the proposer holds its holder for dead.
         pub displace: Option<Generation>,
+        /// The last generation that was granted when the client decided to ask; refused when another was granted since.
+        /// Without it a request that comes late takes the volume from whoever has it by then.
+        pub after: Option<Generation>,
     }
 }
 

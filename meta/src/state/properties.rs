@@ -106,6 +106,7 @@ fn any_command() -> impl Strategy<Value = Command> {
                 force,
                 caretaker: client == 2,
                 displace: (client == 2 && force).then(|| Generation::new(1).unwrap()),
+                after: (client == 1 && force).then(|| Generation::new(1).unwrap()),
             }
             .into()
         }),

@@ -69,6 +69,7 @@ pub(crate) fn attach(name: &str, client: u8, force: bool) -> Attach {
         force,
         caretaker: false,
         displace: None,
+        after: None,
     }
 }
 
@@ -660,6 +661,26 @@ fn a_caretaker_gives_way_to_everybody_and_takes_from_nobody_who_may_live() {
 }
 
 #[test]
+fn an_attachment_that_was_asked_for_long_ago_takes_nothing_from_who_came_since() {
+    let mut fixture = Fixture::new(3);
+    fixture.apply(create("v", GIB)).unwrap();
+    let after = |client, generation| Attach {
+        after: Generation::new(generation),
+        ..attach("v", client, true)
+    };
+    // Client 1 asks twice, because no answer comes; both are still on their way.
+    let late = [after(1, 0), after(1, 0)];
+    fixture.apply(late[0].clone()).unwrap();
+    assert_eq!(fixture.refused(late[1].clone()), ErrorCode::StaleGeneration);
+    // It dies, and client 2 takes over, with force, from what it has seen.
+    let ghost = after(1, 1);
+    fixture.apply(after(2, 1)).unwrap();
+    let before = fixture.0.encode();
+    assert_eq!(fixture.refused(ghost), ErrorCode::StaleGeneration);
+    assert_eq!(fixture.0.encode(), before, "the living holder has noticed nothing");
+}
+
+#[test]
 fn the_encoding_of_commands_does_not_change() {
     // One byte more or less here means that older members can't read the log any more: give the command a new tag.
     let attach = Attach {
@@ -669,6 +690,7 @@ fn the_encoding_of_commands_does_not_change() {
         force: true,
         caretaker: true,
         displace: Generation::new(5),
+        after: Generation::new(4),
     };
     let bytes = Logged {
         time_ms: 3,
@@ -678,7 +700,7 @@ fn the_encoding_of_commands_does_not_change() {
     .unwrap();
     let mut expected = vec![1, 7, 0, 3, 0, 0, 0, 0, 0, 0, 0, 1, 2, 1, 0, 0, 0, 0, 0, 0];
     expected.extend([0xcc; 16]);
-    expected.extend([2, 0, 0, 0, b'a', b'b', 1, 1, 1, 5, 0, 0, 0]);
+    expected.extend([2, 0, 0, 0, b'a', b'b', 1, 1, 1, 5, 0, 0, 0, 1, 4, 0, 0, 0]);
     assert_eq!(bytes, expected);
 }
 

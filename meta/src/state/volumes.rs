@@ -199,6 +199,15 @@ impl State {
             ));
         }
         let (id, volume) = self.find_mut(&command.volume)?;
+        if command.after.is_some_and(|after| after != volume.generation) {
+            return Err(Refusal::new(
+                Code::StaleGeneration,
+                format!(
+                    "volume `{}` is at generation {} by now: look at it again before attaching it",
+                    volume.name, volume.generation
+                ),
+            ));
+        }
         let in_the_way = |holder: &&Holder| {
             if command.caretaker {
                 // Whatever it is called, and however hard it asks: a living guest is never fenced by a caretaker.

@@ -234,6 +234,7 @@ impl ClientActor {
                 force: true,
                 caretaker: request.question == MetaQuestion::Care,
                 displace: None,
+                after: None,
             })),
             MetaQuestion::Detach { generation } => Request::Command(Command::Detach(Detach {
                 volume,

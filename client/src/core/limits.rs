@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cairn_proto::replication::ReplicationLimits;
 
+use super::pace::PaceLimits;
 use crate::volume::limits::VolumeLimits;
 
 /// Bounds of the client's core. They can be set tiny for tests.
@@ -29,6 +30,8 @@ pub struct CoreLimits {
     pub report_interval_whole: Duration,
     /// For how long all groups of a volume must be whole before its caretaker releases it.
     pub care_whole_for: Duration,
+    /// Of how fast copies are while guests are about.
+    pub pace: PaceLimits,
     /// Of each volume's data path.
     pub volume: VolumeLimits,
     /// Of each attachment.
@@ -48,6 +51,7 @@ impl CoreLimits {
         report_interval: Duration::from_secs(2),
         report_interval_whole: Duration::from_secs(10),
         care_whole_for: Duration::from_secs(5),
+        pace: PaceLimits::DEFAULT,
         volume: VolumeLimits::DEFAULT,
         replication: ReplicationLimits::DEFAULT,
     };

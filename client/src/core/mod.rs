@@ -1,7 +1,7 @@
 //! The client's core: volumes, their attachments and the connections to devices, without I/O.
 //!
 //! Reading order: [`api`] (the seam to the driver), this file (where events go), `attachment` (what is asked of meta),
-//! `link` (connections), `volume` and `device` (state).
+//! `link` (connections), `pace` (of copies), `volume` and `device` (state).
 
 pub mod api;
 mod attachment;
@@ -9,6 +9,7 @@ mod backoff;
 mod device;
 pub mod limits;
 mod link;
+pub mod pace;
 mod report;
 mod volume;
 
@@ -21,6 +22,7 @@ use cairn_proto::time::Time;
 
 use self::api::{Action, ConnId, CoreConfig, Event, MetaRequestId, Notice, VolumeHandle, VolumeStatus};
 use self::device::{Device, Link, envelope};
+use self::pace::Pacing;
 use self::volume::{Phase, Volume};
 use crate::volume::Output;
 use crate::volume::api::{OpId, VolumeError, VolumeOp};
@@ -38,12 +40,14 @@ pub struct ClientCore {
     /// Volumes that may have something to do.
     touched: BTreeSet<VolumeHandle>,
     actions: VecDeque<Action>,
+    pacing: Pacing,
 }
 
 impl ClientCore {
     /// A client without volumes.
     pub fn new(config: CoreConfig) -> ClientCore {
         ClientCore {
+            pacing: Pacing::new(config.limits.pace),
             config,
             now: Time::ZERO,
             volumes: BTreeMap::new(),
@@ -95,6 +99,7 @@ impl ClientCore {
             self.volume_timeout(volume);
         }
         self.report_due();
+        self.pace_due();
         self.settle();
     }
 
@@ -112,7 +117,7 @@ impl ClientCore {
             Link::Connecting { until, .. } => Some(until),
             Link::Up { .. } => device.silence_timeout(limits),
         });
-        volumes.chain(devices).min()
+        volumes.chain(devices).chain(self.pacing.tick_at).min()
     }
 
     /// A volume as metrics and logs see it.
@@ -201,6 +206,7 @@ impl ClientCore {
             replication::Action::Released => self.released(handle),
             replication::Action::Meta(ask) => self.ask_for_coordinator(handle, ask),
             replication::Action::Devices => self.more_devices(handle),
+            replication::Action::Copying => self.copying(handle),
         }
         true
     }

@@ -254,6 +254,7 @@ impl<C: Core> Driver<C> {
             if device.measured.is_none() && envelope.message.is_request() {
                 device.measured = Some((envelope.correlation, self.now));
             }
+            self.metrics.sent(&envelope.message);
             device.outbox.push(frame.head.clone());
             frame.data.iter().for_each(|piece| device.outbox.push(piece.clone()));
             self.unsent.insert(key);

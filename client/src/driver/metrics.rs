@@ -61,6 +61,8 @@ pub(super) struct Metrics {
     pub(super) device_sent_bytes: Counter,
     pub(super) device_received_bytes: Counter,
     pub(super) device_refused: Counter,
+    copied_bytes: Counter,
+    copied_hole_blocks: Counter,
     pub(super) meta_questions: Counter,
     damaged: Counter,
     repaired: Counter,
@@ -90,6 +92,8 @@ impl Metrics {
             device_sent_bytes: counter!("cairn_client_device_sent_bytes_total"),
             device_received_bytes: counter!("cairn_client_device_received_bytes_total"),
             device_refused: counter!("cairn_client_device_refused_total"),
+            copied_bytes: counter!("cairn_client_copied_bytes_total"),
+            copied_hole_blocks: counter!("cairn_client_copied_hole_blocks_total"),
             meta_questions: counter!("cairn_client_meta_questions_total"),
             damaged: counter!("cairn_client_damaged_blocks_total"),
             repaired: counter!("cairn_client_repaired_blocks_total"),
@@ -113,6 +117,15 @@ impl Metrics {
         match notice {
             Notice::Damage { .. } => self.damaged.increment(1),
             Notice::Repaired { blocks, .. } => self.repaired.increment(*blocks),
+            _ => {}
+        }
+    }
+
+    /// A message is sent to a device: counts what is copied to one that lacks it, again if it is sent again.
+    pub(super) fn sent(&self, message: &Message) {
+        match message {
+            Message::Copy(copy) => self.copied_bytes.increment(copy.bytes.len() as u64),
+            Message::CopyHole(hole) => self.copied_hole_blocks.increment(u64::from(hole.range.count())),
             _ => {}
         }
     }

@@ -1,12 +1,13 @@
 //! Bytes rot on the devices of a running cluster: they are found, repaired from a good copy, and never returned.
 
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use cairn_chaos::live::dev::Dev;
 use cairn_chaos::live::wait::{wait_for, wait_until};
 
+use crate::support::cluster::{device_file, log_of};
 use crate::support::nbd::Nbd;
 use crate::support::{Random, heavy, run, start};
 
@@ -15,14 +16,6 @@ const BOUND: Duration = Duration::from_secs(90);
 const BLOCK: usize = 4096;
 /// Blocks of the volume that are written.
 const BLOCKS: usize = 2048;
-
-/// The file of a node's only device.
-fn device_file(dev: &Dev, node: &str) -> PathBuf {
-    let dir = dev.path().join(node);
-    let files = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap());
-    let large = files.filter(|entry| entry.metadata().unwrap().len() >= 64 << 20);
-    large.map(|entry| entry.path()).next().expect("a node has a device")
-}
 
 /// Flips a bit in each of these blocks of content, wherever the device has it.
 fn rot(device: &Path, contents: &[&[u8]]) {
@@ -52,10 +45,6 @@ fn scrub_of(dev: &Dev, node: &str) -> Option<(u64, u64)> {
     Some((scrub["finished_pass"].as_u64()?, scrub["damaged_blocks"].as_u64()?))
 }
 
-fn export_log(dev: &Dev) -> String {
-    std::fs::read_to_string(dev.path().join("log/export.log")).unwrap_or_default()
-}
-
 /// Verifies the device of a node now; waits until a pass has ended and nothing on it is damaged any more.
 fn scrub_until_good(dev: &Dev, node: &str) {
     let (before, _) = wait_for(BOUND, || scrub_of(dev, node)).expect("the node tells of its device");
@@ -65,7 +54,7 @@ fn scrub_until_good(dev: &Dev, node: &str) {
         wait_until(BOUND, good),
         "{node}: {:?}\n{}",
         scrub_of(dev, node),
-        export_log(dev)
+        log_of(dev, "export")
     );
 }
 
@@ -88,7 +77,7 @@ fn rot_that_a_scrub_finds_is_repaired_under_a_guest_and_never_read() {
     rot(&device_file(&dev, "node-2"), &[block(700), block(900)]);
     scrub_until_good(&dev, "node-1");
     scrub_until_good(&dev, "node-2");
-    let log = export_log(&dev);
+    let log = log_of(&dev, "export");
     let told = log.matches("is damaged on").count();
     assert!(told >= 6, "six blocks were damaged, {told} told:\n{log}");
     assert!(log.contains("were written anew from another copy"), "{log}");
@@ -98,7 +87,7 @@ fn rot_that_a_scrub_finds_is_repaired_under_a_guest_and_never_read() {
     }
     // A second pass finds what the first one has left: nothing.
     scrub_until_good(&dev, "node-1");
-    assert_eq!(export_log(&dev).matches("is damaged on").count(), told);
+    assert_eq!(log_of(&dev, "export").matches("is damaged on").count(), told);
 }
 
 #[test]

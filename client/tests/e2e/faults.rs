@@ -6,33 +6,16 @@ use cairn_chaos::live::dev::Dev;
 use cairn_chaos::live::fio::{self, Target};
 use cairn_chaos::live::process;
 use cairn_chaos::live::tools;
-use cairn_chaos::live::wait::{wait_for, wait_until};
+use cairn_chaos::live::wait::wait_for;
 
+use crate::support::cluster::{WHOLE_BOUND, is_healthy, wait_healthy};
 use crate::support::nbd::Nbd;
 use crate::support::stamped::Stamped;
 use crate::support::{heavy, run, start};
 
-/// How long the cluster may take to be whole again.
-const BOUND: Duration = Duration::from_secs(90);
-
-/// Whether the cluster says of itself that nothing is wrong.
-fn is_healthy(dev: &Dev) -> bool {
-    run(&mut dev.cairn(&["status", "--check"])).status.success()
-}
-
-#[track_caller]
-fn wait_healthy(dev: &Dev) {
-    let healthy = wait_until(BOUND, || is_healthy(dev));
-    assert!(
-        healthy,
-        "not healthy within {BOUND:?}: {}",
-        run(&mut dev.cairn(&["status"])).out
-    );
-}
-
 /// The part that leads the metadata servers: `meta-2`.
 fn meta_leader(dev: &Dev) -> String {
-    let leader = wait_for(BOUND, || {
+    let leader = wait_for(WHOLE_BOUND, || {
         let ran = run(&mut dev.cairn(&["status", "--json"]));
         let status: serde_json::Value = serde_json::from_str(&ran.out).ok()?;
         status["leader_id"].as_u64()
@@ -99,14 +82,14 @@ fn fio_verifies_all_it_wrote_while_a_node_and_the_meta_leader_die() {
     dev.restart(&leader, &line);
     assert!(running[0].is_running(), "fio runs until after the leader died");
     for run in running {
-        run.finish(BOUND).unwrap_or_else(|error| panic!("{error}"));
+        run.finish(WHOLE_BOUND).unwrap_or_else(|error| panic!("{error}"));
     }
     wait_healthy(&dev);
     // Once more, all at rest, and with the node that was away as one of two that are left.
     dev.kill("node-1");
     let check = ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=32M"];
     start("again", &on_small, &check)
-        .finish(BOUND)
+        .finish(WHOLE_BOUND)
         .unwrap_or_else(|error| panic!("{error}"));
 }
 

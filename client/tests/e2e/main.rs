@@ -13,6 +13,7 @@ mod guest;
 mod memory;
 mod power;
 mod programs;
+mod rebuild;
 mod refusals;
 mod stand_in;
 mod support;

@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::config::GroupConfig;
+use super::pace::Pace;
 use crate::block::BlockState;
 use crate::checksum::Checksum;
 use crate::frame::Class;
@@ -135,6 +136,8 @@ pub enum Event {
         /// Where; a bounded number of runs.
         runs: Vec<(Layer, BlockRange)>,
     },
+    /// Copies may be so fast from now on; as fast as they can until it is told.
+    Pace(Pace),
     /// Meta has newer configurations than those that the coordinator knows: it is to ask for them.
     Look,
     /// The answer to [`Action::Meta`].
@@ -179,6 +182,9 @@ pub enum Action {
     Meta(MetaAsk),
     /// The devices that it needs connections to are more than before.
     Devices,
+    /// Copies to members of groups that are served have begun: from now on their pace should be set, until
+    /// [`take_guest_load`](super::Coordinator::take_guest_load) says that there are none any more.
+    Copying,
     /// An operation has ended.
     Done {
         /// Which one.

@@ -90,6 +90,13 @@ pub(super) struct Compare {
     streams: [Stream; 2],
 }
 
+impl Compare {
+    /// The place of the member that is complete.
+    pub(super) fn source(&self) -> usize {
+        self.source
+    }
+}
+
 impl Coordinator {
     /// Something happened that may let a catch-up go on.
     pub(super) fn touch_catch_up(&mut self, g: usize) {
@@ -164,9 +171,10 @@ impl Coordinator {
         let mut found_source = false;
         for _ in 0..SKIPS_MAX {
             let replica = &mut self.groups[g].replicas[target];
-            if replica.jobs.len() >= self.limits.copies_in_flight || replica.lack.is_empty() {
+            if replica.jobs.len() >= self.limits.copies_in_flight || replica.lack.is_empty() || !self.may_copy(g) {
                 return true;
             }
+            let replica = &mut self.groups[g].replicas[target];
             let Some((layer, mut range)) = replica.next_run(self.limits.copy_blocks) else {
                 replica.copy_from = (ChunkIndex(0), Layer(0), 0);
                 replica.surveyed = None;
@@ -208,6 +216,7 @@ impl Coordinator {
     }
 
     fn start_copy(&mut self, g: usize, target: usize, source: usize, layer: Layer, range: BlockRange) {
+        self.note_copy(g, range.count());
         let group = &mut self.groups[g];
         let job = group.next_job;
         group.next_job += 1;

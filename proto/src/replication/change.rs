@@ -262,9 +262,8 @@ impl Coordinator {
 
     /// A configuration is committed: from now on it is the one that counts.
     fn adopt(&mut self, g: usize, config: GroupConfig) {
-        let named = [&config.in_sync, &config.joining, &config.stale];
-        for device in named.into_iter().flatten() {
-            self.place_device(g, *device);
+        for device in config.named() {
+            self.place_device(g, device, &config);
         }
         let members = config.in_sync.iter().chain(&config.joining);
         for device in members {
@@ -319,9 +318,10 @@ impl Coordinator {
         self.arm_health();
     }
 
-    /// A place for a device of a group, and a member for a device that is new. Of devices that left long ago some may get
-    /// none.
-    pub(super) fn place_device(&mut self, g: usize, device: DeviceId) {
+    /// A place for a device of a group whose configuration is, or is about to be, `config`; and a member for a device that is
+    /// new. When all places are taken, one of a device that the configuration does not name is given away. Only a stale
+    /// device may get none.
+    pub(super) fn place_device(&mut self, g: usize, device: DeviceId, config: &GroupConfig) {
         let m = match self.member_of.get(&device) {
             Some(m) => *m,
             None => {
@@ -333,11 +333,24 @@ impl Coordinator {
             }
         };
         let group = &mut self.groups[g];
-        let is_new = !group.replicas.iter().any(|replica| replica.member == m);
-        if is_new && group.replicas.len() < super::limits::PLACES_MAX {
-            let place = group.place(m, Role::Out, &self.limits);
-            self.members[m].groups.push((g, place));
+        if group.replicas.iter().any(|replica| replica.member == m) {
+            return;
         }
+        let place = if group.replicas.len() < super::limits::PLACES_MAX {
+            group.place(m, Role::Out, &self.limits)
+        } else {
+            let members = &self.members;
+            let is_free = |replica: &super::group::Replica| {
+                replica.role == Role::Out && !config.names(members[replica.member].device)
+            };
+            let Some(place) = group.replicas.iter().position(is_free) else {
+                return;
+            };
+            let former = group.give_place(place, m, &self.limits);
+            self.members[former].groups.retain(|part| *part != (g, place));
+            place
+        };
+        self.members[m].groups.push((g, place));
     }
 
     /// A device is a member no more: nothing is awaited of it, and what was known of it is forgotten (rule 23).
@@ -373,6 +386,10 @@ impl Coordinator {
         for read in group.reads.values_mut() {
             read.tried.remove(place);
             read.damaged.remove(place);
+        }
+        for replica in &mut group.replicas {
+            // Its place may be another device's when the comparison goes on.
+            replica.compare.take_if(|compare| compare.source() == place);
         }
         let replica = &mut group.replicas[place];
         replica.reset(Role::Out, &self.limits);

@@ -19,6 +19,17 @@ pub struct GroupConfig {
 }
 
 impl GroupConfig {
+    /// Every device that it names but for the rescue set, members first.
+    pub fn named(&self) -> impl Iterator<Item = DeviceId> {
+        let named = self.in_sync.iter().chain(&self.joining).chain(&self.stale);
+        named.copied()
+    }
+
+    /// Whether it names a device.
+    pub fn names(&self, device: DeviceId) -> bool {
+        self.named().any(|named| named == device)
+    }
+
     /// Why this can't be the configuration of a group that is served; `None` if it can.
     pub fn problem(&self) -> Option<&'static str> {
         if self.in_sync.is_empty() {

@@ -186,7 +186,8 @@ pub(super) struct Group {
     pub(super) index: GroupIndex,
     pub(super) config: GroupConfig,
     pub(super) phase: GroupPhase,
-    /// Every device that is a member, or was one. A place in it is never used for another device.
+    /// Every device that is a member, and devices that were or may be one. A place is given to another device only when there is
+    /// no other left, and nothing refers to it: its device is no member and not named.
     pub(super) replicas: Vec<Replica>,
     /// `I`.
     pub(super) in_sync: Mask,
@@ -271,6 +272,23 @@ impl Group {
         }
         self.replicas.push(Replica::new(member, role, limits));
         self.replicas.len() - 1
+    }
+
+    /// Gives the place of a device that is no member to another one. Whose it was.
+    pub(super) fn give_place(&mut self, place: usize, member: usize, limits: &ReplicationLimits) -> usize {
+        let former = &self.replicas[place];
+        assert!(
+            former.role == Role::Out && !self.writers().contains(place) && !self.vouchers().contains(place),
+            "the place of a member is its own"
+        );
+        let open = |write: &WriteState| {
+            let parts = [write.pending, write.owed, write.durable, write.refused, write.doubtful];
+            parts.iter().any(|part| part.contains(place))
+        };
+        assert!(!self.writes.values().any(open), "nothing is known of who left");
+        let former = former.member;
+        self.replicas[place] = Replica::new(member, Role::Out, limits);
+        former
     }
 
     /// Members that have answered our Join on the connection that stands.

@@ -20,6 +20,7 @@ pub mod limits;
 mod mask;
 mod member;
 mod no_space;
+pub mod pace;
 mod read;
 mod reconcile;
 mod status;
@@ -34,11 +35,13 @@ pub use api::{
 };
 pub use config::{Grant, GroupConfig, VolumeSettings};
 pub use limits::ReplicationLimits;
+pub use pace::{GuestLoad, Pace};
 
 use self::change::MetaCall;
 use self::group::{Group, Role};
 use self::mask::Mask;
 use self::member::Member;
+use self::pace::Bucket;
 use self::read::ReadFailure;
 use crate::collections::Map;
 use crate::frame::Class;
@@ -80,6 +83,15 @@ pub struct Coordinator {
     meta_seen: Option<Time>,
     meta_retry_at: Time,
     meta_pause: Duration,
+    /// How fast copies may be.
+    bucket: Bucket,
+    /// Groups with copies that wait for their turn.
+    paced: BTreeSet<usize>,
+    pace_timer: Option<Time>,
+    /// What guests felt, until somebody asks.
+    load: GuestLoad,
+    /// Whether somebody knows that there are copies.
+    told_copying: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +116,8 @@ enum Timer {
     Health,
     /// Meta is asked again.
     Meta,
+    /// Copies that had to wait may begin.
+    Pace,
 }
 
 /// A request without all of its answers.
@@ -194,6 +208,11 @@ impl Coordinator {
             meta_seen: None,
             meta_retry_at: Time::ZERO,
             meta_pause: Duration::ZERO,
+            bucket: Bucket::default(),
+            paced: BTreeSet::new(),
+            pace_timer: None,
+            load: GuestLoad::default(),
+            told_copying: false,
         };
         for (config, index) in groups.into_iter().zip(0..) {
             coordinator.add_group(GroupIndex(index), config);
@@ -209,11 +228,11 @@ impl Coordinator {
             (config.joining.clone(), Role::Joining),
             (config.stale.clone(), Role::Out),
         ];
-        self.groups.push(Group::new(index, config));
+        self.groups.push(Group::new(index, config.clone()));
         for (devices, role) in sets {
             for device in devices {
                 let place = self.groups[g].replicas.len();
-                self.place_device(g, device);
+                self.place_device(g, device, &config);
                 if self.groups[g].replicas.len() == place {
                     continue;
                 }
@@ -263,6 +282,7 @@ impl Coordinator {
             Event::Damaged { device, group, runs } if self.fenced.is_none() => self.told_damaged(device, group, &runs),
             Event::Damaged { .. } => {}
             Event::Look => self.look_wanted = true,
+            Event::Pace(pace) => self.set_pace(pace),
             Event::Meta(told) => self.meta_told(told),
             Event::Submit { op, operation } => self.submit(op, operation),
             Event::Release => self.start_release(),
@@ -282,6 +302,7 @@ impl Coordinator {
                 Timer::Patience(g) => self.patience_over(g),
                 Timer::Health => self.health_tick(),
                 Timer::Meta => {}
+                Timer::Pace => self.pace_changed(),
             }
         }
         self.settle();

@@ -30,6 +30,8 @@ pub(super) struct ReadState {
     pub(super) tried: Mask,
     /// Those of them on which some block of it is damaged; the others are asked again later.
     pub(super) damaged: Mask,
+    /// When it was submitted to a group that is served.
+    pub(super) submitted_at: Time,
     /// Answers that were not what their checksums say, from members that take the blocks for good.
     doubts: u8,
     pub(super) asked_at: Time,
@@ -113,6 +115,7 @@ impl Coordinator {
             tried: Mask::NONE,
             damaged: Mask::NONE,
             doubts: 0,
+            submitted_at: self.now,
             asked_at: self.now,
             hedge_at: None,
             good: None,
@@ -424,6 +427,9 @@ impl Coordinator {
         let state = group.reads.remove(&read).expect("it was there");
         if let Some(at) = state.hedge_at {
             self.timers.remove(&(at, Timer::Hedge(g, read)));
+        }
+        if state.status.is_none() {
+            self.note_guest(true, state.range.count(), state.submitted_at);
         }
         self.done(state.op, state.result.expect("checked above"));
         self.renew_grants(g);

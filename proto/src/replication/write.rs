@@ -270,6 +270,7 @@ impl Coordinator {
             "nothing is acknowledged after a newer attachment was seen"
         );
         let (waiter, layer, range, bytes) = (write.waiter, write.layer, write.range, write.bytes);
+        let began = write.began;
         write.acknowledged = true;
         write.message = None;
         write.undo = None;
@@ -290,6 +291,7 @@ impl Coordinator {
         if !pending.is_empty() {
             self.arm_health();
         }
+        self.note_guest(false, range.count(), began);
         self.end_write(g, waiter, Ok(()));
         self.settle_write(g, seq);
         if !missed.is_empty() {

@@ -4,6 +4,7 @@ mod checker;
 mod damage;
 mod meta;
 mod model;
+mod replacement;
 mod stories;
 mod world;
 

@@ -193,7 +193,7 @@ impl World {
                 Action::Notice(notice) => self.notices.push(notice),
                 Action::Released => self.holders[h].released = true,
                 Action::Meta(ask) => assert!(self.holders[h].ask.replace(ask).is_none(), "one question at a time"),
-                Action::Devices => {}
+                Action::Devices | Action::Copying => {}
             }
         }
     }
@@ -411,6 +411,35 @@ impl World {
             }
         }
         self.devices[d].restart(now);
+    }
+
+    /// An empty device takes the place of one that was ejected, and holders are told to look.
+    pub(super) fn replace(&mut self, d: usize) {
+        self.crash(d);
+        self.strays.retain(|(to, _)| *to != d);
+        let former = self.devices[d].id;
+        let mut spare = Device::new(former.uuid.0[0]);
+        spare.id.incarnation = Incarnation(former.incarnation.0 + 1);
+        for config in &mut self.meta.configs {
+            let place = config.stale.iter().position(|device| *device == former);
+            config.stale[place.expect("only who was ejected is replaced")] = spare.id;
+            config.epoch.0 += 1;
+        }
+        self.devices[d] = spare;
+        for h in 0..self.holders.len() {
+            self.tell(h, Event::Look);
+        }
+    }
+
+    /// A holder dies, without a word to anybody.
+    pub(super) fn abandon(&mut self, h: usize) {
+        self.holders[h].active = false;
+        (0..self.devices.len()).for_each(|d| self.disconnect(h, d));
+    }
+
+    /// Sets the pace of a holder's copies.
+    pub(super) fn pace(&mut self, h: usize, pace: Pace) {
+        self.tell(h, Event::Pace(pace));
     }
 
     /// Lets the first message of one direction of one link arrive.
@@ -705,7 +734,8 @@ impl World {
                 .map(|held| (held.state, &held.bytes));
             let first = states.next();
             assert!(states.all(|state| Some(state) == first), "{key:?} differs");
-            assert!(held.iter().all(Option::is_some), "{key:?} is missing on a member");
+            let missing: Vec<usize> = (0..held.len()).filter(|d| held[*d].is_none()).collect();
+            assert!(missing.is_empty(), "{key:?} is missing on {missing:?}");
         }
     }
 

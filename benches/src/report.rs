@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::matrix::{Case, Sample};
+use crate::store::stats::Spread;
 use crate::targets::Kind;
 
 /// One sample in one line.
@@ -45,7 +46,7 @@ pub fn table(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> String {
         };
         let _ = write!(out, "{:<18}", case.name);
         for target in targets {
-            let middle = |value: fn(&Sample) -> f64| spread(of(*target).map(value)).median;
+            let middle = |value: fn(&Sample) -> f64| Spread::of(of(*target).map(value)).median;
             let (iops, p99) = (middle(|s| s.figures.iops), middle(|s| s.figures.p99_us));
             let _ = write!(out, " {iops:>10.0} {p99:>8.0} {:>8.0}", middle(|s| s.cpu_us_per_io));
         }
@@ -54,9 +55,8 @@ pub fn table(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> String {
                 let peer = of(*other).find(|peer| peer.round == mine.round)?;
                 (peer.figures.iops > 0.0).then(|| mine.figures.iops / peer.figures.iops)
             });
-            let ratio = spread(pairs);
-            let text = format!("{:.2} ({:.2}–{:.2})", ratio.median, ratio.lowest, ratio.highest);
-            let _ = write!(out, "  {text:>22}");
+            let ratio = Spread::of(pairs);
+            let _ = write!(out, "  {ratio:>22}");
         }
         out.push('\n');
     }
@@ -90,46 +90,12 @@ pub fn json(samples: &[Sample]) -> Value {
     json!({ "version": 1, "samples": rows.collect::<Vec<_>>() })
 }
 
-#[derive(Clone, Copy, PartialEq, Debug)]
-struct Spread {
-    lowest: f64,
-    median: f64,
-    highest: f64,
-}
-
-fn spread(values: impl Iterator<Item = f64>) -> Spread {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-    let last = values.len().saturating_sub(1);
-    Spread {
-        lowest: at(0),
-        median: (at(last / 2) + at(values.len() / 2)) / 2.0,
-        highest: at(last),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use cairn_chaos::live::fio::Figures;
 
     use super::*;
     use crate::matrix::CASES;
-
-    #[test]
-    fn the_median_lies_in_the_middle_of_odd_and_even_counts() {
-        let of = |values: &[f64]| spread(values.iter().copied());
-        assert_eq!(
-            of(&[3.0, 1.0, 2.0]),
-            Spread {
-                lowest: 1.0,
-                median: 2.0,
-                highest: 3.0
-            }
-        );
-        assert_eq!(of(&[4.0, 1.0, 2.0, 3.0]).median, 2.5);
-        assert!(of(&[]).median.is_nan());
-    }
 
     #[test]
     fn ratios_are_taken_round_by_round() {

@@ -54,6 +54,8 @@ impl StoreTotals {
             "checkpoints": self.done.checkpoints,
             "no_space": self.done.no_space,
             "blocks_moved": self.done.moved,
+            "blocks_moved_for_room": self.done.evacuated,
+            "cuts_while_formatting": self.done.formatted,
             "blocks_written": self.done.blocks_written,
             "moments": self.done.moments,
             "recoveries": self.done.recoveries,
@@ -67,18 +69,20 @@ impl std::fmt::Display for StoreTotals {
         let done = &self.done;
         write!(
             f,
-            "{} seeds, {} failed; {} operations, {} commits, {} checkpoints, {} blocks moved, {} requests refused for space; power cut at \
-             {} moments, {} recoveries, {} more from cuts during recovery",
+            "{} seeds, {} failed; {} operations, {} commits, {} checkpoints, {} blocks moved, {} of them to make room, {} requests refused \
+             for space; power cut at {} moments, {} recoveries, {} more from cuts during recovery, {} while formatting",
             self.seeds,
             self.failed.len(),
             done.operations,
             done.commits,
             done.checkpoints,
             done.moved,
+            done.evacuated,
             done.no_space,
             done.moments,
             done.recoveries,
-            done.nested
+            done.nested,
+            done.formatted
         )
     }
 }

@@ -20,6 +20,8 @@ const SEQUENTIAL_DEPTH: usize = 8;
 const DEPTHS: [usize; 3] = [1, 16, 64];
 /// How full the device is made for the case that says so.
 const FULL_PERCENT: u64 = 90;
+/// How full it is when data is moved together for the last time.
+const MOVED_PERCENT: u64 = 80;
 /// How many times smaller than the index its memory is in the case that says so.
 const SMALL_INDEX: u64 = 10;
 
@@ -127,6 +129,7 @@ pub fn round(setup: &Setup, number: u32, out: &mut Outcome) -> Result<(), String
     round.rewritten()?;
     round.recovery()?;
     round.small_index()?;
+    round.rewritten_full()?;
     round.full()
 }
 
@@ -248,40 +251,78 @@ impl Round<'_> {
         self.measure("rewritten-randwrite-qd64", Side::Store, &rewrite)?;
         let read = self.load(false, false, 256, SEQUENTIAL_DEPTH);
         self.compare("rewritten-seqread-1m", &READS, &read)?;
-        self.move_all()?;
+        self.move_all("half")?;
         self.compare("rewritten-moved-seqread-1m", &READS, &read)
     }
 
+    /// The same on a device that is 80 % full.
+    fn rewritten_full(&mut self) -> Result<(), String> {
+        if !self.setup.wants("rewritten80") {
+            return Ok(());
+        }
+        let capacity = self.store().store.space().capacity;
+        let span = capacity * MOVED_PERCENT / 100 / 256 * 256;
+        let fill = Load {
+            span,
+            stop: Stop::Once,
+            ..self.load(true, false, 256, 4)
+        };
+        work::run(self.store(), &fill, 0).map_err(|error| format!("filling the device: {error}"))?;
+        let rewrite = Load {
+            span,
+            stop: Stop::Operations(2 * span),
+            ..self.load(true, true, 1, 64)
+        };
+        self.measure("rewritten80-randwrite-qd64", Side::Store, &rewrite)?;
+        let read = Load {
+            span,
+            ..self.load(false, false, 256, SEQUENTIAL_DEPTH)
+        };
+        self.compare("rewritten80-seqread-1m", &READS, &read)?;
+        self.move_all("80")?;
+        self.compare("rewritten80-moved-seqread-1m", &READS, &read)
+    }
+
     /// Moves everything that is fragmented, as fast as it goes.
-    fn move_all(&mut self) -> Result<(), String> {
+    fn move_all(&mut self, full: &str) -> Result<(), String> {
         let begun = Instant::now();
-        let (mut blocks, mut full) = (0, false);
+        let (mut blocks, mut is_full) = (0, false);
+        let evacuated = self.store().store.counters().blocks_evacuated;
         let mut from = ScrubCursor::START;
         loop {
             let reply = self.store().alone(StoreRequest::Defragment { from })?;
             let StoreReply::Defragmented {
-                moved, is_full, next, ..
+                moved,
+                is_full: short,
+                next,
+                ..
             } = reply
             else {
                 return Err(format!("moving was answered by {reply:?}"));
             };
             blocks += u64::from(moved);
-            full |= is_full;
+            is_full |= short;
             match next {
                 Some(next) => from = next,
                 None => break,
             }
         }
         let seconds = begun.elapsed().as_secs_f64();
-        if full {
+        if is_full {
             eprintln!(
                 "round {}: there was too little free space to move everything",
                 self.number
             );
         }
-        self.fact("moved-blocks", blocks as f64);
+        let evacuated = self.store().store.counters().blocks_evacuated - evacuated;
+        let names = match full {
+            "80" => ["moved80-blocks", "moved80-blocks-for-room", "move80-mib-per-s"],
+            _ => ["moved-blocks", "moved-blocks-for-room", "move-mib-per-s"],
+        };
+        self.fact(names[0], blocks as f64);
+        self.fact(names[1], evacuated as f64);
         self.fact(
-            "move-mib-per-s",
+            names[2],
             (blocks * BLOCK_BYTES as u64) as f64 / seconds / f64::from(1 << 20),
         );
         Ok(())

@@ -167,6 +167,8 @@ impl Outcome {
         let depth_64 = self.ratio("randwrite-4k-qd64", Side::Raw, |f| f.iops);
         let full = self.ratio("full90-randwrite-4k-qd64", Side::RawFlush, |f| f.iops);
         let written = self.spread("randwrite-4k-qd64", Side::Store, |f| f.amplification);
+        let moved = self.ratio("rewritten-moved-seqread-1m", Side::Raw, |f| f.bytes_per_s);
+        let moved_full = self.ratio("rewritten80-moved-seqread-1m", Side::Raw, |f| f.bytes_per_s);
         let aims = [
             (
                 "depth 1: latency at most 1.25 of raw write and flush",
@@ -187,6 +189,16 @@ impl Outcome {
                 "depth 64: bytes written per byte below 1.3",
                 written,
                 written.median < 1.3,
+            ),
+            (
+                "half full, moved: at least 0.8 of raw sequential reads",
+                moved,
+                moved.median >= 0.8,
+            ),
+            (
+                "80 % full, moved: at least 0.8 of raw sequential reads",
+                moved_full,
+                moved_full.median >= 0.8,
             ),
         ];
         out.push('\n');

@@ -148,6 +148,9 @@ pub(super) struct Background {
     metadata: Vec<DamagedMetadata>,
     mover: Pace,
     cursor: ScrubCursor,
+    /// Whether the next step begins a round. A round may come back to the start, when room was made for what is to be
+    /// moved.
+    begins_round: bool,
     /// Whether this round has moved anything.
     round_moved: bool,
     /// Writes since the round began.
@@ -173,6 +176,7 @@ impl Background {
             metadata: Vec::new(),
             mover: Pace::new(config.move_rate, now + MOVE_PAUSE),
             cursor: ScrubCursor::START,
+            begins_round: true,
             round_moved: false,
             round_writes: 1,
             moved_blocks: 0,
@@ -255,13 +259,14 @@ impl Background {
                 self.mover.next = now + Duration::from_secs(1);
                 return None;
             }
-            if self.cursor == ScrubCursor::START {
+            if self.begins_round {
                 if self.round_writes == 0 && !self.round_moved {
                     self.mover.next = now + MOVE_PAUSE;
                     return None;
                 }
                 self.round_writes = 0;
                 self.round_moved = false;
+                self.begins_round = false;
             }
             self.mover.since = Some(now);
             return Some((Chore::Move, StoreRequest::Defragment { from: self.cursor }));
@@ -333,8 +338,10 @@ impl Background {
                 self.moved_blocks += u64::from(moved);
                 self.round_moved |= moved > 0;
                 self.note_damage(damaged);
-                self.cursor = next.filter(|_| !is_full).unwrap_or(ScrubCursor::START);
-                if self.cursor == ScrubCursor::START && (is_full || !self.round_moved) {
+                let next = next.filter(|_| !is_full);
+                self.begins_round = next.is_none();
+                self.cursor = next.unwrap_or(ScrubCursor::START);
+                if self.begins_round && (is_full || !self.round_moved) {
                     self.mover.next = now + MOVE_PAUSE;
                 }
             }

@@ -119,7 +119,7 @@ impl Device {
             error,
         };
         let phase = match found {
-            Probe::Blank => Phase::Blank(file, listener),
+            Probe::Blank | Probe::Unfinished => Phase::Blank(file, listener),
             Probe::Cairn(superblock) => Phase::Formatted(file, listener, superblock.identity),
             Probe::Foreign { words } => return Err(store_error(OpenError::Foreign { words })),
             Probe::Truncated { expected, found } => return Err(store_error(OpenError::Truncated { expected, found })),

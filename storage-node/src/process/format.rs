@@ -41,6 +41,8 @@ pub struct FormatPlan {
     device: DeviceFile,
     path: PathBuf,
     loss: Loss,
+    /// What an earlier formatting has left stands on it.
+    is_unfinished: bool,
 }
 
 impl FormatPlan {
@@ -59,8 +61,10 @@ impl FormatPlan {
             volatile_cache: None,
         })
         .map_err(of_device)?;
-        let loss = match device.probe().map_err(of_device)? {
-            Probe::Blank => Loss::Nothing,
+        let found = device.probe().map_err(of_device)?;
+        let is_unfinished = found == Probe::Unfinished;
+        let loss = match found {
+            Probe::Blank | Probe::Unfinished => Loss::Nothing,
             Probe::Cairn(superblock) => Loss::Device(superblock.identity),
             Probe::Foreign { words } => Loss::Other { words },
             Probe::Truncated { .. } => Loss::Other {
@@ -74,6 +78,7 @@ impl FormatPlan {
             device,
             path: path.to_path_buf(),
             loss,
+            is_unfinished,
         })
     }
 
@@ -125,7 +130,7 @@ impl FormatPlan {
     /// The device refuses; then it may be half cleared.
     pub fn clear(self) -> Result<Formatted, NodeError> {
         let path = self.path;
-        if self.loss != Loss::Nothing {
+        if self.loss != Loss::Nothing || self.is_unfinished {
             self.device.clear().map_err(|error| NodeError::Device {
                 path: path.clone(),
                 error,

@@ -1,14 +1,15 @@
 //! Which blocks of the space are free, in memory. Long runs are given out first, from where the last one was found.
 //!
-//! A bit for each block says whether it is taken. A tree over regions of [`REGION_BLOCKS`] blocks knows the longest free
-//! run within each, so that a run is found in logarithmic time however scattered free space is.
+//! A bit for each block says whether it is taken. A tree over regions of equal size knows the longest free run within
+//! each, so that a run is found in logarithmic time however scattered free space is.
+//!
+//! Regions can be *closed*: the mover empties them, to make long runs of scattered free blocks. Their blocks are free like
+//! others, but are given out only to who asks for them; or to anybody, when nothing else is free: then all regions are
+//! open again. So closing them never makes a device full.
 
 use std::ops::Range;
 
 use super::record::Extent;
-
-/// Blocks of a region: few enough that looking through one is quick.
-const REGION_BLOCKS: u64 = 1024;
 
 /// A bit for each block of the device: set when it is taken.
 #[derive(Clone, Debug)]
@@ -85,8 +86,20 @@ impl Bitmap {
         clear
     }
 
-    /// The length of the longest run of clear bits of a range that is not empty.
+    /// How many bits of a range are clear.
+    fn count_clear(&self, range: &Range<u64>) -> u32 {
+        if range.is_empty() {
+            return 0;
+        }
+        let words = range.start / 64..=(range.end - 1) / 64;
+        words.map(|word| self.clear_bits(word, range).count_ones()).sum()
+    }
+
+    /// The length of the longest run of clear bits of a range.
     fn longest_clear(&self, range: &Range<u64>) -> u32 {
+        if range.is_empty() {
+            return 0;
+        }
         let (mut longest, mut open) = (0, 0);
         for word in range.start / 64..=(range.end - 1) / 64 {
             let clear = self.clear_bits(word, range);
@@ -268,24 +281,99 @@ pub(super) struct Allocator {
     hint: u64,
     /// Blocks below it were written before: they are preferred.
     pub(super) frontier: u64,
+    region_blocks: u64,
+    /// Regions that are closed.
+    closed: Bitmap,
+    closed_count: u64,
+    /// Free blocks in them.
+    closed_free: u64,
+    /// Where the next run of closed regions is looked for.
+    closed_hint: u64,
+    /// Where the next hole is looked for.
+    hole_hint: u64,
 }
 
 impl Allocator {
-    /// What is set in `taken` is taken; it must lie in the space.
-    pub(super) fn with_taken(space: Range<u64>, taken: &Bitmap) -> Allocator {
+    /// What is set in `taken` is taken; it must lie in the space. A region has so many blocks: few enough that looking
+    /// through one is quick.
+    pub(super) fn with_taken(space: Range<u64>, taken: &Bitmap, region_blocks: u32) -> Allocator {
+        assert!(
+            (1..=u32::from(u16::MAX)).contains(&region_blocks),
+            "regions of {region_blocks} blocks"
+        );
         let count = taken.count();
+        let region_blocks = u64::from(region_blocks);
+        let regions = space.end.div_ceil(region_blocks);
         Allocator {
             taken: taken.clone(),
-            longest: Longest::new(space.end.div_ceil(REGION_BLOCKS) as usize),
+            longest: Longest::new(regions as usize),
             free: space.end - space.start - count,
             hint: space.start,
             frontier: space.end,
+            region_blocks,
+            closed: Bitmap::new(regions),
+            closed_count: 0,
+            closed_free: 0,
+            closed_hint: 0,
+            hole_hint: space.start,
             space,
         }
     }
 
     pub(super) fn free(&self) -> u64 {
         self.free
+    }
+
+    /// Free blocks outside of closed regions.
+    pub(super) fn open_free(&self) -> u64 {
+        self.free - self.closed_free
+    }
+
+    /// How many regions there are.
+    pub(super) fn regions(&self) -> usize {
+        self.space.end.div_ceil(self.region_blocks) as usize
+    }
+
+    /// The region of a block.
+    pub(super) fn region_of(&self, block: u64) -> usize {
+        (block / self.region_blocks) as usize
+    }
+
+    /// Free blocks of a region.
+    pub(super) fn region_free(&self, region: usize) -> u32 {
+        self.taken.count_clear(&self.region(region))
+    }
+
+    /// Closes a region that is open.
+    pub(super) fn close(&mut self, region: usize) {
+        self.closed_free += u64::from(self.region_free(region));
+        assert!(
+            !self.closed.set(region as u32, true),
+            "region {region} is closed already"
+        );
+        self.closed_count += 1;
+        self.closed_hint = 0;
+        self.longest.touch(region as u32);
+    }
+
+    /// Opens all regions.
+    pub(super) fn open_all(&mut self) {
+        let mut from = 0;
+        while let Some(region) = self.closed.find(from, self.regions() as u64, true) {
+            self.closed.set(region as u32, false);
+            self.longest.touch(region as u32);
+            from = region + 1;
+        }
+        (self.closed_count, self.closed_free) = (0, 0);
+    }
+
+    /// How many regions are closed.
+    pub(super) fn closed(&self) -> u64 {
+        self.closed_count
+    }
+
+    pub(super) fn is_closed(&self, block: u32) -> bool {
+        self.closed_count > 0 && self.closed.get(self.region_of(block.into()) as u32)
     }
 
     pub(super) fn space(&self) -> Range<u64> {
@@ -300,7 +388,8 @@ impl Allocator {
     pub(super) fn take(&mut self, block: u32) -> bool {
         let was_free = !self.taken.set(block, true);
         self.free -= u64::from(was_free);
-        self.longest.touch(block / REGION_BLOCKS as u32);
+        self.closed_free -= u64::from(was_free && self.is_closed(block));
+        self.longest.touch(self.region_of(block.into()) as u32);
         was_free
     }
 
@@ -312,11 +401,83 @@ impl Allocator {
         );
         assert!(self.taken.set(block, false), "block {block} was freed twice");
         self.free += 1;
-        self.longest.touch(block / REGION_BLOCKS as u32);
+        self.closed_free += u64::from(self.is_closed(block));
+        self.longest.touch(self.region_of(block.into()) as u32);
     }
 
-    /// Takes a run of `want` blocks, or else one of the longest there are; `None` if nothing is free.
+    /// Takes a run of `want` blocks, or else one of the longest there are; `None` if nothing is free. Opens all regions if
+    /// there is nothing else.
     pub(super) fn take_run(&mut self, want: u32) -> Option<Extent> {
+        let run = self.take_open_run(want);
+        if run.is_some() || self.closed_count == 0 {
+            return run;
+        }
+        self.open_all();
+        self.take_open_run(want)
+    }
+
+    /// Takes up to `want` free blocks of closed regions, at least `least` that follow each other; the first ones there are
+    /// after those taken last.
+    pub(super) fn take_closed(&mut self, want: u32, least: u32) -> Option<Extent> {
+        let mut at = self.closed_hint;
+        while at < self.space.end {
+            let regions = self.regions() as u64;
+            let Some(region) = self.closed.find(self.region_of(at) as u64, regions, true) else {
+                break;
+            };
+            let within = self.region(region as usize);
+            let Some(start) = self.taken.find(at.max(within.start), within.end, false) else {
+                at = within.end;
+                continue;
+            };
+            let end = self.same_until(start, (start + u64::from(want)).min(self.space.end), true);
+            let count = self.free_from(start, end);
+            self.closed_hint = start + u64::from(count);
+            if count >= least {
+                let place = start as u32;
+                let run = Extent { place, count };
+                self.mark(run);
+                return Some(run);
+            }
+            at = self.closed_hint;
+        }
+        self.closed_hint = self.space.end;
+        None
+    }
+
+    /// The next run of closed regions is looked for in all of them again.
+    pub(super) fn look_again(&mut self) {
+        self.closed_hint = 0;
+    }
+
+    /// Takes up to `want` free blocks that follow each other: the next ones there are, going round, however few. Leaves
+    /// closed regions alone.
+    pub(super) fn take_hole(&mut self, want: u32) -> Option<Extent> {
+        self.refresh();
+        let hint = self.hole_hint.clamp(self.space.start, self.space.end - 1);
+        let (from, regions) = (self.region_of(hint), self.regions());
+        let here = self.region(from);
+        let hole = match self.taken.find(hint, here.end, false) {
+            Some(hole) if !self.is_closed(hole as u32) => hole,
+            _ => {
+                let region = self.longest.first(from + 1, regions, 1);
+                let region = region.or_else(|| self.longest.first(0, from + 1, 1))?;
+                let within = self.region(region);
+                self.taken.find(within.start, within.end, false)?
+            }
+        };
+        let end = self.same_until(hole, (hole + u64::from(want)).min(self.space.end), false);
+        let (place, count) = (hole as u32, self.free_from(hole, end));
+        let (run, hint) = (Extent { place, count }, self.hint);
+        self.mark(run);
+        // The log goes on where it was.
+        self.hint = hint;
+        self.hole_hint = hole + u64::from(count);
+        Some(run)
+    }
+
+    /// Takes a run of `want` blocks of open regions, or else one of the longest there are.
+    pub(super) fn take_open_run(&mut self, want: u32) -> Option<Extent> {
         self.refresh();
         let (start, end, frontier) = (self.space.start, self.space.end, self.frontier);
         let found = self.find_run(start..frontier, want);
@@ -343,9 +504,40 @@ impl Allocator {
         let end = u64::from(run.place) + u64::from(run.count);
         self.taken.take(run.place, run.count);
         self.free -= u64::from(run.count);
-        self.hint = end;
-        let first = u64::from(run.place) / REGION_BLOCKS;
-        (first..end.div_ceil(REGION_BLOCKS)).for_each(|region| self.longest.touch(region as u32));
+        if self.is_closed(run.place) {
+            self.closed_free -= u64::from(run.count);
+        } else {
+            self.hint = end;
+        }
+        let first = self.region_of(run.place.into()) as u64;
+        (first..end.div_ceil(self.region_blocks)).for_each(|region| self.longest.touch(region as u32));
+    }
+
+    /// Where a run that begins in a region that is closed, or open, must end, at `end` at the latest.
+    fn same_until(&self, from: u64, end: u64, closed: bool) -> u64 {
+        if self.closed_count == 0 || from >= end {
+            return end;
+        }
+        let regions = end.div_ceil(self.region_blocks);
+        let other = self.closed.find(from / self.region_blocks, regions, !closed);
+        other.map_or(end, |region| (region * self.region_blocks).clamp(from, end))
+    }
+
+    /// Free blocks of open regions from `from` on.
+    fn open_from(&self, from: u64, end: u64) -> u32 {
+        self.free_from(from, self.same_until(from, end, false))
+    }
+
+    /// The first free block of a range that lies in an open region.
+    fn find_open(&self, range: &Range<u64>) -> Option<u64> {
+        let mut from = range.start;
+        loop {
+            let found = self.taken.find(from, range.end, false)?;
+            if !self.is_closed(found as u32) {
+                return Some(found);
+            }
+            from = self.region(self.region_of(found)).end;
+        }
     }
 
     /// Free blocks from `from` on, before `end`, without one that is taken.
@@ -356,19 +548,41 @@ impl Allocator {
         (self.taken.find(from, end, true).unwrap_or(end) - from) as u32
     }
 
+    /// Panics if free blocks are miscounted.
+    pub(super) fn check_invariants(&self) {
+        let (mut free, mut closed_free, mut closed) = (0, 0, 0);
+        for region in 0..self.regions() {
+            let count = u64::from(self.region_free(region));
+            let is_closed = self.closed.get(region as u32);
+            free += count;
+            closed += u64::from(is_closed);
+            closed_free += if is_closed { count } else { 0 };
+        }
+        assert_eq!(
+            (free, closed_free, closed),
+            (self.free, self.closed_free, self.closed_count),
+            "free blocks, those of closed regions, and closed regions"
+        );
+    }
+
     /// Brings the tree up to date with the blocks taken and given back since.
     fn refresh(&mut self) {
         while let Some(region) = self.longest.stale.pop() {
             self.longest.is_stale.set(region, false);
-            let longest = self.taken.longest_clear(&self.region(region as usize));
+            // In a closed one none is found.
+            let longest = match self.closed.get(region) {
+                true => 0,
+                false => self.taken.longest_clear(&self.region(region as usize)),
+            };
             self.longest.set(region, longest as u16);
         }
     }
 
     /// The blocks of a region.
     fn region(&self, region: usize) -> Range<u64> {
-        let start = region as u64 * REGION_BLOCKS;
-        start.max(self.space.start)..(start + REGION_BLOCKS).min(self.space.end)
+        let start = region as u64 * self.region_blocks;
+        let end = (start + self.region_blocks).min(self.space.end);
+        start.max(self.space.start).min(end)..end
     }
 
     /// A run of `want` blocks in a range, looked for from the hint on, or one of the longest.
@@ -380,7 +594,7 @@ impl Allocator {
         // Most often the last run goes on.
         let here = Extent {
             place: hint as u32,
-            count: self.free_from(hint, (hint + u64::from(want)).min(range.end)),
+            count: self.open_from(hint, (hint + u64::from(want)).min(range.end)),
         };
         if here.count == want {
             return Some(here);
@@ -392,10 +606,10 @@ impl Allocator {
     }
 
     fn find_in_regions(&self, range: Range<u64>, hint: u64, want: u32) -> Option<Extent> {
-        let region = |block: u64| (block / REGION_BLOCKS) as usize;
+        let region = |block: u64| self.region_of(block);
         let (first, end, from) = (region(range.start), region(range.end - 1) + 1, region(hint));
         let most = self.longest.max(first, end);
-        let enough = most.min(want.min(REGION_BLOCKS as u32) as u16);
+        let enough = most.min(want.min(self.region_blocks as u32) as u16);
         if enough == 0 {
             return None;
         }
@@ -409,15 +623,13 @@ impl Allocator {
         let enough = u32::from(enough);
         let start = self.taken.find_clear(&ahead, enough);
         let start = start.or_else(|| self.taken.find_clear(&within, enough));
-        let start = start.or_else(|| self.taken.find(range.start, range.end, false))?;
+        let start = start.or_else(|| self.find_open(&range))?;
         // It may go on in the next region.
-        let count = self.free_from(start, (start + u64::from(want)).min(range.end));
+        let count = self.open_from(start, (start + u64::from(want)).min(range.end));
         let place = start as u32;
         Some(Extent { place, count })
     }
 }
-
-const _: () = assert!(REGION_BLOCKS <= u16::MAX as u64);
 
 #[cfg(test)]
 mod tests {
@@ -427,12 +639,12 @@ mod tests {
     const START: u64 = 4;
 
     fn allocator(blocks: u64) -> Allocator {
-        Allocator::with_taken(START..blocks, &Bitmap::new(blocks))
+        Allocator::with_taken(START..blocks, &Bitmap::new(blocks), 1024)
     }
 
     /// The longest run of free blocks that lies in one region.
     fn longest(allocator: &Allocator) -> u32 {
-        let regions = allocator.space.end.div_ceil(REGION_BLOCKS) as usize;
+        let regions = allocator.regions();
         let longest_of = |region| {
             let mut longest = 0;
             let mut run = 0;
@@ -502,6 +714,64 @@ mod tests {
         assert!(u64::from(beyond.place) >= allocator.frontier, "{beyond:?}");
         allocator.release(700);
         assert_eq!(allocator.take_run(4), Some(Extent { place: 700, count: 1 }));
+    }
+
+    #[test]
+    fn closed_regions_are_given_out_to_who_asks_for_them_or_at_the_very_last() {
+        for seed in 0..40 {
+            let mut prng = Prng::new(seed);
+            let blocks = prng.between(200, 3000);
+            let region_blocks = prng.between(10, 200) as u32;
+            let mut allocator = Allocator::with_taken(START..blocks, &Bitmap::new(blocks), region_blocks);
+            let mut held: Vec<u32> = Vec::new();
+            for _ in 0..400 {
+                let regions = allocator.regions() as u64;
+                let want = prng.between(1, 150) as u32;
+                let (open, closed) = (allocator.open_free(), allocator.closed());
+                let run = match prng.below(8) {
+                    0 => {
+                        let region = prng.below(regions) as usize;
+                        if !allocator.closed.get(region as u32) {
+                            allocator.close(region);
+                        }
+                        None
+                    }
+                    1 if prng.chance(1, 10) => {
+                        allocator.open_all();
+                        None
+                    }
+                    2 => {
+                        let least = prng.between(1, want.into()) as u32;
+                        let run = allocator.take_closed(want, least);
+                        assert!(run.is_none_or(|run| run.count >= least), "{run:?}, least {least}");
+                        run.inspect(|run| assert!((run.place..run.place + run.count).all(|b| allocator.is_closed(b))))
+                    }
+                    3 => {
+                        let hole = allocator.take_hole(want);
+                        assert_eq!(hole.is_some(), open > 0);
+                        hole.inspect(|run| assert!((run.place..run.place + run.count).all(|b| !allocator.is_closed(b))))
+                    }
+                    4..6 => {
+                        let free = allocator.free();
+                        let run = allocator.take_run(want);
+                        assert_eq!(run.is_some(), free > 0);
+                        let opened = closed > 0 && allocator.closed() == 0;
+                        assert_eq!(opened, closed > 0 && open == 0, "seed {seed}");
+                        run.inspect(|run| assert!((run.place..run.place + run.count).all(|b| !allocator.is_closed(b))))
+                    }
+                    _ => {
+                        for _ in 0..prng.below(200).min(held.len() as u64) {
+                            let at = prng.below(held.len() as u64) as usize;
+                            allocator.release(held.swap_remove(at));
+                        }
+                        None
+                    }
+                };
+                held.extend(run.into_iter().flat_map(|run| run.place..run.place + run.count));
+                assert_eq!(allocator.free() + held.len() as u64, blocks - START);
+                allocator.check_invariants();
+            }
+        }
     }
 
     #[test]

@@ -160,8 +160,9 @@ pub enum StoreRequest {
         blocks_max: u32,
     },
     /// Move data together that is fragmented: of at most one index page (256 blocks), the first one found. One at a time.
+    /// Where free space has no long runs, requests make some between two walks over the device.
     Defragment {
-        /// Where to begin; [`ScrubCursor::START`], or where the last one says.
+        /// Where to begin; [`ScrubCursor::START`], or where the last one says: that may be the start again.
         from: ScrubCursor,
     },
     /// Keep how far the scrub is, so that it is known after a restart.
@@ -214,7 +215,7 @@ pub enum StoreReply {
         is_full: bool,
         /// Blocks that were found damaged, and not moved. A copy of the same version mends them from now on.
         damaged: Vec<DamagedBlock>,
-        /// Where to go on; `None` when all was looked at.
+        /// Where to go on; `None` when all was looked at and nothing more is gained.
         next: Option<ScrubCursor>,
     },
     /// What was verified.

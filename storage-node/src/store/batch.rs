@@ -271,13 +271,14 @@ impl Engine {
     }
 
     /// Accounts for what changes did to space.
-    pub(super) fn settle(&mut self, effects: Effects) {
+    pub(super) fn settle(&mut self, mut effects: Effects) {
         let miscounted = effects.miscounted;
         assert!(miscounted.is_none(), "the blocks of {miscounted:?} are miscounted");
         // A block that was used and freed by the same batch is in both lists.
         self.space.mark_data(&effects.used, true);
-        self.space.mark_data(&effects.freed, false);
-        self.space.mark_index(effects.stale.iter().copied(), false);
+        let freed_twice = self.space.unmark(&mut effects.freed, true);
+        let stale_twice = self.space.unmark(&mut effects.stale, false);
+        self.claimed_twice = self.claimed_twice.or(freed_twice).or(stale_twice);
         self.io.counters.blocks_freed += effects.freed.len() as u64;
         let after = self.reads.next_number();
         self.space.free_after(after, effects.freed);

@@ -156,7 +156,7 @@ impl Engine {
         let places = page_places
             .iter()
             .flat_map(|extent| extent.place..extent.place + extent.count);
-        self.space.mark_index(places, true);
+        self.space.mark_index(places);
         self.space.freeze();
         let mut writer = DirectoryWriter::default();
         writer.catalog(&self.catalog);
@@ -422,6 +422,7 @@ impl Engine {
         self.space.free_after(after, free);
         self.io.counters.checkpoints += 1;
         self.io.counters.checkpoint_blocks += checkpoint.blocks + 1;
+        self.move_checkpoint_stored();
     }
 }
 

@@ -55,6 +55,9 @@ pub(super) enum Purpose {
     MoveWrite,
 }
 
+/// What stops a store whose index contradicts itself: `EUCLEAN`, "structure needs cleaning".
+const CONTRADICTION: DiskError = DiskError { errno: 117 };
+
 /// Where the log is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct LogPosition {
@@ -100,6 +103,8 @@ pub(super) struct Engine {
     pub(super) is_believing: bool,
     /// The checkpoint header that is erased when recovery ends.
     pub(super) erase: Option<u32>,
+    /// A block that was given back twice: the index contradicts itself, and nothing can be said of what stands there.
+    pub(super) claimed_twice: Option<u32>,
 }
 
 impl Engine {
@@ -273,6 +278,9 @@ impl Engine {
 
     /// Does what can be done now.
     fn pump(&mut self, now: Time) {
+        if self.claimed_twice.take().is_some() {
+            self.poison(CONTRADICTION);
+        }
         self.release_quarantine();
         if self.poisoned.is_some() {
             return self.evict();

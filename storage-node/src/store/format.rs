@@ -1,8 +1,9 @@
 //! Writing a fresh device.
 //!
-//! 1. The superblocks that may be there are erased: what is half written is never taken for a store.
+//! 1. Where superblocks stand, marks are written: what is half written is never taken for a store, and can be formatted
+//!    again without being asked for again.
 //! 2. An empty checkpoint is written, and the place of the first record is cleared.
-//! 3. The superblocks are written.
+//! 3. The superblocks are written, over the marks.
 
 use bytes::Bytes;
 use cairn_proto::buffer::BlockBuf;
@@ -15,7 +16,7 @@ use super::io::Io;
 use super::limits::{DEVICE_BLOCKS_MAX, DEVICE_BLOCKS_MIN};
 use super::record::LogAhead;
 use super::status::{FormatParams, OpenError};
-use super::superblock::{CHECKPOINT_PLACES, Identity, SPACE_START, Superblock};
+use super::superblock::{CHECKPOINT_PLACES, Identity, SPACE_START, Superblock, mark};
 
 /// Writes a fresh device: hand it completions, take operations, until it is done. The caller has probed the device
 /// first: everything on it is lost.
@@ -32,7 +33,7 @@ pub struct Formatter {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
-    Erase,
+    Mark,
     Content,
     Superblocks,
     Done,
@@ -58,7 +59,7 @@ impl Formatter {
             volatile_cache: geometry.volatile_cache,
             io: Io::default(),
             in_flight: 0,
-            stage: Stage::Erase,
+            stage: Stage::Mark,
             flushed: false,
             failed: None,
         };
@@ -70,7 +71,7 @@ impl Formatter {
         let zero = BlockBuf::zeroed(1).freeze();
         let copies = Superblock::copies(self.identity.blocks).map(|place| place.0);
         let writes: Vec<(u64, Bytes)> = match self.stage {
-            Stage::Erase => copies.into_iter().map(|place| (place, zero.clone())).collect(),
+            Stage::Mark => copies.into_iter().map(|place| (place, mark())).collect(),
             Stage::Content => {
                 let header = self.empty_checkpoint();
                 let other = CHECKPOINT_PLACES[1 - header.slot()].0;
@@ -140,7 +141,7 @@ impl Formatter {
         }
         self.flushed = false;
         self.stage = match self.stage {
-            Stage::Erase => Stage::Content,
+            Stage::Mark => Stage::Content,
             Stage::Content => Stage::Superblocks,
             Stage::Superblocks | Stage::Done => Stage::Done,
         };

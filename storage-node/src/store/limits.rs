@@ -24,6 +24,10 @@ pub const MOVE_EXTENT_BLOCKS: u32 = 32;
 pub const MOVE_EXTENTS_MIN: u32 = 4;
 /// Extents that the data of an index page is moved into at the most.
 pub const MOVE_RUNS_MAX: u32 = 4;
+/// Of a region that is emptied, at least one block in so many is free: emptying fuller ones costs more than it brings.
+pub const EVACUATE_FREE_PART: u32 = 16;
+/// Regions that one request of the mover counts, or closes, at the most.
+pub const SURVEY_REGIONS_MAX: usize = 4096;
 /// Batches that go without a move that waits, before it is given up.
 pub const MOVE_BATCHES_MAX: u32 = 64;
 /// Index pages of a chunk.
@@ -69,6 +73,8 @@ pub struct StoreLimits {
     pub batch_record_pages_max: usize,
     /// Blocks that the log takes at a time from free space.
     pub run_blocks: u32,
+    /// Blocks of a region of the device, `1 ..= 65535`: free space is looked for, and emptied by the mover, region by region.
+    pub region_blocks: u32,
     /// A checkpoint starts when this many record pages were written since the last one.
     pub checkpoint_log_pages: u64,
     /// A checkpoint starts when this many index pages, or leaves of the directory, were changed, or fewer if those fill
@@ -113,6 +119,7 @@ impl Default for StoreLimits {
             batch_blocks_max: BATCH_BLOCKS_MAX,
             batch_record_pages_max: RECORD_PAGES_MAX,
             run_blocks: 2048,
+            region_blocks: 1024,
             checkpoint_log_pages: 4096,
             checkpoint_dirty_pages: 8192,
             leaf_bytes_max: super::leaf::LEAF_CAPACITY,
@@ -146,6 +153,7 @@ impl StoreLimits {
             batch_requests_max: 16,
             batch_record_pages_max: 4,
             run_blocks: 16,
+            region_blocks: 32,
             checkpoint_log_pages: 12,
             checkpoint_dirty_pages: 4,
             leaf_bytes_max: 200,

@@ -15,6 +15,7 @@ mod directory;
 mod doomed;
 mod engine;
 mod entry;
+mod evacuate;
 mod format;
 mod freeze;
 pub mod inspect;

@@ -8,6 +8,8 @@
 //!    flush makes data and records durable together.
 //!
 //! Until the batch is durable the index says the old places, so that a crash at any point loses nothing but the work.
+//!
+//! Where free space has no long runs, some are made first: see `evacuate.rs`.
 
 use std::collections::VecDeque;
 
@@ -16,51 +18,57 @@ use cairn_proto::checksum::Checksum;
 use cairn_proto::disk::DiskError;
 use cairn_proto::units::BlockRange;
 
+use super::allocator::Allocator;
 use super::api::{StoreError, StoreReply, Ticket};
 use super::catalog::Unknown;
 use super::chunk::PageKey;
 use super::engine::{Engine, Purpose};
 use super::entry::Entry;
+use super::evacuate::{Phase, Room};
 use super::io::WriteList;
-use super::limits::{MOVE_BATCHES_MAX, MOVE_EXTENT_BLOCKS, MOVE_EXTENTS_MIN, MOVE_RUNS_MAX, WALK_WINDOWS_MAX};
+use super::limits::{MOVE_BATCHES_MAX, MOVE_EXTENT_BLOCKS, MOVE_EXTENTS_MIN, MOVE_RUNS_MAX};
 use super::load::For;
 use super::plan::{Building, Draft, pages_for};
 use super::record::{Extent, Moved, Record, Target, body_capacity};
 use super::scrub::DamagedBlock;
 use super::scrub_state::ScrubCursor;
-use super::window::{Next, Opened, Step, Walker, Window, behind, page_range};
+use super::window::{Found, Step, Walk, Walked, Walker, Window, page_range};
 
 /// The mover of a store: one request at a time.
 #[derive(Debug, Default)]
 pub(super) struct Mover {
-    active: Option<Active>,
+    pub(super) active: Option<Active>,
+    /// What requests are at: it goes over all that the device holds once in each phase.
+    pub(super) phase: Phase,
+    pub(super) room: Room,
 }
 
 /// A request under way.
 #[derive(Debug)]
-struct Active {
+pub(super) struct Active {
     ticket: Ticket,
-    /// Where it goes on after what it is at.
-    cursor: ScrubCursor,
-    windows: usize,
-    result: Outcome,
-    stage: Option<Stage>,
+    /// It has come to what it is at.
+    pub(super) walk: Walk,
+    pub(super) result: Outcome,
+    pub(super) stage: Option<Stage>,
 }
 
 /// What has come of it so far.
 #[derive(Debug, Default)]
-struct Outcome {
-    moved: u32,
+pub(super) struct Outcome {
+    pub(super) moved: u32,
     extents_before: u32,
     extents_after: u32,
-    is_full: bool,
+    pub(super) is_full: bool,
     damaged: Vec<DamagedBlock>,
 }
 
 #[derive(Debug)]
-enum Stage {
+pub(super) enum Stage {
     /// A leaf of the directory is being loaded.
     Leaf,
+    /// Checkpoints give back what was freed.
+    Checkpoint,
     /// The index page is being read, and then, into the places that were taken for it, the data.
     Reading(Box<Window>, VecDeque<u32>),
     /// The data is being written, by so many writes.
@@ -73,13 +81,13 @@ enum Stage {
 
 /// Blocks that stand at their new places too.
 #[derive(Debug)]
-struct Move {
+pub(super) struct Move {
     key: PageKey,
     blocks: Vec<MovedBlock>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct MovedBlock {
+pub(super) struct MovedBlock {
     block: u32,
     /// What the index said when the block was read.
     was: Entry,
@@ -119,64 +127,46 @@ impl Engine {
         if self.mover.active.is_some() {
             return self.fail(ticket, StoreError::Busy);
         }
+        let from = self.begin_phase(from);
         self.move_on(Active {
             ticket,
-            cursor: from,
-            windows: 0,
+            walk: Walk::new(Walker::Mover, from),
             result: Outcome::default(),
             stage: None,
         });
     }
 
-    /// Looks at the next windows until one is worth being moved.
-    fn move_on(&mut self, mut active: Active) {
-        while active.windows < WALK_WINDOWS_MAX && active.result.moved == 0 && !active.result.is_full {
-            let key = match self.next_window(active.cursor) {
-                Next::End => return self.answer_defragment(active, None),
-                Next::Far(cursor) => {
-                    active.cursor = cursor;
-                    break;
+    /// Looks at the next windows until something of one is to be moved.
+    pub(super) fn move_on(&mut self, mut active: Active) {
+        match self.mover.phase {
+            Phase::Order | Phase::Evacuate(_) => {}
+            Phase::Survey(_) => return self.survey(active),
+            Phase::Settle(_) => return self.settle_room(active),
+        }
+        while active.result.moved == 0 && !active.result.is_full {
+            match self.walk(&mut active.walk) {
+                Found::Over(Walked::All) => return self.phase_over(active),
+                Found::Over(Walked::Enough) => break,
+                Found::Loading => {
+                    active.stage = Some(Stage::Leaf);
+                    self.mover.active = Some(active);
+                    return;
                 }
-                Next::Window(key) => key,
-                Next::Leaf(key, home) => match self.load_all(vec![Unknown::Leaf(key, home)], For::Read) {
-                    Ok(_) => {
-                        active.stage = Some(Stage::Leaf);
-                        self.mover.active = Some(active);
-                        return;
-                    }
-                    Err(_) => match self.behind_leaf(key) {
-                        Some(cursor) => {
-                            active.cursor = cursor;
-                            continue;
-                        }
-                        None => return self.answer_defragment(active, None),
-                    },
-                },
-                Next::LostLeaf(key) => match self.behind_leaf(key) {
-                    Some(cursor) => {
-                        active.cursor = cursor;
-                        continue;
-                    }
-                    None => return self.answer_defragment(active, None),
-                },
-            };
-            active.cursor = behind(key);
-            active.windows += 1;
-            let Opened::Window(window) = self.open_window(Walker::Mover, key) else {
-                continue;
-            };
-            if window.has_index() {
-                match self.consider(active, window) {
+                // The scrub reports them.
+                Found::LostLeaf(..) | Found::LostPage(_) => {}
+                Found::Window(window) if window.has_index() => match self.consider(active, window) {
                     Some(back) => active = back,
                     None => return,
+                },
+                Found::Window(window) => {
+                    active.stage = Some(Stage::Reading(window, VecDeque::new()));
+                    self.mover.active = Some(active);
+                    return;
                 }
-            } else {
-                active.stage = Some(Stage::Reading(window, VecDeque::new()));
-                self.mover.active = Some(active);
-                return;
             }
         }
-        let next = active.cursor;
+        let next = active.walk.cursor;
+        let next = self.pause_phase(next);
         self.answer_defragment(active, Some(next));
     }
 
@@ -192,10 +182,10 @@ impl Engine {
         }
     }
 
-    fn answer_defragment(&mut self, active: Active, next: Option<ScrubCursor>) {
+    pub(super) fn answer_defragment(&mut self, active: Active, next: Option<ScrubCursor>) {
         let result = active.result;
         let reply = StoreReply::Defragmented {
-            windows: active.windows as u32,
+            windows: active.walk.windows() as u32,
             moved: result.moved,
             extents_before: result.extents_before,
             extents_after: result.extents_after,
@@ -231,44 +221,86 @@ impl Engine {
         }
     }
 
-    /// The index page is known: begins to read the data if moving it is worth it. Else gives the request back.
+    /// The index page is known: begins to read what is to be moved, if anything is. Else gives the request back.
     fn consider(&mut self, mut active: Active, mut window: Box<Window>) -> Option<Active> {
-        let (blocks, before) = extents(window.entries().iter().filter_map(Entry::data_place));
-        let worth = before >= MOVE_EXTENTS_MIN && before > blocks.div_ceil(MOVE_EXTENT_BLOCKS);
-        let runs = if worth && self.poisoned.is_none() {
-            self.take_for_move(blocks, before, &mut active.result)
-        } else {
-            Vec::new()
+        let is_evacuated = matches!(self.mover.phase, Phase::Evacuate(_));
+        let runs = match (self.poisoned.is_some(), is_evacuated) {
+            (true, _) => Vec::new(),
+            (false, true) => self.take_for_evacuation(&window, &mut active.result),
+            (false, false) => self.take_in_order(&window, &mut active.result),
         };
         if runs.is_empty() {
             self.close_window(&window);
             return Some(active);
         }
-        active.result.extents_before += before;
-        active.result.extents_after += runs.len() as u32;
         let places = runs
             .into_iter()
             .flat_map(|run| run.place..run.place + run.count)
             .collect();
         window.keep_intact();
-        let step = self.read_window(&mut window);
-        assert_eq!(step, Step::Working, "a fragmented window has data to read");
+        let step = self.read_window(&mut window, |engine, place| {
+            !is_evacuated || engine.space.allocator.is_closed(place)
+        });
+        assert_eq!(step, Step::Working, "what is to be moved is to be read");
         active.stage = Some(Stage::Reading(window, places));
         self.mover.active = Some(active);
         None
     }
 
-    /// Takes a few long runs, if that is clearly better than what there is and leaves enough space.
+    /// Takes a few long runs for all of a window, if that is clearly better than what there is.
+    fn take_in_order(&mut self, window: &Window, result: &mut Outcome) -> Vec<Extent> {
+        let (blocks, before) = extents(window.entries().iter().filter_map(Entry::data_place));
+        if before < MOVE_EXTENTS_MIN || before <= blocks.div_ceil(MOVE_EXTENT_BLOCKS) {
+            return Vec::new();
+        }
+        let runs = self.take_for_move(blocks, before, result);
+        if runs.is_empty() && !result.is_full {
+            self.mover.room.note_stuck(blocks);
+        } else if !runs.is_empty() {
+            result.extents_before += before;
+            result.extents_after += runs.len() as u32;
+        }
+        runs
+    }
+
+    /// Blocks that the mover leaves free.
+    pub(super) fn kept_from_moves(&self) -> u64 {
+        self.metadata_reserve() + self.limits.overwrite_reserve_blocks + u64::from(self.limits.run_blocks)
+    }
+
+    /// Takes a few long runs, if that is clearly better than what there is and leaves enough space: of what was emptied for
+    /// that, else of what is free.
     fn take_for_move(&mut self, blocks: u32, before: u32, result: &mut Outcome) -> Vec<Extent> {
-        let keep = self.metadata_reserve() + self.limits.overwrite_reserve_blocks + u64::from(self.limits.run_blocks);
-        if self.space.free() < keep + u64::from(blocks) || self.space.allocator.free() < u64::from(blocks) {
+        let enough = self.kept_from_moves() + u64::from(blocks);
+        if self.space.free() < enough || self.space.allocator.free() < u64::from(blocks) {
             result.is_full = true;
             return Vec::new();
         }
+        let runs_max = MOVE_RUNS_MAX.min(before / 2);
+        if self.mover.room.may_take(blocks) {
+            let emptied = self.take_runs(blocks, runs_max, Allocator::take_closed);
+            if !emptied.is_empty() {
+                return emptied;
+            }
+            self.mover.room.note_too_large(blocks);
+            self.space.allocator.look_again();
+        }
+        self.take_runs(blocks, runs_max, |allocator, want, _| allocator.take_open_run(want))
+    }
+
+    /// Takes at most so many runs that together have so many blocks; or none. `take` is told how many blocks it takes at the
+    /// most and at least.
+    fn take_runs(
+        &mut self,
+        blocks: u32,
+        runs_max: u32,
+        take: impl Fn(&mut Allocator, u32, u32) -> Option<Extent>,
+    ) -> Vec<Extent> {
         let mut runs: Vec<Extent> = Vec::with_capacity(1);
         let mut left = blocks;
-        while left > 0 && (runs.len() as u32) < MOVE_RUNS_MAX.min(before / 2) {
-            let Some(run) = self.space.allocator.take_run(left) else {
+        while left > 0 && (runs.len() as u32) < runs_max {
+            let least = left.div_ceil(runs_max - runs.len() as u32);
+            let Some(run) = take(&mut self.space.allocator, left, least) else {
                 break;
             };
             left -= run.count;
@@ -418,6 +450,7 @@ impl Engine {
             .take_if(|active| matches!(active.stage, Some(Stage::Committing)));
         if let Some(active) = active {
             self.io.counters.blocks_moved += u64::from(active.result.moved);
+            self.note_evacuated(active.result.moved);
             self.move_on(active);
         }
     }
@@ -440,7 +473,7 @@ impl Engine {
         let places: Vec<u32> = match self.mover.active.as_ref().and_then(|active| active.stage.as_ref()) {
             Some(Stage::Reading(_, places)) => places.iter().copied().collect(),
             Some(Stage::Writing(moved, _) | Stage::Waiting(moved, _)) => moved.blocks.iter().map(|b| b.to).collect(),
-            Some(Stage::Leaf | Stage::Committing) | None => Vec::new(),
+            Some(Stage::Leaf | Stage::Checkpoint | Stage::Committing) | None => Vec::new(),
         };
         for place in places {
             assert!(self.space.allocator.is_taken(place), "block {place} of a move is free");

@@ -288,6 +288,9 @@ impl Engine {
                 return Verdict::Wait;
             }
         }
+        if self.contradicts(at) {
+            return Verdict::Answer(Err(StoreError::IndexDamaged));
+        }
         let plan = match request {
             StoreRequest::Write { version, content, .. } => match content {
                 WriteContent::Data { bytes, checksums } => self.plan_data(at, *version, bytes, checksums),
@@ -311,6 +314,15 @@ impl Engine {
             None => Verdict::Answer(Ok(())),
             Some(plan) => Verdict::Take(plan),
         }
+    }
+
+    /// Whether what the index says of these blocks can't be true: a block of the device holds two of them, or is not in the
+    /// map. To give it back would harm whoever else has it.
+    fn contradicts(&self, at: Target) -> bool {
+        let mut places = self.catalog.places(at.key(), at.range);
+        places.sort_unstable();
+        let twice = places.windows(2).any(|pair| pair[0] == pair[1]);
+        twice || places.iter().any(|place| !self.space.data.get(*place))
     }
 
     fn plan_data(&mut self, at: Target, version: Version, bytes: &Bytes, checksums: &[Checksum]) -> Option<Plan> {

@@ -203,7 +203,7 @@ impl Recovery {
                 let doing = "reading the superblocks";
                 return Err(OpenError::Device { doing, error });
             }
-            (Probe::Blank, _) => return Err(OpenError::Blank),
+            (Probe::Blank | Probe::Unfinished, _) => return Err(OpenError::Blank),
             (Probe::Foreign { words }, _) => return Err(OpenError::Foreign { words }),
             (Probe::Truncated { expected, found }, _) => return Err(OpenError::Truncated { expected, found }),
             (Probe::Damaged { words }, _) => return Err(OpenError::Damaged { words }),
@@ -378,7 +378,14 @@ impl Recovery {
         let mut used_end = header.used_end;
         let orphans = swept.unwrap_or_default();
         let log_page_count = loaded.log_pages.iter().map(|(_, pages)| pages.len() as u64).sum();
-        let mut allocator = Allocator::with_taken(SPACE_START..u64::from(self.end()), &loaded.data);
+        if loaded.index_lost {
+            loaded.forget_reused();
+        }
+        let mut allocator = Allocator::with_taken(
+            SPACE_START..u64::from(self.end()),
+            &loaded.data,
+            self.limits.region_blocks,
+        );
         let log_pages = loaded.log_pages.iter().flat_map(|(_, pages)| pages);
         let metadata = loaded.metadata.iter().chain(&loaded.stale);
         for place in metadata.chain(log_pages) {
@@ -449,6 +456,7 @@ impl Recovery {
             mends: Mends::new(std::mem::take(&mut self.mends)),
             is_believing: false,
             erase: None,
+            claimed_twice: None,
         };
         let other = 1 - header.slot();
         let erase = self.slots_used[other].then_some(CHECKPOINT_PLACES[other].0 as u32);
@@ -526,6 +534,19 @@ impl Loaded {
         self.account(effects).map_err(|place| OpenError::Damaged {
             words: format!("commit {} of its log counts block {place} twice", header.seq),
         })
+    }
+
+    /// What a batch has given back of blocks whose page is lost stays in the map. Where the log has taken such a block
+    /// since, it is the log's: else giving back the log's page would free a block of the map.
+    fn forget_reused(&mut self) {
+        let ahead = self.place.ahead;
+        let log = self.log_pages.iter().flat_map(|(_, pages)| pages);
+        for place in log.chain([&ahead.next, &ahead.next_run]) {
+            if self.data.set(*place, false) {
+                self.data_blocks = self.data_blocks.saturating_sub(1);
+                self.dirty_map.insert(super::space::map_page(*place));
+            }
+        }
     }
 
     /// Accounts for what changes did to space. Fails with a block that is counted twice.

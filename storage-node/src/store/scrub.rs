@@ -8,15 +8,13 @@ use cairn_proto::disk::{DeviceBlock, DiskError};
 use cairn_proto::ids::{ChunkIndex, GroupId, Layer, Version};
 
 use super::api::{StoreError, StoreReply, Ticket};
-use super::catalog::{Effects, Unknown};
+use super::catalog::Effects;
 use super::checkpoint_header::CheckpointHeader;
 use super::chunk::{ChunkKey, Home, Page, PageKey};
 use super::engine::{Engine, Purpose};
-use super::limits::WALK_WINDOWS_MAX;
-use super::load::For;
 use super::scrub_state::ScrubCursor;
 use super::superblock::{CHECKPOINT_PLACES, Superblock};
-use super::window::{Next, Opened, Step, Walker, Why, Window, behind, page_range};
+use super::window::{Found, Step, Walk, Walked, Walker, Why, Window, page_range};
 
 /// A block of data that is not what the index says, or can't be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,10 +88,9 @@ pub(super) struct Scrub {
 #[derive(Debug)]
 struct Active {
     ticket: Ticket,
-    /// Where it goes on after what is open.
-    cursor: ScrubCursor,
+    /// It has come to what is open.
+    walk: Walk,
     blocks_max: u32,
-    windows_left: usize,
     checked: u32,
     damaged: Vec<DamagedBlock>,
     metadata: Vec<DamagedMetadata>,
@@ -141,9 +138,8 @@ impl Engine {
         }
         let active = Active {
             ticket,
-            cursor: from,
+            walk: Walk::new(Walker::Scrub, from),
             blocks_max,
-            windows_left: WALK_WINDOWS_MAX,
             checked: 0,
             damaged: Vec::new(),
             metadata: Vec::new(),
@@ -187,53 +183,35 @@ impl Engine {
 
     /// Opens the next windows until one has to be waited for, or the request is done.
     fn scrub_on(&mut self, mut active: Active) {
-        while active.checked < active.blocks_max && active.windows_left > 0 {
-            let key = match self.next_window(active.cursor) {
-                Next::End => return self.answer_scrub(active, None),
-                Next::Far(cursor) => {
-                    active.cursor = cursor;
-                    break;
+        while active.checked < active.blocks_max {
+            match self.walk(&mut active.walk) {
+                Found::Over(Walked::All) => return self.answer_scrub(active, None),
+                Found::Over(Walked::Enough) => break,
+                Found::Loading => {
+                    active.open = Some(Open::Leaf);
+                    self.scrub.active = Some(active);
+                    return;
                 }
-                Next::Window(key) => key,
-                Next::Leaf(key, home) => match self.load_all(vec![Unknown::Leaf(key, home)], For::Read) {
-                    Ok(_) => {
-                        active.open = Some(Open::Leaf);
-                        self.scrub.active = Some(active);
-                        return;
-                    }
-                    Err(error) => match self.pass_leaf(&mut active, key, Some(home), Why::Unreadable(error)) {
-                        true => continue,
-                        false => return self.answer_scrub(active, None),
-                    },
-                },
-                Next::LostLeaf(key) => match self.pass_leaf(&mut active, key, None, Why::Lost) {
-                    true => continue,
-                    false => return self.answer_scrub(active, None),
-                },
-            };
-            active.cursor = behind(key);
-            active.windows_left -= 1;
-            match self.open_window(Walker::Scrub, key) {
-                Opened::Nothing => {}
-                Opened::Lost => active.metadata.push(damaged_index(key, 0, Why::Lost, false)),
-                Opened::Window(window) if window.has_index() => match self.scrub_data(active, window) {
+                Found::LostLeaf(from, home, why) => active.metadata.push(damaged_leaf(from, home, why)),
+                Found::LostPage(key) => active.metadata.push(damaged_index(key, 0, Why::Lost, false)),
+                Found::Window(window) if window.has_index() => match self.scrub_data(active, window) {
                     Some(back) => active = back,
                     None => return,
                 },
-                Opened::Window(window) => {
+                Found::Window(window) => {
                     active.open = Some(Open::Window(window));
                     self.scrub.active = Some(active);
                     return;
                 }
             }
         }
-        let next = active.cursor;
+        let next = active.walk.cursor;
         self.answer_scrub(active, Some(next));
     }
 
     /// The index page of a window is known: reads its data. Gives the request back if there is none.
     fn scrub_data(&mut self, mut active: Active, mut window: Box<Window>) -> Option<Active> {
-        if self.read_window(&mut window) == Step::Done {
+        if self.read_window(&mut window, |_, _| true) == Step::Done {
             self.scrubbed(&mut active, &window);
             return Some(active);
         }
@@ -252,24 +230,6 @@ impl Engine {
             active.open = None;
             self.scrub_on(active);
         }
-    }
-
-    /// Goes on behind a leaf that can't be had. Returns false if it is the last.
-    fn pass_leaf(&mut self, active: &mut Active, from: ChunkKey, home: Option<Home>, why: Why) -> bool {
-        active.windows_left -= 1;
-        active.metadata.push(DamagedMetadata {
-            kind: MetadataKind::Leaf {
-                group: from.group,
-                layer: from.layer,
-                chunk: from.chunk,
-            },
-            place: DeviceBlock(home.map_or(0, |home| home.place.into())),
-            why,
-            is_mended: false,
-        });
-        let behind = self.behind_leaf(from);
-        active.cursor = behind.unwrap_or(active.cursor);
-        behind.is_some()
     }
 
     fn answer_scrub(&mut self, active: Active, next: Option<ScrubCursor>) {
@@ -468,6 +428,19 @@ impl Engine {
             Expected::OtherHeader(slot) => header(slot) || block.iter().all(|byte| *byte == 0),
             Expected::Map(_, crc) => crc32fast::hash(block) == crc,
         }
+    }
+}
+
+fn damaged_leaf(from: ChunkKey, home: Option<Home>, why: Why) -> DamagedMetadata {
+    DamagedMetadata {
+        kind: MetadataKind::Leaf {
+            group: from.group,
+            layer: from.layer,
+            chunk: from.chunk,
+        },
+        place: DeviceBlock(home.map_or(0, |home| home.place.into())),
+        why,
+        is_mended: false,
     }
 }
 

@@ -103,6 +103,15 @@ impl SpaceMap {
         self.allocator.free() + u64::from(self.run.count) + u64::from(self.reserved.count - 1)
     }
 
+    /// Blocks that the log has taken for what comes next.
+    pub(super) fn log_runs(&self) -> [Extent; 3] {
+        let next = Extent {
+            place: self.next,
+            count: 1,
+        };
+        [next, self.run, self.reserved]
+    }
+
     /// Where the next record goes.
     pub(super) fn next(&self) -> u32 {
         self.next
@@ -179,15 +188,32 @@ impl SpaceMap {
         };
     }
 
-    /// These blocks are index pages of the next checkpoint from now on, or are so no more.
-    pub(super) fn mark_index(&mut self, places: impl IntoIterator<Item = u32>, value: bool) {
-        for place in places {
-            self.mark(place, value);
-            self.index_blocks = if value {
-                self.index_blocks + 1
+    /// These blocks are given back: of data, or else of index pages. Takes those out that are not in the map, and returns
+    /// one of them: two parts of the index have claimed it, and the other one has given it back already.
+    pub(super) fn unmark(&mut self, places: &mut Vec<u32>, is_data: bool) -> Option<u32> {
+        let mut twice = None;
+        places.retain(|place| {
+            let is_there = self.data.get(*place);
+            if is_there {
+                self.mark(*place, false);
             } else {
-                self.index_blocks - 1
-            };
+                twice = Some(*place);
+            }
+            is_there
+        });
+        let count = match is_data {
+            true => &mut self.data_blocks,
+            false => &mut self.index_blocks,
+        };
+        *count = count.saturating_sub(places.len() as u64);
+        twice
+    }
+
+    /// These blocks are index pages of the next checkpoint from now on.
+    pub(super) fn mark_index(&mut self, places: impl IntoIterator<Item = u32>) {
+        for place in places {
+            self.mark(place, true);
+            self.index_blocks += 1;
         }
     }
 
@@ -266,6 +292,7 @@ impl SpaceMap {
 
     /// Panics if a block is counted twice, or data stands on a free block.
     pub(super) fn check_invariants(&self) {
+        self.allocator.check_invariants();
         let log = [self.run, self.reserved].into_iter();
         for place in log.flat_map(|run| run.place..run.place + run.count).chain([self.next]) {
             assert!(

@@ -241,6 +241,8 @@ pub struct Counters {
     pub blocks_swept: u64,
     /// Blocks of data moved together.
     pub blocks_moved: u64,
+    /// Of these, blocks that only made room for others.
+    pub blocks_evacuated: u64,
     /// Blocks of data verified by the scrub.
     pub blocks_scrubbed: u64,
     /// Blocks found damaged by reads and by the scrub.

@@ -28,6 +28,11 @@ pub const CHECKPOINT_PLACES: [DeviceBlock; 2] = [DeviceBlock(2), DeviceBlock(3)]
 pub const SPACE_START: u64 = 4;
 
 const CRC_FIELD: usize = 12;
+
+/// The first eight bytes of a mark.
+const MARK_MAGIC: [u8; 8] = *b"CAIRNFMT";
+/// Bytes of a mark that count: one sector, so that it is there or not, whatever stood in the block.
+const MARK_BYTES: usize = 512;
 /// Incompatible features that this version knows: none yet.
 const INCOMPAT_KNOWN: u64 = 0;
 /// Read-only-compatible features that this version knows: none yet.
@@ -214,6 +219,24 @@ pub(super) fn is_damaged(block: &[u8], expected: &Superblock) -> bool {
     }
 }
 
+/// What stands in the places of all superblocks while a device is being formatted.
+pub(super) fn mark() -> Bytes {
+    let mut block = BlockBuf::zeroed(1);
+    block[..8].copy_from_slice(&MARK_MAGIC);
+    block[8..10].copy_from_slice(&FORMAT.to_le_bytes());
+    let crc = crc32fast::hash(&block[..MARK_BYTES]);
+    block[CRC_FIELD..CRC_FIELD + 4].copy_from_slice(&crc.to_le_bytes());
+    block.freeze()
+}
+
+/// Whether a block begins as a mark, of whatever format.
+fn is_mark(block: &[u8]) -> bool {
+    let mut sector = [0; MARK_BYTES];
+    sector.copy_from_slice(&block[..MARK_BYTES]);
+    sector[CRC_FIELD..CRC_FIELD + 4].fill(0);
+    sector.starts_with(&MARK_MAGIC) && crc32fast::hash(&sector).to_le_bytes() == block[CRC_FIELD..CRC_FIELD + 4]
+}
+
 /// What stands on a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Probe {
@@ -221,6 +244,8 @@ pub enum Probe {
     Cairn(Superblock),
     /// Nothing but zeroes where superblocks would be: it can be formatted.
     Blank,
+    /// Its formatting began and did not end. Nothing is on it that anybody has agreed to keep: it can be formatted.
+    Unfinished,
     /// Something else's data. Formatting would destroy it.
     Foreign {
         /// What it looks like, for a person.
@@ -275,6 +300,12 @@ fn probe_unusable(first: &[u8], last: &[u8], decoded: &[Result<Superblock, Super
     }
     if first.iter().chain(last).all(|byte| *byte == 0) {
         return Probe::Blank;
+    }
+    if [&first[..BLOCK_BYTES], &first[BLOCK_BYTES..], last]
+        .into_iter()
+        .any(is_mark)
+    {
+        return Probe::Unfinished;
     }
     Probe::Foreign {
         words: foreign_words(first).to_string(),
@@ -404,6 +435,12 @@ mod tests {
             panic!("an ext4 file system is foreign")
         };
         assert!(words.contains("ext4"));
+        let mut begun = zero.clone();
+        begun[..BLOCK_BYTES].copy_from_slice(&mark());
+        begun[600..700].fill(7);
+        assert_eq!(probe(&begun, &last, GEOMETRY), Probe::Unfinished);
+        begun[30] ^= 1;
+        assert!(matches!(probe(&begun, &last, GEOMETRY), Probe::Foreign { .. }));
         let mut half = zero.clone();
         half[3 * BLOCK_BYTES..3 * BLOCK_BYTES + 8].copy_from_slice(b"CAIRNCKP");
         let Probe::Foreign { words } = probe(&half, &last, GEOMETRY) else {

@@ -1,5 +1,6 @@
-//! A window: the blocks of one index page as they are at one moment, read without disturbing anybody. The index page is
-//! not put into memory, and none in memory counts as used.
+//! The walk over all that the device holds, which the scrub and the mover share, and the window, which it is made of: the
+//! blocks of one index page as they are at one moment, read without disturbing anybody. The index page is not put into
+//! memory, and none in memory counts as used.
 //!
 //! A window is a read like others (`reads.begin`): blocks that are given back while it is open are not reused before it
 //! is closed. So what it finds at a place is what the index said when it was opened, whatever is written meanwhile.
@@ -13,11 +14,13 @@ use cairn_proto::disk::DiskError;
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::units::BlockRange;
 
+use super::catalog::Unknown;
 use super::chunk::{ChunkKey, Home, Page, PageKey, Resident, page_of};
 use super::engine::{Engine, Purpose};
 use super::entry::Entry;
 use super::leaf::LeafState;
-use super::limits::{PAGE_ENTRIES, PAGES_PER_CHUNK, WALK_CHUNKS_MAX};
+use super::limits::{PAGE_ENTRIES, PAGES_PER_CHUNK, WALK_CHUNKS_MAX, WALK_WINDOWS_MAX};
+use super::load::For;
 use super::scrub_state::ScrubCursor;
 
 /// Who looks.
@@ -39,7 +42,7 @@ pub enum Why {
 }
 
 /// What comes next in the walk over all that the device holds.
-pub(super) enum Next {
+enum Next {
     /// Blocks that are listed one by one.
     Window(PageKey),
     /// Nothing up to here.
@@ -52,12 +55,62 @@ pub(super) enum Next {
 }
 
 /// What became of opening a window.
-pub(super) enum Opened {
+enum Opened {
     /// There is no page any more.
     Nothing,
     /// Nothing is known about its blocks.
     Lost,
     Window(Box<Window>),
+}
+
+/// A walk over all that the device holds, leaf by leaf, as far as one request takes it.
+#[derive(Debug)]
+pub(super) struct Walk {
+    walker: Walker,
+    /// Where it goes on.
+    pub(super) cursor: ScrubCursor,
+    /// Index pages, and leaves that can't be had, that it may still come to.
+    left: usize,
+    /// It has come to the end, or as far as one request may go.
+    over: Option<Walked>,
+}
+
+impl Walk {
+    pub(super) fn new(walker: Walker, cursor: ScrubCursor) -> Walk {
+        Walk {
+            walker,
+            cursor,
+            left: WALK_WINDOWS_MAX,
+            over: None,
+        }
+    }
+
+    /// Index pages that it has come to.
+    pub(super) fn windows(&self) -> usize {
+        WALK_WINDOWS_MAX - self.left
+    }
+}
+
+/// How a walk ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Walked {
+    /// All was looked at.
+    All,
+    /// One request goes no further.
+    Enough,
+}
+
+/// What a walk has come to.
+pub(super) enum Found {
+    /// A window. Its index page is known, or is being read.
+    Window(Box<Window>),
+    /// An index page of which nothing is known.
+    LostPage(PageKey),
+    /// A leaf that can't be had: nothing is known of its chunks.
+    LostLeaf(ChunkKey, Option<Home>, Why),
+    /// A leaf is being loaded: the walk goes on when it has come.
+    Loading,
+    Over(Walked),
 }
 
 /// How far a window is.
@@ -132,13 +185,14 @@ impl Window {
         self.keep = true;
     }
 
-    /// Puts the blocks that hold data in the order of their places.
-    fn plan(&mut self) {
+    /// Puts the blocks that hold data, at places that are wanted, in the order of their places.
+    fn plan(&mut self, wanted: impl Fn(u32) -> bool) {
         let entries = self.entries();
         let mut places: Vec<(u32, u8)> = entries
             .iter()
             .zip(0u8..=255)
             .filter_map(|(entry, slot)| Some((entry.data_place()?, slot)))
+            .filter(|(place, _)| wanted(*place))
             .collect();
         places.sort_unstable();
         let mut runs: VecDeque<Run> = VecDeque::new();
@@ -196,8 +250,50 @@ impl Window {
 }
 
 impl Engine {
+    /// Goes on with a walk. What it comes to is not come to again.
+    pub(super) fn walk(&mut self, walk: &mut Walk) -> Found {
+        loop {
+            if let Some(over) = walk.over {
+                return Found::Over(over);
+            }
+            if walk.left == 0 {
+                return Found::Over(Walked::Enough);
+            }
+            let key = match self.next_window(walk.cursor) {
+                Next::End => return Found::Over(Walked::All),
+                Next::Far(cursor) => {
+                    walk.cursor = cursor;
+                    return Found::Over(Walked::Enough);
+                }
+                Next::Window(key) => key,
+                Next::Leaf(key, home) => match self.load_all(vec![Unknown::Leaf(key, home)], For::Read) {
+                    Ok(_) => return Found::Loading,
+                    Err(error) => return self.pass_leaf(walk, key, Some(home), Why::Unreadable(error)),
+                },
+                Next::LostLeaf(key) => return self.pass_leaf(walk, key, None, Why::Lost),
+            };
+            walk.cursor = behind(key);
+            walk.left -= 1;
+            match self.open_window(walk.walker, key) {
+                Opened::Nothing => {}
+                Opened::Lost => return Found::LostPage(key),
+                Opened::Window(window) => return Found::Window(window),
+            }
+        }
+    }
+
+    /// Goes on behind a leaf that can't be had.
+    fn pass_leaf(&self, walk: &mut Walk, from: ChunkKey, home: Option<Home>, why: Why) -> Found {
+        walk.left -= 1;
+        match self.catalog.leaf_end(from) {
+            Some(end) => walk.cursor = cursor(end, 0),
+            None => walk.over = Some(Walked::All),
+        }
+        Found::LostLeaf(from, home, why)
+    }
+
     /// The first page from a place on whose blocks are listed one by one.
-    pub(super) fn next_window(&self, from: ScrubCursor) -> Next {
+    fn next_window(&self, from: ScrubCursor) -> Next {
         let first = ChunkKey {
             group: from.group,
             chunk: from.at.chunk,
@@ -229,13 +325,8 @@ impl Engine {
         Next::End
     }
 
-    /// Where the leaf after this one begins; `None` if it is the last.
-    pub(super) fn behind_leaf(&self, from: ChunkKey) -> Option<ScrubCursor> {
-        self.catalog.leaf_end(from).map(|end| cursor(end, 0))
-    }
-
     /// Opens a window, and reads its index page if need be.
-    pub(super) fn open_window(&mut self, walker: Walker, key: PageKey) -> Opened {
+    fn open_window(&mut self, walker: Walker, key: PageKey) -> Opened {
         let chunk = self.catalog.chunks.get(&key.chunk);
         let (entries, home) = match chunk.and_then(|chunk| chunk.pages.get(&key.page)) {
             None | Some(Page::Uniform(_)) => return Opened::Nothing,
@@ -295,9 +386,9 @@ impl Engine {
         Step::Indexed
     }
 
-    /// Begins to read the data. Its index page is known.
-    pub(super) fn read_window(&mut self, window: &mut Window) -> Step {
-        window.plan();
+    /// Begins to read the data that stands at wanted places. Its index page is known.
+    pub(super) fn read_window(&mut self, window: &mut Window, wanted: impl Fn(&Engine, u32) -> bool) -> Step {
+        window.plan(|place| wanted(self, place));
         self.pump_window(window)
     }
 
@@ -341,7 +432,7 @@ pub(super) fn page_range(key: PageKey) -> BlockRange {
 }
 
 /// The place behind a page.
-pub(super) fn behind(key: PageKey) -> ScrubCursor {
+fn behind(key: PageKey) -> ScrubCursor {
     ScrubCursor {
         group: key.chunk.group,
         at: Cursor::behind(key.chunk.layer, &page_range(key)),

@@ -292,6 +292,25 @@ fn the_mover_waits_for_quiet_goes_round_and_keeps_to_its_rate() {
 }
 
 #[test]
+fn a_round_that_comes_back_to_the_start_goes_on() {
+    let mut world = world(background(0, 8 << 20), ScrubState::default());
+    let (_, (mut ticket, _)) = wait_for(&mut world, DAY, defragment).expect("the first round begins");
+    // Nothing was moved yet: room is being made.
+    for _ in 0..3 {
+        world.store_answers(ticket, moved(0, Some(ScrubCursor::START), false));
+        let (waited, next) = wait_for(&mut world, DAY, defragment).expect("the round goes on");
+        assert!(waited < Duration::from_secs(1), "{waited:?}");
+        assert_eq!(next.1, ScrubCursor::START);
+        ticket = next.0;
+    }
+    world.store_answers(ticket, moved(0, None, false));
+    assert!(
+        wait_for(&mut world, DAY, defragment).is_none(),
+        "nothing was moved, and nothing is written"
+    );
+}
+
+#[test]
 fn the_mover_rests_when_there_is_no_space_and_stops_when_the_device_fails() {
     let mut world = world(background(0, 8 << 20), ScrubState::default());
     let (_, (ticket, _)) = wait_for(&mut world, DAY, defragment).expect("it begins");

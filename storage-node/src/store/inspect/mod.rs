@@ -4,8 +4,9 @@
 //! would write; then its index is walked, and with `verify` every block of data is read. Reads are the only operations
 //! there are: [`BlockReader`] has no other.
 //!
-//! Reading order: `report` (what comes out), this file (ends of the device, opening), `walk` (index), `verify` (data).
+//! Reading order: `report` (what comes out), this file (ends of the device, opening), `walk` (index), `verify` (data), `owners` (all blocks).
 
+mod owners;
 mod report;
 mod verify;
 mod walk;
@@ -47,7 +48,7 @@ pub trait BlockReader {
 /// What to look at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct InspectOptions {
-    /// Read every block of data too, and compare it with its checksum.
+    /// Read every block of data too, and compare it with its checksum; and account for every block that is taken.
     pub verify: bool,
     /// Only the replicas of this volume. Whether space is counted right can't be told then.
     pub volume: Option<VolumeId>,
@@ -219,7 +220,7 @@ impl Ends {
     }
 
     fn superblocks(&self, damage: &mut DamageList) -> Vec<SuperblockCopy> {
-        if matches!(self.probe, Probe::Blank | Probe::Foreign { .. }) {
+        if matches!(self.probe, Probe::Blank | Probe::Unfinished | Probe::Foreign { .. }) {
             return Vec::new();
         }
         let copy = |(number, (place, block)): (usize, &(DeviceBlock, Result<Bytes, DiskError>))| {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use cairn_proto::disk::{DeviceBlock, DiskError};
 use cairn_proto::ids::{GroupId, Layer};
 
+use super::owners::audit;
 use super::report::{Damage, DamageKind, DamageList, DamagedBlocks, LayerSummary, ReplicaSummary, Verified};
 use super::verify::{BlockCheck, DataCheck};
 use super::{BlockReader, InspectOptions, InspectProgress};
@@ -356,6 +357,9 @@ impl<'a> Walk<'a> {
             }
             if self.options.volume.is_none() {
                 self.leaks();
+                if self.options.verify {
+                    audit(self.engine, self.seen, self.damage);
+                }
             }
         }
         Verified {

@@ -77,7 +77,7 @@ fn moving_a_block_that_was_written_since_it_was_read_is_caught() {
             },
             ..move_limits(seed)
         };
-        let run = catch_unwind(AssertUnwindSafe(|| move_run(&limits, seed, 350)));
+        let run = catch_unwind(AssertUnwindSafe(|| move_run(&limits, seed, 350, 0)));
         !matches!(run, Ok(Ok(_)))
     });
     assert!(caught);

@@ -3,7 +3,9 @@
 mod basic;
 #[cfg(feature = "canary")]
 mod canary;
+mod contradiction;
 mod crash;
+mod evacuate;
 mod exhaustive;
 mod faults;
 mod full;

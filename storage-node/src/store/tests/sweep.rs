@@ -451,3 +451,98 @@ fn what_is_swept_is_not_used_before_a_checkpoint_does_without_it() {
     }
     assert_eq!(long, 1);
 }
+
+/// A batch gives back what stood at a place, the log goes on there, and when it is replayed the page that says so is lost.
+#[test]
+fn a_block_given_back_under_a_lost_page_belongs_to_the_log_that_took_it() {
+    let mut met = 0;
+    for seed in 0..12 {
+        let limits = StoreLimits {
+            checkpoint_log_pages: 100 + 10 * (seed % 4),
+            checkpoint_dirty_pages: 64,
+            overwrite_reserve_blocks: 16,
+            run_blocks: 4 + seed as u32,
+            index_memory_max: 1 << 20,
+            ..StoreLimits::tiny()
+        };
+        let mut rig = Rig::new(256 + 4 * seed, limits, seed);
+        rig.create();
+        rig.write(0, 0, 64, 1);
+        let checkpoints = rig.store.counters().checkpoints + 2;
+        let mut seq = 2;
+        while rig.store.counters().checkpoints < checkpoints {
+            rig.write(3, 0, 1, seq);
+            seq += 1;
+        }
+        rig.settle();
+        let key = chunk_key(0);
+        let places = rig
+            .store
+            .engine()
+            .expect("it is open")
+            .catalog
+            .places(key, range(0, 0, 64));
+        // All of it at once, so that long runs are free.
+        rig.write(0, 0, 64, seq);
+        let (home, checkpoints) = (home_of(&rig), rig.store.counters().checkpoints);
+        let mut taken = 0;
+        while taken == 0 && rig.store.counters().checkpoints == checkpoints {
+            seq += 1;
+            rig.write(3, 0, 1, seq);
+            let engine = rig.store.engine().expect("it is open");
+            let log = engine.checkpoints.log_pages.iter().flat_map(|(_, pages)| pages);
+            taken = log
+                .chain([&engine.space.next()])
+                .filter(|place| places.contains(place))
+                .count();
+        }
+        if taken == 0 || rig.store.counters().checkpoints != checkpoints {
+            continue;
+        }
+        met += 1;
+        rig.device.rot(DeviceBlock(home.into()), 77);
+        let mut rig = rig.reopen(true);
+        rig.settle();
+        assert_eq!(rig.store.state(), StoreState::Open, "seed {seed}");
+        rig.store.check_invariants();
+        let reply = rig.read(0, 0, 1);
+        assert!(
+            matches!(reply, StoreReply::Failed(StoreError::IndexDamaged)),
+            "{reply:?}"
+        );
+        for _ in 0..300 {
+            seq += 1;
+            let reply = rig.write(3, 0, 2, seq);
+            assert!(matches!(reply, StoreReply::Durable { .. }), "seed {seed}: {reply:?}");
+            rig.store.check_invariants();
+        }
+    }
+    assert!(met > 2, "the log came to {met} such blocks");
+}
+
+fn chunk_key(chunk: u32) -> crate::store::chunk::ChunkKey {
+    crate::store::chunk::ChunkKey {
+        group: GROUP,
+        chunk: cairn_proto::ids::ChunkIndex(chunk),
+        layer: Layer(0),
+    }
+}
+
+/// Where the last checkpoint has the first page of chunk 0: its place in the list of metadata that is to be given back.
+fn home_of(rig: &Rig) -> u32 {
+    let engine = rig.store.engine().expect("it is open");
+    let page = |place: &&u32| {
+        let block = rig.device.peek(DeviceBlock(u64::from(**place)));
+        let entries = block
+            .chunks_exact(16)
+            .filter(|entry| entry.iter().any(|byte| *byte != 0))
+            .count();
+        entries == 64
+    };
+    *engine
+        .checkpoints
+        .stale
+        .iter()
+        .rfind(page)
+        .expect("its page was stored")
+}

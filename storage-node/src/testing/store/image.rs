@@ -14,6 +14,8 @@ use cairn_proto::units::BlockRange;
 use super::content::GROUP;
 use super::rig::{Rig, formatted};
 use super::workload::Workload;
+#[cfg(test)]
+use crate::store::OpenError;
 use crate::store::api::{StoreReply, StoreRequest};
 use crate::store::inspect::{InspectOptions, inspect};
 use crate::store::{ScrubCursor, StoreLimits, StoreState};
@@ -443,10 +445,13 @@ mod tests {
         assert!(changed > 4, "{changed} leaves were changed");
     }
 
+    /// Bytes of the head of an entry of the directory: its type comes first.
+    const ENTRY_HEAD: usize = 4;
+
     /// The directory says that a replica and its layers have fewer blocks than the log gives back.
     #[test]
     fn a_replica_that_is_said_to_have_no_blocks_is_not_panicked_on() {
-        let mut changed = 0;
+        let (mut changed, mut refused, mut believed) = (0, 0, 0);
         for seed in 0..12 {
             let image = Image::new(seed);
             let entry = [&GROUP.volume.0.to_le_bytes()[..], &[GROUP.index.0, 0, 0, 0]].concat();
@@ -454,15 +459,41 @@ mod tests {
                 let mut content = image.content(number).to_vec();
                 let found = content.windows(entry.len()).enumerate();
                 let found: Vec<usize> = found.filter(|(_, bytes)| *bytes == entry).map(|(at, _)| at).collect();
-                // A role or a layer follows, then the count.
-                for at in found.into_iter().map(|at| at + entry.len() + 4) {
-                    content[at..at + 8].fill(0);
+                for at in found {
+                    // Of a replica, a role and an epoch come before the count; of a layer, its number.
+                    let before = match content[at - ENTRY_HEAD] {
+                        2 => 12,
+                        6 => 4,
+                        _ => continue,
+                    };
+                    let count = at + entry.len() + before;
+                    content[count..count + 8].fill(0);
                 }
-                changed += u64::from(content != image.content(number));
-                examine(image.with(number, &content, true), seed);
+                if content == image.content(number) {
+                    continue;
+                }
+                changed += 1;
+                let device = image.with(number, &content, true);
+                let mut rig = Rig::opening(device.clone(), StoreLimits::tiny(), seed);
+                settle(&mut rig);
+                match rig.store.state() {
+                    StoreState::Open => believed += 1,
+                    StoreState::Refused(OpenError::Damaged { words }) => {
+                        refused += 1;
+                        assert!(words.contains("blocks"), "seed {seed}: {words}");
+                    }
+                    other => panic!("seed {seed}: {other:?}"),
+                }
+                let opens = examine(device, seed);
+                assert_eq!(opens, rig.store.state() == StoreState::Open, "seed {seed}");
             }
         }
         assert!(changed > 12, "{changed} directories were changed");
+        // Where the log takes nothing from it, only the inspection can tell.
+        assert!(
+            refused > 0 && believed > 0,
+            "{refused} were refused, {believed} believed"
+        );
     }
 
     /// CRCs are made right so far that the device opens with content that was not there before.

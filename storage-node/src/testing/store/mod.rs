@@ -6,6 +6,7 @@
 pub mod blocks;
 pub mod content;
 pub mod crash;
+pub mod crash_format;
 pub mod image;
 pub mod model;
 pub mod rig;

@@ -40,13 +40,15 @@ pub struct Moment {
     pub device: MemoryDevice,
     /// The highest commit acknowledged by then.
     pub acknowledged: u64,
+    /// Whether the store had said that it is open.
+    pub is_open: bool,
 }
 
 #[derive(Debug, Default)]
 struct Moments {
     seen: Vec<Moment>,
     acknowledged: u64,
-    last: Option<(u64, u64)>,
+    last: Option<(u64, u64, bool)>,
 }
 
 /// A device that was just formatted.
@@ -163,11 +165,13 @@ impl Rig {
     /// Keeps this moment, unless the last one is the same to whoever looks at the device after a power cut.
     fn note_moment(&mut self) {
         let Some(moments) = &mut self.moments else { return };
-        let now = (self.device.changes(), moments.acknowledged);
+        let is_open = self.store.state() == StoreState::Open;
+        let now = (self.device.changes(), moments.acknowledged, is_open);
         if moments.last.replace(now) != Some(now) {
             moments.seen.push(Moment {
                 device: self.device.clone(),
                 acknowledged: moments.acknowledged,
+                is_open,
             });
         }
     }

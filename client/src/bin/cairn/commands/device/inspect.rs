@@ -43,9 +43,10 @@ fn verdict(args: &InspectDevice, device: &DeviceReader, found: &Inspection) -> R
             let failure = Failure::new(Kind::Damaged, format!("{path}: {number}"));
             Err(failure.hint("Copies of the blocks are on other devices: while they are, replace this one."))
         }
-        Err(_) if matches!(found.probe, Probe::Blank | Probe::Foreign { .. }) => {
+        Err(_) if matches!(found.probe, Probe::Blank | Probe::Unfinished | Probe::Foreign { .. }) => {
             let what = match &found.probe {
                 Probe::Foreign { words } => format!("it holds {words}; {}", start()),
+                Probe::Unfinished => "its formatting did not end; format it again, or give it to a node".to_string(),
                 _ => "it is blank".to_string(),
             };
             Err(Failure::new(

@@ -214,6 +214,7 @@ fn state(found: &Inspection) -> &'static str {
         (Ok(_), _) => "cairn",
         (Err(OpenError::Length { .. }), _) => "too_small",
         (Err(_), Probe::Blank) => "blank",
+        (Err(_), Probe::Unfinished) => "unfinished",
         (Err(_), Probe::Foreign { .. }) => "foreign",
         (Err(OpenError::Truncated { .. }), _) => "truncated",
         (Err(OpenError::Device { .. }), _) => "unreadable",

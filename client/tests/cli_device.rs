@@ -257,6 +257,8 @@ fn what_is_no_device_is_said_and_ends_with_code_3() {
     assert_eq!(json(3, &["node", "inspect", &blank])["state"], "blank");
     let short = file("short", b"x");
     assert_eq!(json(3, &["node", "inspect", &short])["state"], "too_small");
+    let (_, err) = ends(3, &["node", "inspect", &short]);
+    assert!(err.contains("it has 1 bytes"), "{err}");
     let (_, err) = ends(3, &["node", "inspect", dir.path().join("none").to_str().unwrap()]);
     assert!(err.contains("does not exist"), "{err}");
     let (_, err) = ends(3, &["node", "inspect", dir.path().to_str().unwrap()]);

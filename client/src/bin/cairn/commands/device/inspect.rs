@@ -43,6 +43,12 @@ fn verdict(args: &InspectDevice, device: &DeviceReader, found: &Inspection) -> R
             let failure = Failure::new(Kind::Damaged, format!("{path}: {number}"));
             Err(failure.hint("Copies of the blocks are on other devices: while they are, replace this one."))
         }
+        // Too short for anything to have been looked for.
+        Err(OpenError::Length { .. }) => {
+            let bytes = device.bytes();
+            let words = format!("{path} is no device of Cairn: it has {bytes} bytes; {}", start());
+            Err(Failure::new(Kind::NotFound, words))
+        }
         Err(_) if matches!(found.probe, Probe::Blank | Probe::Unfinished | Probe::Foreign { .. }) => {
             let what = match &found.probe {
                 Probe::Foreign { words } => format!("it holds {words}; {}", start()),
@@ -53,11 +59,6 @@ fn verdict(args: &InspectDevice, device: &DeviceReader, found: &Inspection) -> R
                 Kind::NotFound,
                 format!("{path} is no device of Cairn: {what}"),
             ))
-        }
-        Err(OpenError::Length { .. }) => {
-            let bytes = device.bytes();
-            let words = format!("{path} is no device of Cairn: it has {bytes} bytes; {}", start());
-            Err(Failure::new(Kind::NotFound, words))
         }
         Err(error @ (OpenError::Damaged { .. } | OpenError::Truncated { .. })) => {
             Err(Failure::new(Kind::Damaged, format!("{path}: {error}")))

@@ -77,6 +77,8 @@ planted! {
     StaleReadAfterTakeOver = ("stale-read-after-take-over", "coordinator"),
     /// What members answer is believed, whatever its checksums say.
     AnswerUnverified = ("answer-unverified", "coordinator"),
+    /// A block that one member can't read counts as lost, whatever the others have.
+    LostTooEarly = ("lost-too-early", "coordinator"),
 }
 
 impl Planted {
@@ -119,6 +121,7 @@ impl Planted {
             propose_before_repair: self == Planted::ProposeBeforeRepair,
             unvouched_read: self == Planted::StaleReadAfterTakeOver,
             answer_unverified: self == Planted::AnswerUnverified,
+            lost_too_early: self == Planted::LostTooEarly,
         }
     }
 }

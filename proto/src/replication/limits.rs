@@ -150,6 +150,8 @@ pub struct Canary {
     pub unvouched_read: bool,
     /// What members answer is believed, whatever its checksums say.
     pub answer_unverified: bool,
+    /// A block that one member can't read counts as lost, whatever the others have.
+    pub lost_too_early: bool,
 }
 
 #[cfg(feature = "canary")]
@@ -166,6 +168,7 @@ impl Canary {
         propose_before_repair: false,
         unvouched_read: false,
         answer_unverified: false,
+        lost_too_early: false,
     };
 }
 
@@ -197,5 +200,6 @@ canaries!(
     joiner_counted,
     propose_before_repair,
     unvouched_read,
-    answer_unverified
+    answer_unverified,
+    lost_too_early
 );

@@ -329,6 +329,7 @@ impl Coordinator {
     /// out.
     pub(super) fn go_on_reconcile(&mut self, g: usize) {
         let room = self.limits.lack_chunks_exact_max.max(2) - 1;
+        let lost_too_early = self.limits.lost_too_early();
         let group = &mut self.groups[g];
         let Some(reconcile) = &mut group.reconcile else { return };
         let mut rotten = Vec::new();
@@ -349,7 +350,8 @@ impl Coordinator {
                     rotten.push((*place, [(segment.layer, segment.range)]));
                 }
             }
-            if !states.iter().any(is_base) {
+            let damaged = |state: &BlockState| state.content == Content::Damaged;
+            if !states.iter().any(is_base) || (lost_too_early && states.iter().any(damaged)) {
                 group.lost.insert(segment.layer, segment.range);
                 continue;
             }

@@ -10,7 +10,7 @@
 //! the business of the [core](crate::core).
 
 pub mod limits;
-mod plan;
+pub mod plan;
 
 use std::future::Future;
 

@@ -22,14 +22,14 @@ enum Step {
 /// What became of the tasks that meta has given. When a volume is released is decided where it is held: when it is whole,
 /// when meta says so, and when somebody else has taken it.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
+pub struct Plan {
     tasks: BTreeMap<VolumeId, (Generation, Step)>,
 }
 
 impl Plan {
     /// All tasks, as meta has them now. One that is missing and under way goes on: a new leader learns of it from its
     /// reports, and says whether it is wanted still.
-    pub(super) fn told(&mut self, now: Time, tasks: &[Task]) {
+    pub fn told(&mut self, now: Time, tasks: &[Task]) {
         let tasks = &tasks[..tasks.len().min(TASKS_MAX)];
         self.tasks
             .retain(|volume, (_, step)| *step == Step::Working || tasks.iter().any(|task| task.volume == *volume));
@@ -46,7 +46,7 @@ impl Plan {
     }
 
     /// The next volume to take care of, if there is one; it is being worked on from then on.
-    pub(super) fn begin(&mut self, now: Time) -> Option<VolumeId> {
+    pub fn begin(&mut self, now: Time) -> Option<VolumeId> {
         let working = self.tasks.values().filter(|(_, step)| *step == Step::Working);
         if working.count() >= HELD_MAX {
             return None;
@@ -58,7 +58,7 @@ impl Plan {
     }
 
     /// A volume is not held any more. It was granted under this generation, or never.
-    pub(super) fn ended(&mut self, now: Time, volume: VolumeId, granted: Option<Generation>) {
+    pub fn ended(&mut self, now: Time, volume: VolumeId, granted: Option<Generation>) {
         if let Some((_, step)) = self.tasks.get_mut(&volume) {
             *step = match granted {
                 Some(generation) => Step::Done(generation),
@@ -68,7 +68,7 @@ impl Plan {
     }
 
     /// When something is to be begun next.
-    pub(super) fn wake(&self) -> Option<Time> {
+    pub fn wake(&self) -> Option<Time> {
         let due = self.tasks.values().filter_map(|(_, step)| match step {
             Step::Due(at) => Some(*at),
             Step::Working | Step::Done(_) => None,

@@ -269,15 +269,22 @@ pub const CATALOGUE: &[Fault] = &[
         "disk",
         "misdirected",
         "a write lands elsewhere, or nowhere",
-        Injected::NotYet,
+        Injected::Yes,
         NOTHING,
     )
     .live(),
     fault(
         "disk",
+        "stale-sector",
+        "a sector is as it was before it was last written",
+        Injected::Yes,
+        NOTHING,
+    ),
+    fault(
+        "disk",
         "wiped",
         "a device is formatted anew or swapped with another",
-        Injected::NotYet,
+        Injected::Yes,
         WAITS,
     )
     .live(),
@@ -321,18 +328,26 @@ pub const CATALOGUE: &[Fault] = &[
         PAUSE,
     )
     .live(),
+    fault("cluster", "node-lost", "a node is gone for good", Injected::Yes, PAUSE),
+    fault(
+        "cluster",
+        "node-back",
+        "a node comes back when its copies were made anew elsewhere",
+        Injected::Yes,
+        PAUSE,
+    ),
     fault(
         "cluster",
         "domain-gone",
         "a whole failure domain is gone",
-        Injected::NotYet,
+        Injected::Yes,
         NOTHING,
     ),
     fault(
         "cluster",
         "replaced",
         "a device is replaced by an empty one",
-        Injected::NotYet,
+        Injected::Yes,
         NOTHING,
     )
     .live(),

@@ -63,7 +63,8 @@ pub struct Op {
 }
 
 impl Op {
-    fn blocks(&self) -> std::ops::Range<u64> {
+    /// The blocks that it touches, wholly or in part.
+    pub fn blocks(&self) -> std::ops::Range<u64> {
         let per_block = SECTORS_PER_BLOCK as u64;
         self.sector / per_block..(self.sector + self.sectors).div_ceil(per_block)
     }
@@ -149,21 +150,26 @@ impl History {
         &self.ops
     }
 
-    /// Whether an earlier attachment changed some block of this operation, and was never told that it has.
-    pub fn follows_an_open_write(&self, number: OpNumber) -> bool {
-        let op = self.op(number);
-        let blocks = op.blocks();
-        let is_open = |other: &&Op| {
-            let changes = matches!(other.kind, OpKind::Write | OpKind::Zero);
-            let acknowledged = matches!(other.ended, Some((_, _, End::Done(_))));
-            changes && !acknowledged && (other.volume, other.session) != (op.volume, op.session)
+    /// Whether this write may be the newest content of a block without anybody having been told of it: it was never
+    /// acknowledged, and no later attachment has completed anything on the block. (Who has read or written it has found all
+    /// members equal before, or made them so.) `asker` is the operation that wants to know: of another attachment.
+    pub fn is_open_and_newest(&self, writer: OpNumber, block: u64, asker: OpNumber) -> bool {
+        if writer <= self.settled || (writer - self.settled) as usize > self.ops.len() {
+            return false;
+        }
+        let (write, asker) = (self.op(writer), self.op(asker));
+        let is_done = |op: &Op| matches!(op.ended, Some((_, _, End::Done(_))));
+        if is_done(write) || (write.volume, write.session) == (asker.volume, asker.session) {
+            return false;
+        }
+        let Some(generation) = self.sessions.get(&write.session) else {
+            return false;
         };
-        let mut open = self
-            .ops
-            .iter()
-            .filter(is_open)
-            .filter(|other| other.volume == op.volume);
-        open.any(|other| other.blocks().start < blocks.end && blocks.start < other.blocks().end)
+        let mut later = self.ops.iter().filter(|op| op.volume == write.volume);
+        !later.any(|op| {
+            let newer = op.done().is_some_and(|(_, by)| by > *generation);
+            newer && op.kind != OpKind::Other && op.blocks().contains(&block)
+        })
     }
 
     /// The operation of a number, which is not settled.
@@ -497,6 +503,37 @@ mod tests {
             })
             .collect();
         history.done(Time::ZERO, number, g(9), &content).unwrap();
+    }
+
+    #[test]
+    fn only_what_was_never_acknowledged_and_not_followed_by_a_later_attachment_may_be_the_newest_unnoticed() {
+        let mut history = History::default();
+        history.attached(1, g(1));
+        let acknowledged = write(&mut history, 1, (0, 8));
+        history.done(Time::ZERO, acknowledged, g(1), &[]).unwrap();
+        let open = write(&mut history, 1, (0, 8));
+        let failed = write(&mut history, 1, (8, 8));
+        history.failed(Time::ZERO, failed, "it is over".to_string());
+        let same = history.call(Time::ZERO, 1, VOLUME, OpKind::Read, (0, 8));
+        history.attached(2, g(2));
+        let asker = history.call(Time::ZERO, 2, VOLUME, OpKind::Read, (0, 16));
+        let is = |history: &History, writer, block| history.is_open_and_newest(writer, block, asker);
+        assert!(is(&history, open, 0) && is(&history, failed, 1));
+        assert!(!is(&history, acknowledged, 0), "a quorum has it");
+        assert!(
+            !history.is_open_and_newest(open, 0, same),
+            "its own attachment knows of it"
+        );
+        assert!(!is(&history, 999, 0), "nobody wrote that");
+        read(&mut history, (8, 8), &[0; 8]);
+        assert!(
+            !is(&history, failed, 1),
+            "a later attachment has read the block: all members were equal"
+        );
+        assert!(is(&history, open, 0), "another block");
+        let over = write(&mut history, 9, (0, 8));
+        history.done(Time::ZERO, over, g(9), &[]).unwrap();
+        assert!(!is(&history, open, 0), "overwritten");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //!
 //! volume `u64`, sector `u64`, operation `u64`, then 61 times a check word made of the three.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use cairn_proto::buffer::BlockBuf;
 use cairn_proto::ids::VolumeId;
@@ -15,6 +17,17 @@ pub const SECTORS_PER_BLOCK: usize = BLOCK_BYTES / SECTOR_BYTES;
 
 /// Who wrote a sector: the number of an operation, unique in its world. Zero stands for zeroes, however they came about.
 pub type Writer = u32;
+
+/// A block of some volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Content {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// Counted from its start.
+    pub block: u64,
+    /// Who wrote those sectors that are not zeroes.
+    pub writers: BTreeSet<Writer>,
+}
 
 /// Zeroes.
 pub const ZEROES: Writer = 0;
@@ -63,11 +76,29 @@ pub fn writer_of(volume: VolumeId, sector: u64, content: &[u8]) -> Result<Writer
     ))
 }
 
-/// Whether a block holds, from its first sector on, what some operation wrote to this volume, wherever that was.
-pub fn is_content_of(volume: VolumeId, block: &[u8; BLOCK_BYTES]) -> bool {
-    let word = |i: usize| u64::from_le_bytes(block[i * 8..i * 8 + 8].try_into().expect("eight bytes"));
-    let writer = u32::try_from(word(2)).unwrap_or(ZEROES);
-    word(0) == volume.0 && writer != ZEROES && block[..SECTOR_BYTES] == sector_content(volume, word(1), writer)
+/// What a block is in a volume, and who wrote its sectors, if operations wrote all of it to the same block; `None` where some sector
+/// is of no volume, or all are zeroes.
+pub fn content_of(block: &[u8; BLOCK_BYTES]) -> Option<Content> {
+    let mut content: Option<Content> = None;
+    for (i, sector) in block.chunks_exact(SECTOR_BYTES).enumerate() {
+        if sector == ZERO_SECTOR {
+            continue;
+        }
+        let word = |i: usize| u64::from_le_bytes(sector[i * 8..i * 8 + 8].try_into().expect("eight bytes"));
+        let (volume, number) = (VolumeId(word(0)), word(1));
+        let first = number.checked_sub(i as u64)?;
+        let writer = writer_of(volume, number, sector).ok()?;
+        let known = content.get_or_insert(Content {
+            volume,
+            block: first / SECTORS_PER_BLOCK as u64,
+            writers: BTreeSet::new(),
+        });
+        if known.volume != volume || known.block * SECTORS_PER_BLOCK as u64 != first {
+            return None;
+        }
+        known.writers.insert(writer);
+    }
+    content
 }
 
 #[cfg(test)]
@@ -88,8 +119,13 @@ mod tests {
         torn[511] ^= 1;
         assert!(writer_of(VolumeId(3), 17, &torn).is_err(), "damaged");
         assert_eq!(writer_of(VolumeId(3), 17, &ZERO_SECTOR), Ok(ZEROES));
-        let block: &[u8; BLOCK_BYTES] = content[..BLOCK_BYTES].try_into().unwrap();
-        assert!(is_content_of(VolumeId(3), block) && !is_content_of(VolumeId(4), block));
-        assert!(!is_content_of(VolumeId(0), &[0; BLOCK_BYTES]));
+        let mut block: [u8; BLOCK_BYTES] = fill(VolumeId(3), 16, 8, 5)[..].try_into().unwrap();
+        block[..SECTOR_BYTES].fill(0);
+        block[SECTOR_BYTES..2 * SECTOR_BYTES].copy_from_slice(&sector_content(VolumeId(3), 17, 6));
+        let content = content_of(&block).unwrap();
+        assert_eq!((content.volume, content.block), (VolumeId(3), 2));
+        assert_eq!(content.writers, BTreeSet::from([5, 6]));
+        block[4000] ^= 1;
+        assert_eq!((content_of(&block), content_of(&[0; BLOCK_BYTES])), (None, None));
     }
 }

@@ -67,6 +67,11 @@ impl Caller {
         id
     }
 
+    /// The number of the call to which an answer belongs.
+    pub fn number(id: u64) -> u64 {
+        id >> ATTEMPT_BITS
+    }
+
     /// An answer came. `Some` if it ends the call.
     pub fn answered(&mut self, now: Time, id: u64, answer: Answer) -> Option<Ended> {
         let (id, attempt) = (id >> ATTEMPT_BITS, id & ((1 << ATTEMPT_BITS) - 1));

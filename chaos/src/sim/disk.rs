@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use cairn_proto::disk::{DiskDone, DiskGeometry, DiskOp, DiskToken};
+use cairn_proto::disk::{DeviceBlock, DiskDone, DiskGeometry, DiskOp, DiskToken};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_storage_node::testing::{Fault, MemoryDevice, Prng};
 
 use super::options::DiskOptions;
+use crate::checker::pattern::{Content, content_of};
 use crate::rng::Rng;
 
 /// How often operations fail: per thousand.
@@ -16,6 +17,15 @@ pub struct DiskErrors {
     pub reads: u32,
     /// Writes and flushes.
     pub writes: u32,
+}
+
+/// How a device lies about a write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lie {
+    /// It writes nothing.
+    Lost,
+    /// It writes elsewhere: so many blocks further on.
+    Misdirected(u64),
 }
 
 /// A device, its timing, and what is wrong with it now. It outlives the processes that use it.
@@ -34,6 +44,12 @@ pub struct Disk {
     /// Those of them that have taken their time.
     overdue: Vec<DiskToken>,
     errors: DiskErrors,
+    /// How it lies about the next write with a guest's content.
+    lie: Option<Lie>,
+    /// Whether it ever has lied about one.
+    lied: bool,
+    /// Contents of guests that it was made to lose.
+    pub harmed: Vec<Content>,
     /// Whether an operation of the process that uses it now has failed.
     hurt: bool,
 }
@@ -56,6 +72,9 @@ impl Disk {
             kept_back: Vec::new(),
             overdue: Vec::new(),
             errors: DiskErrors::default(),
+            lie: None,
+            lied: false,
+            harmed: Vec::new(),
             hurt: false,
         }
     }
@@ -86,7 +105,58 @@ impl Disk {
             self.hurt = true;
             return Some(self.device.complete_with(token, Fault::default(), &mut self.prng));
         }
+        if let Some(fault) = self.lie_about(token) {
+            return Some(self.device.complete_with(token, fault, &mut self.prng));
+        }
         Some(self.device.complete(token))
+    }
+
+    /// It lies about the next write with a guest's content.
+    pub fn lie(&mut self, lie: Lie) {
+        self.lie = Some(lie);
+    }
+
+    /// Whether it has ever lied about a write: a part of its log may be missing, so that it is refused when it is opened, or has forgotten
+    /// the last of it.
+    pub fn has_lied(&self) -> bool {
+        self.lied
+    }
+
+    fn lie_about(&mut self, token: DiskToken) -> Option<Fault> {
+        let lie = self.lie?;
+        let op = self.device.in_flight().find(|op| token_of(op) == token)?;
+        let DiskOp::Write { at, buffers, .. } = op else {
+            return None;
+        };
+        let blocks: Vec<&[u8; BLOCK_BYTES]> = buffers
+            .iter()
+            .flat_map(|buffer| buffer.chunks_exact(BLOCK_BYTES))
+            .map(|block| block.try_into().expect("whole blocks"))
+            .collect();
+        let written: Vec<Content> = blocks.iter().filter_map(|block| content_of(block)).collect();
+        if written.is_empty() {
+            return None;
+        }
+        let (at, count) = (at.0, blocks.len() as u64);
+        let (fault, lost) = match lie {
+            Lie::Lost => (Fault::LostWrite, Vec::new()),
+            Lie::Misdirected(by) => {
+                // Onto blocks of guests and empty ones only: the store's own are another story, told by its tests.
+                let to = (at + by) % (self.device.geometry().blocks - count + 1);
+                let there = (to..to + count).map(|at| self.device.peek(DeviceBlock(at)));
+                let lost: Option<Vec<Option<Content>>> = there
+                    .map(|block| match content_of(block) {
+                        None if *block != [0; BLOCK_BYTES] => None,
+                        content => Some(content),
+                    })
+                    .collect();
+                (Fault::MisdirectedBy(by), lost?.into_iter().flatten().collect())
+            }
+        };
+        self.lie = None;
+        self.lied = true;
+        self.harmed.extend(written.into_iter().chain(lost));
+        Some(fault)
     }
 
     fn fails(&mut self, token: DiskToken) -> bool {
@@ -178,6 +248,7 @@ impl Disk {
     /// Nothing is wrong with it any more.
     pub fn heal(&mut self) -> Vec<DiskToken> {
         (self.slow, self.stuck) = (0, 0);
+        self.lie = None;
         self.errors = DiskErrors::default();
         let mut late = std::mem::take(&mut self.held);
         late.extend(self.let_go());

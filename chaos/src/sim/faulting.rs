@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cairn_proto::disk::DeviceBlock;
 use cairn_proto::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK};
 
 use super::actors::{Actor, Input, operator};
@@ -14,7 +13,6 @@ use super::process::Process;
 use super::split::Play;
 use super::world::{Event, GROWN_BLOCKS, SessionPhase, World};
 use crate::checker::history::Broken;
-use crate::checker::pattern::is_content_of;
 use crate::rng::{Rng, mix};
 
 /// How often it is looked whether each volume is in use.
@@ -45,6 +43,8 @@ pub(super) enum Strike {
     Unstick(u8),
     /// A device works again; a node that has given it up is started anew.
     Mend(u8),
+    /// A node that was away is back.
+    Return(u8),
     /// The play about split holders goes on.
     Play,
 }
@@ -163,22 +163,23 @@ impl World {
                 self.unstick(node, tokens);
             }
             Strike::Mend(node) => self.mend(node),
+            Strike::Return(node) => self.come_back(node),
             Strike::Play => self.go_on_playing()?,
         }
         Ok(())
     }
 
-    fn note(&mut self, words: std::fmt::Arguments<'_>) {
+    pub(super) fn note(&mut self, words: std::fmt::Arguments<'_>) {
         let now = self.now();
         self.trace.note(now, words);
     }
 
-    fn later(&mut self, span: Duration, strike: Strike) {
+    pub(super) fn later(&mut self, span: Duration, strike: Strike) {
         let at = self.now() + span;
         self.schedule.at(at, Event::Nemesis(strike));
     }
 
-    fn span(&mut self) -> Duration {
+    pub(super) fn span(&mut self) -> Duration {
         self.faulting.rng.spread(self.faulting.span)
     }
 
@@ -256,6 +257,19 @@ impl World {
             FaultKind::ReadError => self.device_errors(true),
             FaultKind::WriteError => self.device_errors(false),
             FaultKind::BitRot => self.rot(),
+            FaultKind::LostWrite => self.lie(true),
+            FaultKind::Misdirected => self.lie(false),
+            FaultKind::StaleSector => self.make_stale(),
+            FaultKind::Wiped
+            | FaultKind::Swapped
+            | FaultKind::Replaced
+            | FaultKind::NodeLost
+            | FaultKind::NodeBack
+            | FaultKind::DomainGone => {
+                if !self.lose(kind) {
+                    *self.faulting.counts.entry(kind.name()).or_default() -= 1;
+                }
+            }
             FaultKind::Release => {
                 let open: Vec<usize> = self.open_sessions();
                 if !open.is_empty() {
@@ -518,31 +532,6 @@ impl World {
             self.kill(process, false);
         }
         failed
-    }
-
-    /// Bits of a few blocks of guests flip, on the victim's device only: nobody may read what they say now.
-    fn rot(&mut self) {
-        let node = usize::from(self.victim());
-        let blocks = self.options.disk.bytes / BLOCK_BYTES as u64;
-        let wanted = self.faulting.rng.within(1, 8);
-        let mut flipped = 0;
-        for _ in 0..400 {
-            let at = DeviceBlock(self.faulting.rng.below(blocks));
-            let bit = self.faulting.rng.index(BLOCK_BYTES * 8);
-            let of_guest = {
-                let content = self.disks[node].device.peek(at);
-                let mut volumes = self.volumes.iter();
-                volumes.any(|volume| is_content_of(volume.created.id, content))
-            };
-            if of_guest {
-                self.note(format_args!("node-{node}: bit {bit} of {at} flips"));
-                self.disks[node].device.rot(at, bit);
-                flipped += 1;
-            }
-            if flipped == wanted {
-                return;
-            }
-        }
     }
 
     fn open_sessions(&self) -> Vec<usize> {

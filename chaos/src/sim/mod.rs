@@ -1,6 +1,7 @@
 //! The simulator.
 
 pub mod actors;
+mod answers;
 pub mod batch;
 pub mod caller;
 #[cfg(feature = "canary")]
@@ -9,7 +10,9 @@ pub mod clock;
 pub mod disk;
 mod faulting;
 pub mod guest;
+mod harm;
 pub mod inspect;
+mod loss;
 pub mod model_store;
 pub mod msg;
 pub mod nemesis;

@@ -2,10 +2,14 @@
 //! answers in the terms of the state machine. (The gRPC service that turns calls into these is not simulated.)
 
 use bytes::Bytes;
-use cairn_meta::state::command::Command;
+use cairn_client::caretaker::Task;
+use cairn_client::core::api::{Advice, AttachmentReport};
+use cairn_meta::state::command::{Command, DeviceReport};
 use cairn_meta::state::model::{Device, Group, Volume};
 use cairn_meta::state::{Outcome, Refusal};
-use cairn_proto::ids::{ClusterId, DeviceId, GroupId, VolumeId};
+use cairn_proto::ids::{ClusterId, DeviceId, NodeId, VolumeId};
+use cairn_proto::message::Holder;
+use cairn_storage_node::host::HeldReplica;
 
 /// A message between processes.
 #[derive(Clone, Debug)]
@@ -37,8 +41,29 @@ pub enum Request {
     Volume(VolumeId),
     /// Every volume there is, by name.
     Volumes,
-    /// Which of these groups belong to volumes that are gone for good?
-    Deleted(Vec<GroupId>),
+    /// A node says how it is.
+    Heartbeat(Box<Heartbeat>),
+    /// Which of these replicas of a device are not needed?
+    Inventory(DeviceId, Vec<HeldReplica>),
+    /// How volumes are, by who holds them: by a caretaker of this node.
+    Report(Option<NodeId>, Vec<AttachmentReport>),
+    /// What is the node of this name to take care of?
+    Care(String),
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug)]
+pub struct Heartbeat {
+    /// As it was registered.
+    pub node: NodeId,
+    /// The run of its process.
+    pub run: [u8; 16],
+    /// How its device is.
+    pub device: DeviceReport,
+    /// Attachments with living connections.
+    pub held: Vec<Holder>,
+    /// Volumes with damage.
+    pub damaged: Vec<VolumeId>,
 }
 
 /// What meta answered.
@@ -57,8 +82,14 @@ pub enum Answer {
     Volume(Option<Placed>),
     /// All volumes.
     Volumes(Vec<(VolumeId, Volume)>),
-    /// Those of the groups that are to be dropped.
-    Deleted(Vec<GroupId>),
+    /// A heartbeat was heard.
+    Heard,
+    /// Those of the replicas that are to be dropped.
+    Unneeded(Vec<HeldReplica>),
+    /// What holders should know.
+    Advice(Vec<Advice>),
+    /// The node, if it is known, and the volumes that it is to take care of.
+    Care(Option<NodeId>, Vec<Task>),
     /// The state machine refused.
     Refused(Refusal),
     /// Nothing was done here: perhaps this one leads.
@@ -87,7 +118,10 @@ impl Request {
             Request::Command(command) => command.tag().1,
             Request::Volume(_) => "Volume",
             Request::Volumes => "Volumes",
-            Request::Deleted(_) => "Deleted",
+            Request::Heartbeat(_) => "Heartbeat",
+            Request::Inventory(..) => "Inventory",
+            Request::Report(..) => "Report",
+            Request::Care(_) => "Care",
         }
     }
 }
@@ -99,7 +133,10 @@ impl Answer {
             Answer::Done { .. } => "Done",
             Answer::Volume(_) => "Volume",
             Answer::Volumes(_) => "Volumes",
-            Answer::Deleted(_) => "Deleted",
+            Answer::Heard => "Heard",
+            Answer::Unneeded(_) => "Unneeded",
+            Answer::Advice(_) => "Advice",
+            Answer::Care(..) => "Care",
             Answer::Refused(_) => "Refused",
             Answer::NotLeader(_) => "NotLeader",
             Answer::Unknown => "Unknown",

@@ -15,7 +15,7 @@ macro_rules! kinds {
             /// How many kinds there are.
             pub const COUNT: usize = [$($weight,)*].len();
 
-            /// What the catalogue calls it.
+            /// What it is called; by the catalogue too, which puts some together.
             pub fn name(self) -> &'static str {
                 match self {
                     $(FaultKind::$name => $words,)*
@@ -30,6 +30,24 @@ macro_rules! kinds {
             }
         }
     };
+}
+
+impl FaultKind {
+    /// Whether it comes only in seeds that are made for it: it harms what lies on a device, so that not everything else may
+    /// go wrong at the same time.
+    pub fn is_harm(self) -> bool {
+        use FaultKind as F;
+        matches!(self, F::BitRot | F::LostWrite | F::Misdirected | F::StaleSector) || self.is_loss()
+    }
+
+    /// Whether what lies on a device is lost, or away for long.
+    pub fn is_loss(self) -> bool {
+        use FaultKind as F;
+        matches!(
+            self,
+            F::Wiped | F::Swapped | F::Replaced | F::NodeLost | F::NodeBack | F::DomainGone
+        )
+    }
 }
 
 kinds! {
@@ -83,6 +101,24 @@ kinds! {
     WriteError = ("write-error", 2),
     /// Stored bits flip: on one device only, the same each time.
     BitRot = ("bit-rot", 2),
+    /// A device says that it has written, and has not: the same device as above.
+    LostWrite = ("lost-write", 3),
+    /// What a device was to write lands in another place of it.
+    Misdirected = ("misdirected", 3),
+    /// A sector of a device is as it was before it was last written.
+    StaleSector = ("stale-sector", 3),
+    /// A device is formatted anew.
+    Wiped = ("wiped", 2),
+    /// Two nodes get each other's device.
+    Swapped = ("swapped", 1),
+    /// An empty device takes the place of one.
+    Replaced = ("replaced", 2),
+    /// A node is gone for good.
+    NodeLost = ("node-lost", 2),
+    /// A node comes back when its copies were made anew elsewhere.
+    NodeBack = ("node-back", 3),
+    /// All nodes of a rack are gone for good.
+    DomainGone = ("domain-gone", 3),
     /// A volume is released.
     Release = ("release", 3),
     /// One node, the same each time, stays away for long.
@@ -99,7 +135,11 @@ mod tests {
     #[test]
     fn every_kind_stands_in_the_catalogue_as_injected() {
         for kind in FaultKind::ALL {
-            let name = kind.name().trim_end_matches("-all");
+            let name = match kind {
+                FaultKind::LostWrite => "misdirected",
+                FaultKind::Swapped => "wiped",
+                kind => kind.name().trim_end_matches("-all"),
+            };
             let fault = CATALOGUE
                 .iter()
                 .find(|fault| fault.name.trim_end_matches("-all") == name);

@@ -55,6 +55,17 @@ pub struct FaultOptions {
     pub weights: [u32; FaultKind::COUNT],
 }
 
+/// What becomes of the volumes when everything has been read: whoever holds them, all copies must be there again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// Their holders keep them.
+    Held,
+    /// They are released, and caretakers come where something is to be done.
+    Released,
+    /// Their holders die without a word.
+    Abandoned,
+}
+
 /// All of it.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -88,6 +99,14 @@ pub struct Options {
     pub faults: FaultOptions,
     /// Only one node is ever at fault, so that no I/O may wait for long.
     pub lonely: bool,
+    /// Devices are lost for good, one after the other: what was on them is made anew elsewhere.
+    pub loss: bool,
+    /// Nodes stand in so many racks, and copies lie in distinct ones; in distinct hosts if zero.
+    pub racks: u8,
+    /// How long a device may be silent before its copies are made anew elsewhere.
+    pub rebuild_after: Duration,
+    /// What becomes of the volumes when all is over.
+    pub ending: Ending,
     /// Bits flip on the device of one node. No device starts anew in these seeds: a log whose end is rotten is taken for one
     /// that was cut off, so the device would forget what it has acknowledged.
     pub rot: bool,
@@ -106,6 +125,7 @@ impl Options {
         let split = !calm && !zombies && rng.permille(350);
         let lonely = !calm && !zombies && !split && rng.permille(200);
         let rot = !calm && !zombies && !split && !lonely && rng.permille(120);
+        let loss = !calm && !zombies && !split && !lonely && !rot && rng.permille(300);
         let calm_network = calm || lonely || (split && rng.permille(500));
         let volume_count = [1, 1, 2, 3][rng.index(4)];
         let mut options = Options {
@@ -134,6 +154,10 @@ impl Options {
                 _ => faults(rng, calm),
             },
             lonely,
+            loss,
+            racks: 0,
+            rebuild_after: Duration::from_secs(*rng.pick(&[1, 6, 10, 600])),
+            ending: *rng.pick(&[Ending::Held, Ending::Held, Ending::Released, Ending::Abandoned]),
             rot,
             #[cfg(feature = "canary")]
             planted: None,
@@ -141,10 +165,25 @@ impl Options {
         if split {
             (options.faulty, options.ops_max) = (options.faulty * 2, options.ops_max * 2);
         }
-        if split || rng.permille(800) {
+        if loss {
+            options.lose(rng);
+            options.faults = loss_faults(rng, options.racks);
+        }
+        if split || loss || rng.permille(800) {
             options.pace();
         }
         options
+    }
+
+    /// Room for losses: more nodes, time for copies to be made anew, and no volume that one copy is enough for, since that may be
+    /// the one that is lost.
+    fn lose(&mut self, rng: &mut Rng) {
+        (self.nodes, self.racks) = *rng.pick(&[(3, 0), (4, 0), (5, 0), (6, 0), (6, 3), (7, 4), (7, 4)]);
+        self.rebuild_after = Duration::from_secs(*rng.pick(&[1, 6, 10]));
+        self.faulty = rng.span(Duration::from_secs(15), Duration::from_secs(50));
+        for volume in &mut self.volumes {
+            volume.min_copies_one = false;
+        }
     }
 
     /// Lets the operations last for as long as the faults do: without that, quick guests are done before much goes wrong.
@@ -224,7 +263,7 @@ fn disk(rng: &mut Rng) -> DiskOptions {
 fn faults(rng: &mut Rng, calm: bool) -> FaultOptions {
     // Swarm testing: each seed leaves out many kinds of fault, so that the others meet undisturbed.
     let keep = *rng.pick(&[200, 500, 1000]);
-    let mut weights = FaultKind::ALL.map(|kind| match rng.permille(keep) && kind != FaultKind::BitRot {
+    let mut weights = FaultKind::ALL.map(|kind| match rng.permille(keep) && !kind.is_harm() {
         true => kind.weight(),
         false => 0,
     });
@@ -257,9 +296,16 @@ fn zombie_faults(rng: &mut Rng) -> FaultOptions {
 }
 
 fn rot_faults(rng: &mut Rng) -> FaultOptions {
+    use FaultKind as F;
+    let lies = *rng.pick(&[
+        &[F::BitRot][..],
+        &[F::LostWrite],
+        &[F::StaleSector],
+        &[F::BitRot, F::LostWrite, F::Misdirected, F::StaleSector],
+    ]);
     let others = rng.permille(700);
     let weights = FaultKind::ALL.map(|kind| match kind {
-        FaultKind::BitRot => 8,
+        kind if kind.is_harm() && !kind.is_loss() && lies.contains(&kind) => kind.weight(),
         FaultKind::KillClient | FaultKind::TakeOver | FaultKind::HandOver | FaultKind::Isolate if others => 1,
         FaultKind::SlowDisk | FaultKind::Reset | FaultKind::KillMeta if others => 1,
         _ => 0,
@@ -267,6 +313,28 @@ fn rot_faults(rng: &mut Rng) -> FaultOptions {
     FaultOptions {
         interval: Duration::from_millis(*rng.pick(&[100, 400])),
         span: Duration::from_millis(*rng.pick(&[300, 1000])),
+        weights,
+    }
+}
+
+fn loss_faults(rng: &mut Rng, racks: u8) -> FaultOptions {
+    let others = rng.permille(600);
+    let keep = *rng.pick(&[400, 1000]);
+    let weights = FaultKind::ALL.map(|kind| match kind {
+        FaultKind::DomainGone if racks == 0 => 0,
+        kind if kind.is_loss() => kind.weight(),
+        FaultKind::TakeOver | FaultKind::KillClient | FaultKind::HandOver | FaultKind::Release => 2,
+        FaultKind::KillMeta | FaultKind::KillNode | FaultKind::PowerNode | FaultKind::Isolate | FaultKind::Freeze
+            if others && rng.permille(keep) =>
+        {
+            1
+        }
+        FaultKind::SlowDisk | FaultKind::Reset | FaultKind::OneWay if others && rng.permille(keep) => 1,
+        _ => 0,
+    });
+    FaultOptions {
+        interval: Duration::from_millis(*rng.pick(&[500, 1500, 4000])),
+        span: Duration::from_millis(*rng.pick(&[100, 1000])),
         weights,
     }
 }
@@ -304,17 +372,20 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} metas, {} nodes, {} clients, {} volumes, {} limits, {} store, {:?} of faults, {} operations at the \
-             most",
+            "seed {}: {} metas, {} nodes in {} racks, {} clients, {} volumes, {} limits, {} store, {:?} of faults, {} operations at the \
+             most, then {:?}; copies are made anew after {:?}",
             self.seed,
             self.metas,
             self.nodes,
+            self.racks,
             self.clients,
             self.volumes.len(),
             if self.tiny_limits { "tiny" } else { "usual" },
             if self.model_store { "model" } else { "production's" },
             self.faulty,
-            self.ops_max
+            self.ops_max,
+            self.ending,
+            self.rebuild_after
         )?;
         for volume in &self.volumes {
             writeln!(f, "  {volume:?}")?;

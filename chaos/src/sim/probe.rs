@@ -29,9 +29,11 @@ impl World {
         } else {
             usize::from(volume.replicas - volume.write_quorum + 1)
         };
+        let quorum = quorum - self.copies_lost(id);
         let mut sealed = 0;
         for node in 0..self.options.nodes {
-            sealed += usize::from(self.after_power_cut(node)?.seal_of(id) >= generation);
+            let opened = self.after_power_cut(node)?;
+            sealed += usize::from(opened.is_some_and(|opened| opened.seal_of(id) >= generation));
         }
         if sealed >= quorum {
             return Ok(());
@@ -43,12 +45,15 @@ impl World {
         Err(self.broken("a generation that is served is durable", words))
     }
 
-    /// What a node's device would be after a power cut now.
-    fn after_power_cut(&mut self, node: u8) -> Result<Inspected, Broken> {
+    /// What a node's device would be after a power cut now; `None` for one that has lied so that it may be refused.
+    fn after_power_cut(&mut self, node: u8) -> Result<Option<Inspected>, Broken> {
         let mut device = self.disks[usize::from(node)].device.clone();
         device.power_cut(&mut Prng::new(self.probe_rng.word()));
         let opened = self.setup.inspect_device(node, device);
-        opened.map_err(|words| {
+        if opened.is_err() && self.disks[usize::from(node)].has_lied() {
+            return Ok(None);
+        }
+        opened.map(Some).map_err(|words| {
             let words = format!("node-{node} after a power cut: {words}");
             self.broken("a device can be opened again", words)
         })
@@ -75,11 +80,14 @@ impl World {
             None if alone => 1,
             _ => quorum,
         };
+        let quorum = quorum - self.copies_lost(group.volume);
         let in_sync = known.unwrap_or_else(|| (0..self.options.nodes).collect());
         let mut has = 0;
         let mut seen: BTreeMap<u8, String> = BTreeMap::new();
         for node in 0..self.options.nodes {
-            let mut opened = self.after_power_cut(node)?;
+            let Some(mut opened) = self.after_power_cut(node)? else {
+                continue;
+            };
             let Ok((state, content)) = opened.block(group, layer, range) else {
                 continue;
             };
@@ -109,7 +117,13 @@ impl World {
         }
         let groups = self.meta_states().filter_map(|(_, state)| state.groups().get(&group));
         let newest = groups.max_by_key(|group| group.epoch)?;
-        Some(newest.in_sync.iter().map(|member| member.uuid.0[15]).collect())
+        Some(
+            newest
+                .in_sync
+                .iter()
+                .filter_map(|member| self.setup.node_of(member))
+                .collect(),
+        )
     }
 
     /// Whether a block has the operation's content, or what may have replaced it: something that was not answered before

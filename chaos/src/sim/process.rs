@@ -11,6 +11,9 @@ pub enum Process {
     Node(u8),
     /// A client with its volumes.
     Client(u8),
+    /// What takes care of volumes on a node. In production it is part of the node's process; here it ends with that, and can be
+    /// at fault alone, too.
+    Caretaker(u8),
     /// Who sets the cluster up; never at fault.
     Operator,
 }
@@ -23,6 +26,7 @@ impl Process {
             Process::Node(i) => 0x100 | u64::from(i),
             Process::Client(i) => 0x200 | u64::from(i),
             Process::Operator => 0x300,
+            Process::Caretaker(i) => 0x400 | u64::from(i),
         }
     }
 }
@@ -33,6 +37,7 @@ impl fmt::Display for Process {
             Process::Meta(i) => write!(f, "meta-{i}"),
             Process::Node(i) => write!(f, "node-{i}"),
             Process::Client(i) => write!(f, "client-{i}"),
+            Process::Caretaker(i) => write!(f, "caretaker-{i}"),
             Process::Operator => f.write_str("operator"),
         }
     }

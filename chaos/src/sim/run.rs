@@ -13,10 +13,10 @@ use super::actors::operator::Wish;
 use super::actors::{Actor, Input};
 use super::guest::Plan;
 use super::inspect::{Inspected, difference};
-use super::options::Options;
+use super::options::{Ending, Options};
 use super::process::Process;
 use super::trace::{Keep, Trace};
-use super::world::{Event, SessionPhase, World};
+use super::world::{Event, SessionPhase, Slot, World};
 use crate::checker::history::{Broken, Checked, Op};
 
 /// Virtual time that setting up may take.
@@ -25,6 +25,13 @@ const SET_UP_BOUND: Duration = Duration::from_secs(60);
 const COMPLETE_BOUND: Duration = Duration::from_secs(60);
 /// Virtual time in which replicas must be equal then.
 const CONVERGE_BOUND: Duration = Duration::from_secs(120);
+/// The same where nobody holds the volumes: a holder that died is given a minute, and a caretaker that came too early may have
+/// to pause.
+const CONVERGE_UNHELD_BOUND: Duration = Duration::from_secs(420);
+/// It is looked again whether all is well after this time at the most.
+const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// How long nodes that came back are there before it is looked again.
+const AFTER_RETURN: Duration = Duration::from_secs(12);
 /// Virtual time that an operation may take while only one node is at fault: a take-over waits for read grants and for
 /// the members that it will eject, and asks meta.
 const WAIT_BOUND: Duration = Duration::from_secs(5);
@@ -34,6 +41,15 @@ const EVENTS_MAX: u64 = 20_000_000;
 const LINK_BYTES_MAX: usize = 80 << 20;
 /// Entries of the schedule at the most.
 const SCHEDULE_MAX: usize = 200_000;
+
+/// What of the replicas is to be equal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Equal {
+    /// Every group has all its members in sync, by meta. What each of them holds is known to who holds the volume.
+    Members,
+    /// And they hold the same blocks.
+    Blocks,
+}
 
 /// What came of a seed.
 #[derive(Clone, Debug)]
@@ -171,7 +187,9 @@ impl World {
         self.heal()?;
         self.complete()?;
         self.read_everything()?;
-        self.converge()?;
+        self.end_sessions()?;
+        self.regain_copies()?;
+        self.converge(Equal::Blocks)?;
         self.check_bounds()?;
         self.check_waits()?;
         let volumes = &self.volumes;
@@ -250,7 +268,8 @@ impl World {
     /// Every operation ends, and every volume that is being opened or closed is.
     fn complete(&mut self) -> Result<(), Broken> {
         let unfinished = |world: &World| {
-            if world.slots.values().any(|slot| slot.actor.is_none()) {
+            let ended = |(process, slot): (&Process, &Slot)| slot.actor.is_none() && !world.losses.holds(*process);
+            if world.slots.iter().any(ended) {
                 return true;
             }
             let of = |phase: SessionPhase| !matches!(phase, SessionPhase::Over | SessionPhase::Open);
@@ -354,47 +373,120 @@ impl World {
         Ok(self.sessions[session].phase == SessionPhase::Open)
     }
 
+    /// What becomes of the volumes now.
+    fn end_sessions(&mut self) -> Result<(), Broken> {
+        match self.options.ending {
+            Ending::Held => Ok(()),
+            Ending::Released => {
+                for session in 0..self.sessions.len() {
+                    self.close(session)?;
+                }
+                self.complete()
+            }
+            Ending::Abandoned => {
+                for client in 0..self.options.clients {
+                    self.kill(Process::Client(client), false);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Every group gets all the copies that it can have, whether anybody holds its volume or not. Who comes back when nobody waits
+    /// any more does no harm; nor does whoever uses the volumes next, and then all copies are equal.
+    fn regain_copies(&mut self) -> Result<(), Broken> {
+        let is_held = self.options.ending == Ending::Held;
+        let away = self.losses.away.clone();
+        if is_held && away.is_empty() {
+            return Ok(());
+        }
+        self.converge(Equal::Members)?;
+        for node in &away {
+            self.losses.away.remove(node);
+            self.start(Process::Node(*node))?;
+        }
+        if !away.is_empty() {
+            self.pass(AFTER_RETURN)?;
+            self.converge(Equal::Members)?;
+        }
+        for client in 0..self.options.clients {
+            self.start(Process::Client(client))?;
+        }
+        self.read_everything()
+    }
+
+    /// Lets time pass.
+    fn pass(&mut self, span: Duration) -> Result<(), Broken> {
+        let end = self.now() + span;
+        self.run_until(span, |_| false)?;
+        self.schedule.advance_to(end);
+        Ok(())
+    }
+
     /// Replicas become equal byte for byte, and so do the metadata servers.
-    fn converge(&mut self) -> Result<(), Broken> {
-        let end = self.now() + CONVERGE_BOUND;
+    fn converge(&mut self, equal: Equal) -> Result<(), Broken> {
+        let bound = match self.options.ending {
+            _ if equal == Equal::Blocks => CONVERGE_BOUND,
+            Ending::Held => CONVERGE_BOUND,
+            Ending::Released | Ending::Abandoned => CONVERGE_UNHELD_BOUND,
+        };
+        let end = self.now() + bound;
         let mut pause = Duration::from_millis(500);
-        while let Some(words) = self.differences()? {
+        while let Some(words) = self.differences(equal)? {
             if self.now() >= end {
                 return Err(self.broken("replicas become equal once everything has healed", words));
             }
-            self.run_until(pause, |_| false)?;
-            self.schedule.advance_to(self.now() + pause);
-            pause *= 2;
+            self.pass(pause)?;
+            pause = (pause * 2).min(PAUSE_MAX);
         }
         Ok(())
     }
 
-    fn differences(&mut self) -> Result<Option<String>, Broken> {
+    fn differences(&mut self, equal: Equal) -> Result<Option<String>, Broken> {
         if let Some(words) = self.metas_differ() {
             return Ok(Some(words));
         }
-        let mut opened: BTreeMap<u8, Inspected> = BTreeMap::new();
         let mut groups: Vec<(GroupId, Vec<u8>)> = Vec::new();
         let state = self.meta_states().next().map(|(_, state)| state.clone());
         let Some(state) = state else { return Ok(None) };
+        let possible = self.copies_possible();
         for (id, group) in state.groups() {
             let (id, replicas) = (*id, state.volumes()[&id.volume].replicas);
-            if group.in_sync.len() != usize::from(replicas) || !group.joining.is_empty() {
-                let (in_sync, joining) = (group.in_sync.len(), group.joining.len());
+            let known = group.in_sync.iter().filter_map(|member| self.setup.node_of(member));
+            let there: Vec<u8> = known.filter(|node| !self.losses.holds(Process::Node(*node))).collect();
+            let is_whole =
+                there.len() == possible && (possible < usize::from(replicas) || group.in_sync.len() == possible);
+            if !is_whole || !group.joining.is_empty() {
                 return Ok(Some(format!(
-                    "group {id} has {in_sync} copies in sync and {joining} joining, not {replicas} in sync{}",
+                    "group {id} has copies on nodes {there:?}, not {possible}: {group:?}{}",
                     self.progress()
                 )));
             }
-            groups.push((id, group.in_sync.iter().map(|member| member.uuid.0[15]).collect()));
+            groups.push((id, there));
         }
+        if let Some(words) = self.known_damage() {
+            return Ok(Some(words));
+        }
+        if equal == Equal::Members {
+            return Ok(None);
+        }
+        self.blocks_differ(groups)
+    }
+
+    fn blocks_differ(&self, groups: Vec<(GroupId, Vec<u8>)>) -> Result<Option<String>, Broken> {
+        let mut opened: BTreeMap<u8, Inspected> = BTreeMap::new();
         for (group, members) in groups {
             let mut first: Option<(u8, super::inspect::Held)> = None;
             for node in members {
                 let entry = match opened.entry(node) {
                     std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
                     std::collections::btree_map::Entry::Vacant(entry) => {
-                        let opened = self.setup.inspect(node, &self.disks[usize::from(node)]);
+                        let disk = &self.disks[usize::from(node)];
+                        let opened = self.setup.inspect(node, disk);
+                        if opened.is_err() && disk.has_lied() {
+                            // What it has lost may be a part of its log.
+                            continue;
+                        }
                         let opened = opened.map_err(|words| {
                             self.broken("a device can be opened again", format!("node-{node}: {words}"))
                         })?;
@@ -417,6 +509,22 @@ impl World {
             }
         }
         Ok(None)
+    }
+
+    /// What nodes know to be damaged is repaired, but for what was lost.
+    fn known_damage(&self) -> Option<String> {
+        if self.errors.contains_key("Damaged") {
+            return None;
+        }
+        self.slots
+            .iter()
+            .find_map(|(process, slot)| match slot.actor.as_ref()? {
+                Actor::Node(actor) => {
+                    let damaged = actor.status()?.damaged_volumes;
+                    (!damaged.is_empty()).then(|| format!("{process} knows of damage in volumes {damaged:?}"))
+                }
+                _ => None,
+            })
     }
 
     /// What the newest holders say of groups without all their copies.

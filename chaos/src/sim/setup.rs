@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use cairn_client::core::api::CoreConfig;
 use cairn_client::core::limits::CoreLimits;
+use cairn_meta::heal::HealSettings;
 use cairn_meta::log::memory::MemoryLogStore;
 use cairn_meta::raft::bootstrap;
-use cairn_meta::state::model::Member;
+use cairn_meta::state::model::{Member, Spread};
 use cairn_proto::capability::ClusterKey;
 use cairn_proto::checksum::ChecksumAlgorithm;
 use cairn_proto::ids::{ClientId, ClusterId, DeviceId, DeviceUuid, Incarnation};
@@ -19,6 +20,7 @@ use cairn_storage_node::store::{FormatParams, Store, StoreLimits};
 use cairn_storage_node::testing::MemoryDevice;
 
 use super::actors::Actor;
+use super::actors::caretaker::CaretakerActor;
 use super::actors::client::{ClientActor, ClientSetup};
 use super::actors::meta::{MetaActor, MetaSetup};
 use super::actors::node::{NodeActor, NodeSetup, StoreChoice};
@@ -31,6 +33,9 @@ use super::options::Options;
 use super::process::Process;
 use crate::rng::{Rng, mix};
 
+/// Copies of each group.
+pub(super) const REPLICAS: u8 = 3;
+
 /// What outlives processes, but for the disks.
 pub(super) struct Setup {
     seed: u64,
@@ -42,6 +47,13 @@ pub(super) struct Setup {
     core: CoreLimits,
     meta_snapshots: (u64, u64),
     meta_flush: Duration,
+    heal: HealSettings,
+    /// Where nodes stand: in so many racks; none if zero.
+    racks: u8,
+    /// The device that each node has.
+    devices: Vec<DeviceId>,
+    /// How many devices there ever were.
+    devices_made: u8,
     logs: BTreeMap<u8, MemoryLogStore>,
     /// One per node, where nodes run on the model of a store.
     models: Vec<Rc<RefCell<Kept>>>,
@@ -72,6 +84,12 @@ impl Setup {
             core: core_limits(options, &mut rng),
             meta_snapshots: *rng.pick(&[(8, 2), (30, 10), (4096, 1024)]),
             meta_flush: Duration::from_micros(*rng.pick(&[0, 300, 4000])),
+            heal: HealSettings {
+                rebuild_after: options.rebuild_after,
+            },
+            racks: options.racks,
+            devices: (0..options.nodes).map(|i| first_device(options.seed, i)).collect(),
+            devices_made: options.nodes,
             logs,
             models: (0..options.nodes)
                 .filter(|_| options.model_store)
@@ -84,12 +102,43 @@ impl Setup {
 
     /// The member that a node's device is.
     pub(super) fn device(&self, node: u8) -> DeviceId {
-        let mut uuid = [0; 16];
-        uuid[..8].copy_from_slice(&mix(self.seed).to_le_bytes());
-        uuid[15] = node;
-        DeviceId {
-            uuid: DeviceUuid(uuid),
-            incarnation: Incarnation(1),
+        self.devices[usize::from(node)]
+    }
+
+    /// The node that has a device now.
+    pub(super) fn node_of(&self, device: &DeviceId) -> Option<u8> {
+        let node = self.devices.iter().position(|known| known == device)?;
+        Some(u8::try_from(node).expect("few nodes"))
+    }
+
+    /// The rack of a node.
+    pub(super) fn rack(&self, node: u8) -> Option<u8> {
+        (self.racks > 0).then(|| node % self.racks)
+    }
+
+    /// The device of a node is formatted anew, or another, empty one takes its place. Its process does not run.
+    pub(super) fn renew(&mut self, node: u8, other: bool, disk: &mut Disk) {
+        let id = &mut self.devices[usize::from(node)];
+        if other {
+            *id = first_device(self.seed, self.devices_made);
+            self.devices_made += 1;
+        } else {
+            id.incarnation.0 += 1;
+        }
+        if let Some(model) = self.models.get_mut(usize::from(node)) {
+            *model = Rc::default();
+        }
+        disk.heal();
+        disk.device.wipe();
+        self.format(node, disk);
+    }
+
+    /// Two nodes, whose processes do not run, have each other's device from now on.
+    pub(super) fn swap(&mut self, (a, b): (u8, u8)) {
+        let (a, b) = (usize::from(a), usize::from(b));
+        self.devices.swap(a, b);
+        if !self.models.is_empty() {
+            self.models.swap(a, b);
         }
     }
 
@@ -160,6 +209,7 @@ impl Setup {
                 cluster: self.cluster,
                 snapshots: self.meta_snapshots,
                 flush: self.meta_flush,
+                heal: self.heal,
                 log: self.logs.remove(&index).expect("its earlier run gave the log back"),
                 rng: Rng::stream(self.seed, &format!("meta-{index}-{run}")),
             }))),
@@ -172,6 +222,7 @@ impl Setup {
                     key: self.key.clone(),
                     device: self.device(index),
                     geometry: disks[usize::from(index)].device.geometry(),
+                    rack: self.rack(index).map(|rack| format!("rack-{rack}")).unwrap_or_default(),
                     host: self.host,
                     #[cfg(feature = "canary")]
                     canary: self.planted.map_or_else(Default::default, super::canary::Planted::host),
@@ -185,13 +236,24 @@ impl Setup {
                 };
                 Actor::Node(Box::new(NodeActor::new(setup, store, now)))
             }
-            Process::Client(index) => Actor::Client(Box::new(ClientActor::new(&ClientSetup {
-                config: self.core_config(index, run),
-                metas: self.metas,
-                run,
-                key: self.key.clone(),
-            }))),
-            Process::Operator => Actor::Operator(Box::new(OperatorActor::new(self.metas, 3))),
+            Process::Client(index) => Actor::Client(Box::new(ClientActor::new(&self.client(index, run)))),
+            Process::Caretaker(index) => {
+                let client = self.client(0x80 | index, run);
+                Actor::Caretaker(Box::new(CaretakerActor::new(&client, index)))
+            }
+            Process::Operator => {
+                let spread = if self.racks > 0 { Spread::Rack } else { Spread::Host };
+                Actor::Operator(Box::new(OperatorActor::new(self.metas, REPLICAS, spread)))
+            }
+        }
+    }
+
+    fn client(&self, index: u8, run: u32) -> ClientSetup {
+        ClientSetup {
+            config: self.core_config(index, run),
+            metas: self.metas,
+            run,
+            key: self.key.clone(),
         }
     }
 
@@ -215,6 +277,16 @@ impl Setup {
         let kept = rng.index(log.unflushed() + 1);
         log.crash(kept);
         self.logs.insert(index, log);
+    }
+}
+
+fn first_device(seed: u64, number: u8) -> DeviceId {
+    let mut uuid = [0; 16];
+    uuid[..8].copy_from_slice(&mix(seed).to_le_bytes());
+    uuid[15] = number;
+    DeviceId {
+        uuid: DeviceUuid(uuid),
+        incarnation: Incarnation(1),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A client: production's core, with a driver that keeps its connections, asks meta, and opens volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_client::core::ClientCore;
 use cairn_client::core::api::{
@@ -13,7 +13,7 @@ use cairn_meta::state::model::{Device, Group, Volume};
 use cairn_meta::state::{Outcome, Refusal};
 use cairn_proto::capability::{Capability, ClusterKey, Rights};
 use cairn_proto::control::Code;
-use cairn_proto::ids::{ClientId, ClusterId, DeviceId, GroupIndex, VolumeId};
+use cairn_proto::ids::{ClientId, ClusterId, DeviceId, GroupIndex, NodeId, VolumeId};
 use cairn_proto::replication::GroupConfig;
 use cairn_proto::time::Time;
 use cairn_proto::units::ByteSize;
@@ -29,6 +29,8 @@ use crate::sim::wire;
 pub enum Wish {
     /// Serve a volume.
     Open(VolumeHandle, VolumeId),
+    /// Take care of a volume.
+    Care(VolumeHandle, VolumeId),
     /// Stop serving it.
     Close(VolumeHandle),
     /// The volume has grown to so many bytes.
@@ -60,7 +62,11 @@ pub struct ClientActor {
     links: BTreeMap<ConnId, Link>,
     conns: BTreeMap<Link, ConnId>,
     asked: BTreeMap<u64, MetaRequest>,
-    opening: BTreeMap<u64, (VolumeHandle, VolumeId)>,
+    opening: BTreeMap<u64, (VolumeHandle, VolumeId, bool)>,
+    /// Reports that meta has not answered.
+    reporting: BTreeSet<u64>,
+    /// Of a caretaker: the node that it runs on, when meta has said what that is called.
+    node: Option<NodeId>,
 }
 
 impl ClientActor {
@@ -76,6 +82,8 @@ impl ClientActor {
             conns: BTreeMap::new(),
             asked: BTreeMap::new(),
             opening: BTreeMap::new(),
+            reporting: BTreeSet::new(),
+            node: None,
         }
     }
 
@@ -120,11 +128,10 @@ impl ClientActor {
 
     fn wish(&mut self, ctx: &mut Ctx<'_>, wish: Wish) {
         match wish {
-            Wish::Open(handle, id) => {
-                let mut calls = Vec::new();
-                let call = self.caller.call(ctx.now, Request::Volume(id), &mut calls);
-                ctx.send_calls(calls);
-                self.opening.insert(call, (handle, id));
+            Wish::Open(handle, id) | Wish::Care(handle, id) => {
+                let is_care = matches!(wish, Wish::Care(..));
+                let call = self.call(ctx, Request::Volume(id));
+                self.opening.insert(call, (handle, id, is_care));
             }
             Wish::Close(volume) => self.core.handle(ctx.now, Event::CloseVolume { volume }),
             Wish::Grown(volume, bytes) => {
@@ -200,8 +207,10 @@ impl ClientActor {
                     });
                 }
                 Action::Meta(request) => self.ask(ctx, request),
-                // Nobody here heals on what holders say yet.
-                Action::Report(_) => {}
+                Action::Report(reports) => {
+                    let call = self.call(ctx, Request::Report(self.node, reports));
+                    self.reporting.insert(call);
+                }
                 Action::Closed { volume } => ctx.out.push(Output::Closed(volume)),
                 Action::Notice { volume, notice } => ctx.note(format_args!("{volume:?}: {notice}")),
                 Action::DeviceNotice { device, words } => ctx.note(format_args!("{device}: {words}")),
@@ -249,28 +258,29 @@ impl ClientActor {
                 }))
             }
         };
-        let mut calls = Vec::new();
-        let call = self.caller.call(ctx.now, question, &mut calls);
-        ctx.send_calls(calls);
+        let call = self.call(ctx, question);
         self.asked.insert(call, request);
     }
 
+    fn call(&mut self, ctx: &mut Ctx<'_>, request: Request) -> u64 {
+        let mut calls = Vec::new();
+        let call = self.caller.call(ctx.now, request, &mut calls);
+        ctx.send_calls(calls);
+        call
+    }
+
+    /// It is the client of this node's caretaker.
+    pub(super) fn cares_for(&mut self, node: Option<NodeId>) {
+        self.node = node;
+    }
+
     fn call_ended(&mut self, ctx: &mut Ctx<'_>, (call, answer): Ended) {
-        if let Some((handle, id)) = self.opening.remove(&call) {
-            match answer {
-                Some(Answer::Volume(Some(placed))) => {
-                    let description = describe_volume(&placed);
-                    self.core.handle(
-                        ctx.now,
-                        Event::OpenVolume {
-                            volume: handle,
-                            description,
-                        },
-                    );
-                    ctx.out.push(Output::Opened(handle));
-                }
-                Some(Answer::Volume(None)) => ctx.out.push(Output::Broken(format!("volume {id} is unknown to meta"))),
-                _ => self.wish(ctx, Wish::Open(handle, id)),
+        if let Some((handle, id, is_care)) = self.opening.remove(&call) {
+            return self.described(ctx, (handle, id, is_care), answer);
+        }
+        if self.reporting.remove(&call) {
+            if let Some(Answer::Advice(advice)) = answer {
+                self.core.handle(ctx.now, Event::Advice(advice));
             }
             return;
         }
@@ -278,6 +288,28 @@ impl ClientActor {
             let result = self.meta_reply(ctx, &request, answer);
             let request = request.request;
             self.core.handle(ctx.now, Event::Meta(MetaAnswer { request, result }));
+        }
+    }
+
+    fn described(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        (volume, id, is_care): (VolumeHandle, VolumeId, bool),
+        answer: Option<Answer>,
+    ) {
+        match answer {
+            Some(Answer::Volume(Some(placed))) => {
+                let description = describe_volume(&placed);
+                let event = match is_care {
+                    true => Event::CareForVolume { volume, description },
+                    false => Event::OpenVolume { volume, description },
+                };
+                self.core.handle(ctx.now, event);
+                ctx.out.push(Output::Opened(volume));
+            }
+            Some(Answer::Volume(None)) => ctx.out.push(Output::Broken(format!("volume {id} is unknown to meta"))),
+            _ if is_care => self.wish(ctx, Wish::Care(volume, id)),
+            _ => self.wish(ctx, Wish::Open(volume, id)),
         }
     }
 

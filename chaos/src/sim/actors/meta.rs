@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use cairn_meta::heal::HealSettings;
 use cairn_meta::log::memory::MemoryLogStore;
 use cairn_meta::raft::{self, MetaAction, MetaNode, NodeConfig, Ticket};
 use cairn_meta::state::command::{Command, InitCluster};
@@ -13,7 +14,9 @@ use cairn_meta::state::{FEATURE_LEVEL, Outcome};
 use cairn_proto::control::Code;
 use cairn_proto::ids::{ClusterId, DeviceId};
 use cairn_proto::time::Time;
+use cairn_storage_node::host::HeldReplica;
 
+use super::healing::Healing;
 use super::{Ctx, Input, Output, earliest};
 use crate::rng::Rng;
 use crate::sim::msg::{Answer, Msg, Placed, Request};
@@ -34,6 +37,8 @@ pub struct MetaSetup {
     pub flush: Duration,
     /// What an earlier run left.
     pub log: MemoryLogStore,
+    /// How the cluster heals.
+    pub heal: HealSettings,
     /// For the time of flushes.
     pub rng: Rng,
 }
@@ -57,6 +62,7 @@ pub struct MetaActor {
     asked: BTreeMap<Ticket, Asked>,
     next_ticket: u64,
     founding: bool,
+    healing: Healing,
 }
 
 impl MetaActor {
@@ -75,6 +81,7 @@ impl MetaActor {
             asked: BTreeMap::new(),
             next_ticket: 0,
             founding: false,
+            healing: Healing::new(setup.heal),
         }
     }
 
@@ -119,8 +126,13 @@ impl MetaActor {
         match self.writing_until {
             // A tick that is due meanwhile comes late.
             Some(until) => Some(until),
-            None => earliest(self.node.poll_timeout(), None),
+            None => earliest(self.node.poll_timeout(), self.node.leads().then(|| self.healing.due())),
         }
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
     }
 
     /// Finishes what was begun, then takes everything that has come meanwhile together.
@@ -133,6 +145,24 @@ impl MetaActor {
             }
             self.drive(ctx);
         }
+        if self.writing_until.is_none() && self.node.leads() {
+            self.heal(ctx);
+        }
+    }
+
+    /// Does what the leader should do about devices that are lost.
+    fn heal(&mut self, ctx: &mut Ctx<'_>) {
+        let commands = self.healing.decide(self.node.state(), ctx.now);
+        if commands.is_empty() {
+            return;
+        }
+        for command in commands {
+            ctx.note(format_args!("heals: {command:?}"));
+            let ticket = self.ticket();
+            self.healing.proposed(ticket);
+            self.node.propose(ticket, unix_ms(ctx.now), command);
+        }
+        self.drive(ctx);
     }
 
     fn take(&mut self, ctx: &mut Ctx<'_>, input: Input) {
@@ -149,10 +179,18 @@ impl MetaActor {
                 }
             }
             Msg::Call { id, request } => {
-                let ticket = Ticket(self.next_ticket);
-                self.next_ticket += 1;
+                if self.node.leads()
+                    && let Some(answer) = self.healing.heard(self.node.state(), ctx.now, &request)
+                {
+                    let msg = Msg::Answer { id, answer };
+                    return ctx.net.message(ctx.world, (ctx.me, from), msg, false);
+                }
+                let ticket = self.ticket();
                 match &request {
-                    Request::Command(command) => self.node.propose(ticket, unix_ms(ctx.now), command.clone()),
+                    Request::Command(command) => {
+                        let command = self.healing.complete(self.node.state(), ctx.now, command.clone());
+                        self.node.propose(ticket, unix_ms(ctx.now), command);
+                    }
                     _ => self.node.read_index(ticket),
                 }
                 self.asked.insert(ticket, Asked { from, id, request });
@@ -194,8 +232,7 @@ impl MetaActor {
             return;
         }
         self.founding = true;
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
+        let ticket = self.ticket();
         let command = InitCluster {
             cluster: self.cluster,
             feature_level: FEATURE_LEVEL,
@@ -213,15 +250,22 @@ impl MetaActor {
                     .message(ctx.world, (ctx.me, to), Msg::Raft(message.into()), true);
             }
             MetaAction::Answer(ticket, answer) => {
+                if self.healing.ended(ticket) {
+                    return;
+                }
                 let Some(asked) = self.asked.remove(&ticket) else {
                     self.founding = false;
                     return;
                 };
                 let answer = self.answer(&asked.request, answer);
+                self.healing.answered(&answer, ctx.now);
                 let msg = Msg::Answer { id: asked.id, answer };
                 ctx.net.message(ctx.world, (ctx.me, asked.from), msg, false);
             }
-            MetaAction::Leader { id, term } => ctx.note(format_args!("sees {id} lead in term {term}")),
+            MetaAction::Leader { id, term } => {
+                self.healing.reset(ctx.now);
+                ctx.note(format_args!("sees {id} lead in term {term}"));
+            }
         }
     }
 
@@ -268,10 +312,14 @@ fn look(state: &State, request: &Request) -> Answer {
             }
         })),
         Request::Volumes => Answer::Volumes(state.volumes().iter().map(|(id, v)| (*id, v.clone())).collect()),
-        Request::Deleted(groups) => {
-            let gone = groups.iter().filter(|group| state.is_deleted(group.volume));
-            Answer::Deleted(gone.copied().collect())
+        Request::Inventory(device, held) => {
+            let unneeded = |held: &&HeldReplica| {
+                state.is_deleted(held.group.volume) || state.is_unnamed(held.group, device, held.epoch)
+            };
+            Answer::Unneeded(held.iter().filter(unneeded).copied().collect())
         }
+        // Only a leader says anything about these, and by itself.
+        Request::Heartbeat(_) | Request::Report(..) | Request::Care(_) => Answer::Unknown,
         Request::Command(_) => unreachable!("a command is proposed"),
     }
 }

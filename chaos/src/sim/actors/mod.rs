@@ -1,7 +1,9 @@
 //! The processes: each links one production state machine to the simulated bus, disk and clock. What is specific to a
 //! component's interface stands in its file here and nowhere else.
 
+pub mod caretaker;
 pub mod client;
+pub mod healing;
 pub mod meta;
 pub mod node;
 pub mod operator;
@@ -98,6 +100,8 @@ pub enum Output {
 pub enum Actor {
     /// A client.
     Client(Box<client::ClientActor>),
+    /// The caretaker of a node.
+    Caretaker(Box<caretaker::CaretakerActor>),
     /// A storage node.
     Node(Box<node::NodeActor>),
     /// A metadata server.
@@ -112,6 +116,7 @@ impl Actor {
         match self {
             Actor::Node(actor) => actor.start(ctx),
             Actor::Meta(actor) => actor.start(ctx),
+            Actor::Caretaker(actor) => actor.start(ctx),
             Actor::Client(_) | Actor::Operator(_) => {}
         }
     }
@@ -120,6 +125,7 @@ impl Actor {
     pub fn handle(&mut self, ctx: &mut Ctx<'_>, input: Input) {
         match self {
             Actor::Client(actor) => actor.handle(ctx, input),
+            Actor::Caretaker(actor) => actor.handle(ctx, input),
             Actor::Node(actor) => actor.handle(ctx, input),
             Actor::Meta(actor) => actor.handle(ctx, input),
             Actor::Operator(actor) => actor.handle(ctx, input),
@@ -130,6 +136,7 @@ impl Actor {
     pub fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
         match self {
             Actor::Client(actor) => actor.handle_timeout(ctx),
+            Actor::Caretaker(actor) => actor.handle_timeout(ctx),
             Actor::Node(actor) => actor.handle_timeout(ctx),
             Actor::Meta(actor) => actor.handle_timeout(ctx),
             Actor::Operator(actor) => actor.handle_timeout(ctx),
@@ -140,6 +147,7 @@ impl Actor {
     pub fn timeout(&self) -> Option<Time> {
         match self {
             Actor::Client(actor) => actor.timeout(),
+            Actor::Caretaker(actor) => actor.timeout(),
             Actor::Node(actor) => actor.timeout(),
             Actor::Meta(actor) => actor.timeout(),
             Actor::Operator(actor) => actor.timeout(),

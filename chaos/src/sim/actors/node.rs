@@ -1,25 +1,33 @@
 //! A storage node: production's store and replica host over a simulated device, and what its process does at the control
 //! plane: open the device, register, stay.
 
-use cairn_meta::state::FEATURE_LEVEL;
-use cairn_meta::state::command::{Command, DeviceRegistration, RegisterNode};
+use std::time::Duration;
+
+use cairn_meta::limits::NODE_HEARTBEAT_MS;
+use cairn_meta::state::command::{Command, DeviceRegistration, DeviceReport, RegisterNode};
 use cairn_meta::state::model::FailureDomain;
+use cairn_meta::state::{FEATURE_LEVEL, Outcome};
 use cairn_proto::capability::ClusterKey;
 use cairn_proto::disk::{DiskDone, DiskGeometry};
-use cairn_proto::ids::{ClusterId, DeviceId};
+use cairn_proto::ids::{ClusterId, DeviceId, NodeId};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::time::Time;
 use cairn_storage_node::host::limits::HostLimits;
-use cairn_storage_node::host::{ConnId, DeviceHost, HostAction, HostConfig, HostEvent, HostStatus, ReplicaStore};
+use cairn_storage_node::host::{
+    ConnId, DeviceHost, HeldReplica, HostAction, HostConfig, HostEvent, HostStatus, ReplicaStore,
+};
 use cairn_storage_node::store::{OpenExpectation, Store, StoreAction, StoreLimits, StoreState};
 
 use super::{Ctx, Input, Output, address_of, earliest};
 use crate::sim::caller::{Caller, Ended};
 use crate::sim::model_store::ModelStore;
-use crate::sim::msg::{Answer, Msg, Request};
+use crate::sim::msg::{Answer, Heartbeat, Msg, Request};
 use crate::sim::network::{Delivery, Link, Side};
 use crate::sim::process::Process;
 use crate::sim::wire;
+
+/// After so many heartbeats it says what it holds.
+const INVENTORY_BEATS: u64 = 4;
 
 /// What a node process needs to start.
 #[derive(Clone, Debug)]
@@ -38,6 +46,8 @@ pub struct NodeSetup {
     pub device: DeviceId,
     /// The device's length and kind.
     pub geometry: DiskGeometry,
+    /// The rack that it stands in.
+    pub rack: String,
     /// For the host.
     pub host: HostLimits,
     /// A planted bug of the host.
@@ -68,6 +78,7 @@ trait Host {
     fn poll_action(&mut self) -> Option<HostAction>;
     fn poll_timeout(&self) -> Option<Time>;
     fn status(&self) -> HostStatus;
+    fn inventory(&self) -> Vec<HeldReplica>;
 }
 
 impl<S: ReplicaStore> Host for DeviceHost<S> {
@@ -86,6 +97,9 @@ impl<S: ReplicaStore> Host for DeviceHost<S> {
     fn status(&self) -> HostStatus {
         DeviceHost::status(self)
     }
+    fn inventory(&self) -> Vec<HeldReplica> {
+        DeviceHost::inventory(self)
+    }
 }
 
 /// A storage node process.
@@ -93,7 +107,11 @@ pub struct NodeActor {
     setup: NodeSetup,
     stage: Stage,
     caller: Caller,
-    registered: bool,
+    /// As meta calls it.
+    registered: Option<NodeId>,
+    /// When it speaks to meta next.
+    beat_at: Option<Time>,
+    beats: u64,
 }
 
 impl NodeActor {
@@ -112,7 +130,9 @@ impl NodeActor {
         NodeActor {
             stage,
             caller: Caller::new(setup.metas, u64::from(setup.run) << 32),
-            registered: false,
+            registered: None,
+            beat_at: None,
+            beats: 0,
             setup,
         }
     }
@@ -159,6 +179,10 @@ impl NodeActor {
         for ended in ended {
             self.call_ended(ctx, ended);
         }
+        if self.beat_at.is_some_and(|at| at <= ctx.now) {
+            self.beat_at = None;
+            self.beat(ctx);
+        }
         match &mut self.stage {
             Stage::Opening(store) if store.poll_timeout().is_some_and(|at| at <= ctx.now) => {
                 store.handle_timeout(ctx.now)
@@ -175,7 +199,7 @@ impl NodeActor {
             Stage::Serving(host) => host.poll_timeout(),
             Stage::Dead | Stage::Ready(_) => None,
         };
-        earliest(stage, self.caller.timeout())
+        earliest(earliest(stage, self.caller.timeout()), self.beat_at)
     }
 
     fn disk_done(&mut self, ctx: &mut Ctx<'_>, done: DiskDone) {
@@ -288,9 +312,6 @@ impl NodeActor {
         let Some(status) = self.status() else { return };
         let setup = &self.setup;
         let name = Process::Node(setup.index).to_string();
-        let mut run = [0; 16];
-        run[..4].copy_from_slice(&setup.run.to_le_bytes());
-        run[4] = setup.index;
         let device = DeviceRegistration {
             id: setup.device,
             addresses: vec![address_of(Process::Node(setup.index))],
@@ -303,11 +324,11 @@ impl NodeActor {
         let command = RegisterNode {
             domain: FailureDomain {
                 room: String::new(),
-                rack: String::new(),
+                rack: setup.rack.clone(),
                 host: name.clone(),
             },
             name,
-            run,
+            run: self.run(),
             version: "simulated".to_string(),
             feature_level: FEATURE_LEVEL,
             devices: vec![device],
@@ -318,17 +339,78 @@ impl NodeActor {
         ctx.send_calls(calls);
     }
 
+    /// What tells this run of the process from others.
+    fn run(&self) -> [u8; 16] {
+        let mut run = [0; 16];
+        run[..4].copy_from_slice(&self.setup.run.to_le_bytes());
+        run[4] = self.setup.index;
+        run
+    }
+
+    /// Says how it is; now and then what it holds.
+    fn beat(&mut self, ctx: &mut Ctx<'_>) {
+        let (Some(node), Some(status)) = (self.registered, self.status()) else {
+            return self.register(ctx);
+        };
+        let device = DeviceReport {
+            id: self.setup.device,
+            capacity_bytes: status.capacity_blocks * BLOCK_BYTES as u64,
+            used_bytes: status.used_blocks * BLOCK_BYTES as u64,
+            commit_seq: status.commit,
+            failed: status.failed.is_some(),
+            trouble: status.failed.unwrap_or_default(),
+        };
+        let heartbeat = Heartbeat {
+            node,
+            run: self.run(),
+            device,
+            held: status.held,
+            damaged: status.damaged_volumes,
+        };
+        self.beats += 1;
+        let mut calls = Vec::new();
+        let request = Request::Heartbeat(Box::new(heartbeat));
+        self.caller.call(ctx.now, request, &mut calls);
+        if let Stage::Serving(host) = &self.stage
+            && self.beats.is_multiple_of(INVENTORY_BEATS)
+        {
+            let request = Request::Inventory(self.setup.device, host.inventory());
+            self.caller.call(ctx.now, request, &mut calls);
+        }
+        ctx.send_calls(calls);
+    }
+
     fn call_ended(&mut self, ctx: &mut Ctx<'_>, (_, answer): Ended) {
+        let again = Some(ctx.now + Duration::from_millis(NODE_HEARTBEAT_MS.into()));
         match answer {
-            Some(Answer::Done { outcome, .. }) => {
-                ctx.note(format_args!("is registered: {outcome:?}"));
-                self.registered = true;
+            Some(Answer::Done {
+                outcome: Outcome::Registered { node, devices },
+                ..
+            }) => {
+                ctx.note(format_args!("is registered as {node}: {devices:?}"));
+                // A device that another node serves still, as far as meta knows: later.
+                let is_refused = devices.iter().any(|device| device.refusal.is_some());
+                self.registered = (!is_refused).then_some(node);
+                self.beat_at = again;
+            }
+            Some(Answer::Unneeded(replicas)) => {
+                if let Stage::Serving(host) = &mut self.stage
+                    && !replicas.is_empty()
+                {
+                    ctx.note(format_args!("drops {replicas:?}"));
+                    host.handle(ctx.now, HostEvent::Drop { replicas });
+                }
+            }
+            Some(Answer::Refused(refusal)) if self.registered.is_some() => {
+                ctx.note(format_args!("is refused: {refusal}"));
+                self.registered = None;
+                self.beat_at = again;
             }
             Some(Answer::Refused(refusal)) => {
                 ctx.out
                     .push(Output::Broken(format!("{} can't register: {refusal}", ctx.me)));
             }
-            _ => self.register(ctx),
+            _ => self.beat_at = again,
         }
     }
 }

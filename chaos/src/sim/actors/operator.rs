@@ -40,6 +40,7 @@ pub struct Created {
 pub struct OperatorActor {
     caller: Caller,
     replicas: u8,
+    spread: Spread,
     /// The volumes that are still to be created, the last first.
     todo: Vec<(u64, bool)>,
     created: Vec<Created>,
@@ -49,10 +50,11 @@ pub struct OperatorActor {
 
 impl OperatorActor {
     /// One who has nothing to do yet.
-    pub fn new(metas: u8, replicas: u8) -> OperatorActor {
+    pub fn new(metas: u8, replicas: u8, spread: Spread) -> OperatorActor {
         OperatorActor {
             caller: Caller::new(metas, 0),
             replicas,
+            spread,
             todo: Vec::new(),
             created: Vec::new(),
             retry_at: None,
@@ -109,7 +111,7 @@ impl OperatorActor {
             replicas: self.replicas,
             write_quorum: self.replicas / 2 + 1,
             min_copies_one,
-            spread: Spread::Host,
+            spread: self.spread,
             silent: Vec::new(),
         };
         let mut calls = Vec::new();

@@ -1,0 +1,154 @@
+//! Devices that are lost for good, that come back empty, elsewhere, or when nobody waits for them any more: their copies must be
+//! made anew wherever there is room for them, by whoever holds the volume, or by a caretaker.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use cairn_meta::limits::NODE_SILENCE_MS;
+use cairn_meta::state::model::Group;
+use cairn_proto::ids::{GroupId, VolumeId};
+
+use super::faulting::Strike;
+use super::nemesis::FaultKind;
+use super::process::Process;
+use super::setup::REPLICAS;
+use super::world::World;
+
+/// Nodes that do not run, and are not started when everything heals.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    /// For good.
+    pub(super) gone: BTreeSet<u8>,
+    /// They come back when all is well without them.
+    pub(super) away: BTreeSet<u8>,
+}
+
+impl Losses {
+    /// Whether the process can't be started.
+    pub(super) fn holds(&self, process: Process) -> bool {
+        match process {
+            Process::Node(node) | Process::Caretaker(node) => self.gone.contains(&node) || self.away.contains(&node),
+            _ => false,
+        }
+    }
+}
+
+impl World {
+    /// One more loss, if every group can bear it. Whether it was done.
+    pub(super) fn lose(&mut self, kind: FaultKind) -> bool {
+        let node = self.faulting.rng.index(self.disks.len()) as u8;
+        let nodes: Vec<u8> = match kind {
+            FaultKind::DomainGone => (0..self.options.nodes)
+                .filter(|other| self.setup.rack(*other) == self.setup.rack(node))
+                .collect(),
+            _ => vec![node],
+        };
+        if !self.can_lose(&nodes) {
+            return false;
+        }
+        self.note(format_args!("{}: nodes {nodes:?}", kind.name()));
+        let pause = self.span();
+        match kind {
+            FaultKind::Wiped | FaultKind::Replaced => {
+                self.kill(Process::Node(node), true);
+                let disk = &mut self.disks[usize::from(node)];
+                self.setup.renew(node, kind == FaultKind::Replaced, disk);
+                self.later(pause, Strike::Restart(Process::Node(node)));
+            }
+            FaultKind::Swapped => self.swap(node, pause),
+            FaultKind::NodeBack => {
+                self.kill(Process::Node(node), true);
+                self.losses.away.insert(node);
+                if self.faulting.rng.permille(500) {
+                    let after = self.options.rebuild_after + Duration::from_millis(2 * NODE_SILENCE_MS);
+                    self.later(after + pause, Strike::Return(node));
+                }
+            }
+            _ => {
+                for node in nodes {
+                    self.kill(Process::Node(node), true);
+                    self.losses.gone.insert(node);
+                }
+            }
+        }
+        true
+    }
+
+    fn swap(&mut self, node: u8, pause: Duration) {
+        let other = (node + 1) % self.options.nodes;
+        if self.losses.holds(Process::Node(other)) {
+            return;
+        }
+        for node in [node, other] {
+            self.kill(Process::Node(node), true);
+            self.disks[usize::from(node)].heal();
+            self.later(pause, Strike::Restart(Process::Node(node)));
+        }
+        self.disks.swap(usize::from(node), usize::from(other));
+        self.setup.swap((node, other));
+    }
+
+    /// A node that was away is there again.
+    pub(super) fn come_back(&mut self, node: u8) {
+        if self.losses.away.remove(&node) {
+            self.note(format_args!("node-{node} is back"));
+            self.later(Duration::ZERO, Strike::Restart(Process::Node(node)));
+        }
+    }
+
+    /// Whether every group has all its copies on devices that are there, and two of them elsewhere: with more losses than one at
+    /// a time acknowledged data may be gone, and that is promised to nobody.
+    fn can_lose(&self, nodes: &[u8]) -> bool {
+        if nodes.iter().any(|node| self.losses.holds(Process::Node(*node))) {
+            return false;
+        }
+        let Some(groups) = self.newest_groups() else {
+            return false;
+        };
+        groups.values().all(|group| {
+            let on: Vec<u8> = group
+                .in_sync
+                .iter()
+                .filter_map(|member| self.setup.node_of(member))
+                .filter(|node| !self.losses.holds(Process::Node(*node)))
+                .collect();
+            let left = on.iter().filter(|node| !nodes.contains(node)).count();
+            on.len() == usize::from(REPLICAS)
+                && group.in_sync.len() == on.len()
+                && group.joining.is_empty()
+                && left >= 2
+        })
+    }
+
+    /// The newest configuration of each group that any metadata server has applied; `None` while some can't be looked at.
+    fn newest_groups(&self) -> Option<BTreeMap<GroupId, &Group>> {
+        if self.meta_states().count() < usize::from(self.options.metas) {
+            return None;
+        }
+        let mut newest: BTreeMap<GroupId, &Group> = BTreeMap::new();
+        for (id, group) in self.meta_states().flat_map(|(_, state)| state.groups()) {
+            let known = newest.entry(*id).or_insert(group);
+            if known.epoch < group.epoch {
+                *known = group;
+            }
+        }
+        Some(newest)
+    }
+
+    /// How many copies of something acknowledged may be gone: one, if a member in sync of a group of this volume was on a device that is
+    /// no more, or the device of one has lied. There is never more than one at a time.
+    pub(super) fn copies_lost(&self, volume: VolumeId) -> usize {
+        let groups = self.meta_states().flat_map(|(_, state)| state.groups_of(volume));
+        let mut members = groups.flat_map(|(_, group)| &group.in_sync);
+        let has_lied = |node: u8| self.disks[usize::from(node)].has_lied();
+        let is_lost = members.any(|member| self.setup.node_of(member).is_none_or(has_lied));
+        usize::from(is_lost)
+    }
+
+    /// How many copies a group can have: in so many failure domains there is a node that runs.
+    pub(super) fn copies_possible(&self) -> usize {
+        let there = (0..self.options.nodes).filter(|node| !self.losses.holds(Process::Node(*node)));
+        let domains: BTreeSet<u8> = there.map(|node| self.setup.rack(node).unwrap_or(node)).collect();
+        domains.len().min(usize::from(REPLICAS))
+    }
+}

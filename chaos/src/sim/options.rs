@@ -107,7 +107,7 @@ pub struct Options {
     pub rebuild_after: Duration,
     /// What becomes of the volumes when all is over.
     pub ending: Ending,
-    /// Bits flip on the device of one node. No device starts anew in these seeds: a log whose end is rotten is taken for one
+    /// The device of one node lies: bits flip, writes are lost or land elsewhere. No device starts anew in these seeds: a log whose end is rotten is taken for one
     /// that was cut off, so the device would forget what it has acknowledged.
     pub rot: bool,
     /// A planted bug.

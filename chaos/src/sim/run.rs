@@ -51,6 +51,15 @@ enum Equal {
     Blocks,
 }
 
+impl Equal {
+    fn promise(self) -> &'static str {
+        match self {
+            Equal::Members => "every group regains its copies",
+            Equal::Blocks => "replicas become equal once everything has healed",
+        }
+    }
+}
+
 /// What came of a seed.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -434,7 +443,7 @@ impl World {
         let mut pause = Duration::from_millis(500);
         while let Some(words) = self.differences(equal)? {
             if self.now() >= end {
-                return Err(self.broken("replicas become equal once everything has healed", words));
+                return Err(self.broken(equal.promise(), words));
             }
             self.pass(pause)?;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -599,6 +608,9 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::nemesis::FaultKind;
+    use crate::sim::network::NetworkOptions;
+    use crate::sim::options::FaultOptions;
 
     #[test]
     fn a_cluster_without_nodes_does_not_get_up_and_the_verdict_says_so() {
@@ -609,5 +621,53 @@ mod tests {
         };
         let (report, _) = run(options, Keep::Hash);
         assert_eq!(report.broken.map(|broken| broken.promise), Some("a cluster gets up"));
+    }
+
+    /// A world in which one node of four is lost, nothing else goes wrong, and nobody holds the volumes in the end.
+    fn with_a_node_lost(rebuild_after: Duration) -> Options {
+        let weights = FaultKind::ALL.map(|kind| u32::from(kind == FaultKind::NodeLost));
+        let mut options = Options {
+            metas: 1,
+            nodes: 4,
+            clients: 1,
+            racks: 0,
+            lonely: false,
+            rot: false,
+            loss: true,
+            model_store: false,
+            faulty: Duration::from_secs(8),
+            rebuild_after,
+            ending: Ending::Released,
+            ..Options::of_seed(1)
+        };
+        options.volumes.truncate(1);
+        options.volumes[0].min_copies_one = false;
+        options.volumes[0].think = Duration::from_millis(100);
+        options.network = NetworkOptions {
+            reset_ppm: 0,
+            flip_ppm: 0,
+            loss_permille: 0,
+            double_permille: 0,
+            late_permille: 0,
+            delay: Duration::from_micros(100),
+        };
+        options.faults = FaultOptions {
+            interval: Duration::from_secs(1),
+            span: Duration::from_millis(100),
+            weights,
+        };
+        options
+    }
+
+    #[test]
+    fn a_node_that_is_lost_is_made_up_for_and_it_is_noticed_when_nobody_does() {
+        let lost = |report: &Report| report.stats.faults.get("node-lost").copied();
+        let (report, _) = run(with_a_node_lost(Duration::from_secs(6)), Keep::Hash);
+        assert_eq!(lost(&report), Some(1), "one more would be too many");
+        assert!(report.broken.is_none(), "{:?}", report.broken);
+        let (report, _) = run(with_a_node_lost(Duration::from_secs(3600)), Keep::Hash);
+        assert_eq!(lost(&report), Some(1));
+        let promise = report.broken.map(|broken| broken.promise);
+        assert_eq!(promise, Some("every group regains its copies"));
     }
 }

@@ -138,9 +138,18 @@ impl World {
     /// How many copies of something acknowledged may be gone: one, if a member in sync of a group of this volume was on a device that is
     /// no more, or the device of one has lied. There is never more than one at a time.
     pub(super) fn copies_lost(&self, volume: VolumeId) -> usize {
+        let has_lied = |node: u8| self.disks[usize::from(node)].has_lied();
+        let is_known = self.meta_states().count() == usize::from(self.options.metas)
+            && self
+                .meta_states()
+                .all(|(_, state)| state.volumes().contains_key(&volume));
+        if !is_known {
+            // Who is in sync is not known, so it may be a member of this volume.
+            let is_any = self.setup.has_renewed() || (0..self.options.nodes).any(has_lied);
+            return usize::from(is_any);
+        }
         let groups = self.meta_states().flat_map(|(_, state)| state.groups_of(volume));
         let mut members = groups.flat_map(|(_, group)| &group.in_sync);
-        let has_lied = |node: u8| self.disks[usize::from(node)].has_lied();
         let is_lost = members.any(|member| self.setup.node_of(member).is_none_or(has_lied));
         usize::from(is_lost)
     }

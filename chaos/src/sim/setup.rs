@@ -133,6 +133,13 @@ impl Setup {
         self.format(node, disk);
     }
 
+    /// Whether a device was ever formatted anew or replaced.
+    pub(super) fn has_renewed(&self) -> bool {
+        let is_first =
+            |id: &DeviceId| usize::from(id.uuid.0[15]) < self.devices.len() && id.incarnation == Incarnation(1);
+        !self.devices.iter().all(is_first)
+    }
+
     /// Two nodes, whose processes do not run, have each other's device from now on.
     pub(super) fn swap(&mut self, (a, b): (u8, u8)) {
         let (a, b) = (usize::from(a), usize::from(b));

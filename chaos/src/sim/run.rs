@@ -465,7 +465,9 @@ impl World {
             let there: Vec<u8> = known.filter(|node| !self.losses.holds(Process::Node(*node))).collect();
             let is_whole =
                 there.len() == possible && (possible < usize::from(replicas) || group.in_sync.len() == possible);
-            if !is_whole || !group.joining.is_empty() {
+            let runs = |node: u8| !self.losses.holds(Process::Node(node));
+            let mut joining = group.joining.iter().filter_map(|member| self.setup.node_of(member));
+            if !is_whole || joining.any(runs) {
                 return Ok(Some(format!(
                     "group {id} has copies on nodes {there:?}, not {possible}: {group:?}{}",
                     self.progress()

@@ -127,7 +127,9 @@ impl World {
             Strike::Next => {
                 let weights = self.faulting.weights;
                 let kind = FaultKind::ALL[self.faulting.rng.weighted(&weights)];
-                self.inject(kind)?;
+                if !self.must_wait(kind) {
+                    self.inject(kind)?;
+                }
                 let pause = self.faulting.rng.spread(self.faulting.interval);
                 self.later(pause, Strike::Next);
             }

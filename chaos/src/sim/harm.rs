@@ -2,11 +2,12 @@
 //! run: nobody may ever read anything wrong, and what the others hold is copied there again.
 
 use cairn_proto::disk::DeviceBlock;
-use cairn_proto::limits::{BLOCK_BYTES, SECTOR_BYTES};
+use cairn_proto::ids::{ChunkIndex, GroupId};
+use cairn_proto::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK, SECTOR_BYTES};
 
 use super::disk::Lie;
 use super::world::World;
-use crate::checker::history::OpNumber;
+use crate::checker::history::{Op, OpNumber};
 use crate::checker::pattern::{Content, SECTORS_PER_BLOCK, content_of};
 
 /// How many places are tried for one of a guest's blocks.
@@ -69,16 +70,46 @@ impl World {
 
     /// Whether an operation may be told that a block is damaged. Only where all that is left of the newest content may be on the
     /// device that lies: a write that nobody was ever told of may have reached that device and no other. Whether anybody was
-    /// told is not known there, so an older copy must not take its place.
+    /// told is not known there, so an older copy must not take its place. And where one copy is enough, and there is one: it can't
+    /// be read on a device that fails, or lies.
     pub(super) fn may_be_damaged(&self, number: OpNumber) -> bool {
         let op = self.history.op(number);
         let blocks = op.blocks();
         let here = |content: &&Content| content.volume == op.volume && blocks.contains(&content.block);
         let victim = &self.disks[usize::from(self.victim())];
-        self.options.rot
-            && victim.harmed.iter().filter(here).any(|content| {
-                let mut writers = content.writers.iter();
-                writers.any(|writer| self.history.is_open_and_newest(*writer, content.block, number))
+        let is_open = victim.harmed.iter().filter(here).any(|content| {
+            let mut writers = content.writers.iter();
+            writers.any(|writer| self.history.is_open_and_newest(*writer, content.block, number))
+        });
+        (self.options.rot && is_open) || self.has_one_bad_copy(op)
+    }
+
+    /// Whether a volume for which one copy is enough has a group with no more than one in sync, on a device that fails or lies, among those
+    /// of this operation.
+    fn has_one_bad_copy(&self, op: &Op) -> bool {
+        let Some(volume) = self.volumes.iter().find(|volume| volume.created.id == op.volume) else {
+            return false;
+        };
+        if !volume.created.volume.min_copies_one {
+            return false;
+        }
+        let is_bad = |node: u8| {
+            let disk = &self.disks[usize::from(node)];
+            disk.is_hurt() || disk.has_errors() || (self.options.rot && node == self.victim())
+        };
+        op.blocks().any(|block| {
+            let chunk = ChunkIndex((block / u64::from(BLOCKS_PER_CHUNK)) as u32);
+            let index = volume.created.volume.group_count.group_of(chunk);
+            let id = GroupId {
+                volume: op.volume,
+                index,
+            };
+            let known = self.meta_states().filter_map(|(_, state)| state.groups().get(&id));
+            let newest = known.max_by_key(|group| group.epoch);
+            newest.is_some_and(|group| match &group.in_sync[..] {
+                [only] => self.setup.node_of(only).is_none_or(is_bad),
+                _ => false,
             })
+        })
     }
 }

@@ -7,12 +7,16 @@ use std::time::Duration;
 use cairn_meta::limits::NODE_SILENCE_MS;
 use cairn_meta::state::model::Group;
 use cairn_proto::ids::{GroupId, VolumeId};
+use cairn_proto::time::Time;
 
 use super::faulting::Strike;
 use super::nemesis::FaultKind;
 use super::process::Process;
 use super::setup::REPLICAS;
-use super::world::World;
+use super::world::{SessionPhase, World};
+
+/// For so long after a loss nothing happens to other nodes: see `all_is_well`.
+const NOTICED_AFTER: Duration = Duration::from_secs(8);
 
 /// Nodes that do not run, and are not started when everything heals.
 #[derive(Debug, Default)]
@@ -21,6 +25,8 @@ pub(super) struct Losses {
     pub(super) gone: BTreeSet<u8>,
     /// They come back when all is well without them.
     pub(super) away: BTreeSet<u8>,
+    /// When the last loss is noticed by everybody.
+    noticed_at: Time,
 }
 
 impl Losses {
@@ -47,6 +53,7 @@ impl World {
             return false;
         }
         self.note(format_args!("{}: nodes {nodes:?}", kind.name()));
+        self.losses.noticed_at = self.now() + NOTICED_AFTER;
         let pause = self.span();
         match kind {
             FaultKind::Wiped | FaultKind::Replaced => {
@@ -96,10 +103,20 @@ impl World {
         }
     }
 
+    /// Whether a fault must wait until the last loss was noticed.
+    pub(super) fn must_wait(&self, kind: FaultKind) -> bool {
+        use FaultKind as F;
+        let spares_nodes = matches!(
+            kind,
+            F::KillMeta | F::KillClient | F::TakeOver | F::HandOver | F::Release | F::Reset
+        );
+        self.options.loss && self.now() < self.losses.noticed_at && !spares_nodes
+    }
+
     /// Whether every group has all its copies on devices that are there, and two of them elsewhere: with more losses than one at
     /// a time acknowledged data may be gone, and that is promised to nobody.
     fn can_lose(&self, nodes: &[u8]) -> bool {
-        if nodes.iter().any(|node| self.losses.holds(Process::Node(*node))) {
+        if nodes.iter().any(|node| self.losses.holds(Process::Node(*node))) || !self.all_is_well() {
             return false;
         }
         let Some(groups) = self.newest_groups() else {
@@ -117,6 +134,21 @@ impl World {
                 && group.in_sync.len() == on.len()
                 && group.joining.is_empty()
                 && left >= 2
+        })
+    }
+
+    /// Whether nobody is about to be ejected, as far as holders know. Who is ejected just when another one is lost, before that is
+    /// noticed, leaves a group that can't go on by itself.
+    fn all_is_well(&self) -> bool {
+        let open = self
+            .sessions
+            .iter()
+            .filter(|session| session.phase == SessionPhase::Open);
+        let mut status = open.filter_map(|session| self.client(session.client)?.status(session.handle));
+        status.all(|status| {
+            let mut groups = status.groups.iter();
+            groups
+                .all(|group| !group.changing && group.members.iter().all(|member| member.connected && member.complete))
         })
     }
 

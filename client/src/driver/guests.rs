@@ -419,25 +419,26 @@ impl<C: Core> Driver<C> {
             let Stage::Transmission(transmission) = &mut guest.stage else {
                 return;
             };
-            let volume = self.volumes.handle_of_user(User::Guest(key));
-            if volume.is_none() && self.phase == Phase::Running {
-                // It is being closed, and opened again then.
+            if self.phase != Phase::Running {
+                // Not an answer that hypervisors hand on to their guests as a broken disk: with the connection the request is
+                // lost, and they make it again once there is somebody.
                 return;
             }
-            if volume.is_some_and(|volume| !self.core.has_room(volume)) {
+            let Some(volume) = self.volumes.handle_of_user(User::Guest(key)) else {
+                // It is being closed, and opened again then.
+                return;
+            };
+            if !self.core.has_room(volume) {
                 self.crowded.insert(key);
                 return;
             }
             match transmission.next_input() {
                 None => return,
                 Some(Input::End(reason)) => guest.closing = Some(reason),
-                Some(Input::Request { token, op }) => match volume {
-                    Some(volume) if self.phase == Phase::Running => {
-                        self.submit_for_guest(volume, op, (key, guest.serial), token);
-                        self.account(guest);
-                    }
-                    _ => transmission.complete(token, Err(VolumeError::Shutdown)),
-                },
+                Some(Input::Request { token, op }) => {
+                    self.submit_for_guest(volume, op, (key, guest.serial), token);
+                    self.account(guest);
+                }
             }
         }
     }

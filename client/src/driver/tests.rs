@@ -559,11 +559,10 @@ fn an_end_in_order_lets_requests_end_and_releases_the_volume() {
     let ended = world.shut_down();
     assert!(idle.is_closed());
     client.send(WRITE, 2, 4096, 4096, &[6; 4096]);
-    assert_eq!(client.reply(), (108, 2), "ESHUTDOWN");
     shared.lock().unwrap().hold = false;
     nudge.send(Command::Shutdown);
     assert_eq!(client.reply(), (0, 1));
-    assert!(client.is_closed());
+    assert!(client.is_closed(), "what came too late is not answered");
     assert_eq!(
         ended.join().unwrap(),
         Ok(Ended {

@@ -608,15 +608,16 @@ impl<C: Core> Driver<C> {
                 return None;
             }
             self.unfinished = self.pending.len();
+            // Guests are told nothing of what did not end: they ask again elsewhere, or later.
+            for key in self.keys_of(|source| matches!(source, Source::Guest(_))) {
+                self.drop_guest(key);
+            }
             let unfinished: Vec<usize> = self.pending.iter().map(|(index, _)| index).collect();
             for index in unfinished {
                 self.reply(OpId(index as u64), Err(VolumeError::Shutdown));
             }
             self.phase = Phase::Releasing(self.now + RELEASE_DEADLINE);
             self.settle();
-            for key in self.keys_of(|source| matches!(source, Source::Guest(_))) {
-                self.drop_guest(key);
-            }
             for user in self.volumes.users() {
                 self.leave(user);
             }

@@ -68,6 +68,12 @@ pub(crate) struct PlaceArgs {
     /// Devices call flushes done that they have not done: it must fail, or it proves nothing
     #[arg(long, conflicts_with = "no_shims")]
     lying_flushes: bool,
+    /// Metadata servers keep their files on disks behind shims, which lose power as those of nodes do. It needs root and loop devices
+    #[arg(long, conflicts_with = "no_shims")]
+    meta_disks: bool,
+    /// A virtual machine of QEMU works beside the guests: ext4, files that are synced, and its power goes now and then
+    #[arg(long)]
+    guest: bool,
     /// Keeps the directory of a run that did not fail, too
     #[arg(long)]
     pub(crate) keep: bool,
@@ -243,6 +249,8 @@ pub(crate) fn outcome(
         has_shims: !place.no_shims,
         has_lying_flushes: place.lying_flushes,
         has_proxies: !place.no_proxies,
+        has_meta_disks: place.meta_disks,
+        has_vm: place.guest,
         is_told: !place.quiet,
     };
     Ok((scenario::run(options, plan), dir))

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cairn_chaos::live::planted::{BOUND, HUNTS, Hunt};
+use cairn_chaos::live::planted::{BOUND, HUNTS, Hunt, SOUND};
 use cairn_chaos::live::report::{Failure, FailureKind};
 use clap::Args;
 
@@ -112,16 +112,17 @@ fn try_one(args: &PlantedArgs, hunt: &'static Hunt) -> Result<Row, ExitCode> {
 fn play(args: &PlantedArgs, hunt: &Hunt, is_planted: bool) -> Result<(Option<Failure>, f64), ExitCode> {
     let mut place = args.place.clone();
     let bug = is_planted.then_some(hunt.bug);
+    let span = if is_planted { BOUND } else { SOUND };
     place.dir = place
         .dir
         .map(|dir| dir.join(if is_planted { hunt.bug } else { "sound" }));
     if !is_planted {
         place.program = args.sound.clone();
     }
-    let (outcome, dir) = outcome(&place, args.seed, &hunt.plan(), bug)?;
+    let (outcome, dir) = outcome(&place, args.seed, &hunt.plan(span), bug)?;
     let failure = outcome.failure.map(|(failure, _)| failure);
     if let Some(failure) = &failure {
-        eprintln!("{}: {failure}", bug.unwrap_or("sound"));
+        eprintln!("{}: {}: {}", bug.unwrap_or("sound"), failure.kind.name(), failure.words);
         if failure.kind == FailureKind::Setup {
             eprintln!("a build with the feature `canary` is needed: say --program FILE");
             return Err(ExitCode::from(failure.kind.exit_code()));

@@ -41,9 +41,13 @@ fn doors(run: &Run) -> Vec<Door> {
     tcp.map(Door::Tcp).chain(exports).collect()
 }
 
+/// A volume for strangers who know the words: who reads it takes it over, which guests of the others must not suffer from.
+const VOLUME: &str = "s";
+const VOLUME_BYTES: &str = "32M";
+
 /// Right beginnings of what the doors speak: NBD's greeting and the choice of an export, a frame's header, HTTP/2 as gRPC has it.
 fn beginnings() -> Vec<Vec<u8>> {
-    let mut go = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x07\0\0\0\x01a\0\0".to_vec();
+    let mut go = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x07\0\0\0\x01s\0\0".to_vec();
     let read = b"\x25\x60\x95\x13\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\x10\0";
     let chosen = go.clone();
     go.extend(read);
@@ -54,6 +58,9 @@ fn beginnings() -> Vec<Vec<u8>> {
 /// For so long.
 pub(super) fn strangers(run: &mut Run, span: Duration) -> Result<(), Failure> {
     run.load(Duration::from_secs(1))?;
+    if !run.cluster.ask(&["volume", "show", VOLUME]).is_success() {
+        run.cluster.create_volume(VOLUME, VOLUME_BYTES)?;
+    }
     let running = run.cluster.running();
     let seed = run.rng.word();
     let plan = |seed: u64| garbage::Plan {

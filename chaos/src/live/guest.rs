@@ -16,6 +16,7 @@ use cairn_proto::limits::{BLOCKS_PER_CHUNK, SECTOR_BYTES};
 
 use super::ledger::{Ledger, Sectors};
 use super::nbd::{Command, Connection};
+use super::report::{Failure, FailureKind};
 use crate::checker::history::{OpKind, OpNumber};
 use crate::checker::linear::BlockContent;
 use crate::checker::pattern::{SECTORS_PER_BLOCK, fill};
@@ -27,8 +28,6 @@ const DEPTH: usize = 4;
 const PACE: Duration = Duration::from_millis(6);
 /// How long a guest looks for an answer before it looks for something else to do.
 const TURN: Duration = Duration::from_millis(4);
-/// NBD's error number of a server that is about to end.
-const ESHUTDOWN: u32 = 108;
 /// The pause before a broken connection is made anew.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 /// Blocks of an operation, mostly.
@@ -75,18 +74,12 @@ pub struct Place {
     pub socket: PathBuf,
     /// The attachment, counted up whenever the export begins anew.
     pub session: u32,
-    /// It was asked to stop: it may tell guests so.
-    pub is_leaving: bool,
 }
 
 impl Place {
-    /// An export that was not asked to stop.
+    /// An export, and which of its runs it is.
     pub fn new(socket: PathBuf, session: u32) -> Place {
-        Place {
-            socket,
-            session,
-            is_leaving: false,
-        }
+        Place { socket, session }
     }
 }
 
@@ -313,11 +306,6 @@ impl Worker {
             .under_way
             .remove(&reply.handle)
             .expect("only what was asked is answered");
-        if reply.error == ESHUTDOWN && self.shared.place().is_leaving {
-            // What it means: go, and come back when there is somebody again.
-            self.shared.ledger.unanswered(number);
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
         if reply.error != 0 {
             let fenced = self.shared.is_fenced.load(Ordering::Acquire);
             self.shared.ledger.failed(number, reply.error, fenced);
@@ -394,21 +382,22 @@ pub type Held = BTreeMap<(VolumeId, u64), BlockContent>;
 /// Reads all that guests use of a disk, into the ledger and `held`; how long it took to the first answer.
 ///
 /// # Errors
-/// In words: it can't be read within `bound`, or an answer is an error.
+/// It can't be read within `bound`, or an answer is an error.
 pub fn sweep(
     disk: &Disk,
     ledger: &Ledger,
     place: &Place,
     bound: Duration,
     held: &mut Held,
-) -> Result<Duration, String> {
+) -> Result<Duration, Failure> {
     let begun = Instant::now();
     let left = || bound.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
     let mut connection = loop {
         match Connection::open(&place.socket, &disk.name) {
             Ok(connection) => break connection,
             Err(error) if begun.elapsed() >= bound => {
-                return Err(format!("volume {} can't be attached for {bound:?}: {error}", disk.name));
+                let words = format!("volume {} can't be attached for {bound:?}: {error}", disk.name);
+                return Err(Failure::new(FailureKind::Stall, words));
             }
             Err(_) => std::thread::sleep(RECONNECT_PAUSE),
         }
@@ -430,11 +419,16 @@ pub fn sweep(
                 Ok(data) => ledger.done(number, data, Duration::ZERO),
                 Err(error) => {
                     ledger.unanswered(number);
-                    return Err(format!(
+                    let kind = match error.kind() {
+                        io::ErrorKind::Other => FailureKind::GuestError,
+                        _ => FailureKind::Stall,
+                    };
+                    let words = format!(
                         "volume {}: a read of {length} bytes at {offset}, after {:?}: {error}",
                         disk.name,
                         begun.elapsed()
-                    ));
+                    );
+                    return Err(Failure::new(kind, words));
                 }
             }
             first.get_or_insert_with(|| begun.elapsed());

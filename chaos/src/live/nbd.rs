@@ -24,6 +24,17 @@ const READ_BYTES: usize = 256 << 10;
 /// How long a choice of an export may take: it needs the metadata servers.
 const CHOICE_BOUND: Duration = Duration::from_secs(10);
 
+/// `NBD_FLAG_SEND_FLUSH`.
+pub const FLAG_FLUSH: u16 = 1 << 2;
+/// `NBD_FLAG_SEND_FUA`.
+pub const FLAG_FUA: u16 = 1 << 3;
+/// `NBD_FLAG_SEND_TRIM`.
+pub const FLAG_TRIM: u16 = 1 << 5;
+/// `NBD_FLAG_SEND_WRITE_ZEROES`.
+pub const FLAG_WRITE_ZEROES: u16 = 1 << 6;
+/// `NBD_FLAG_CAN_MULTI_CONN`.
+pub const FLAG_MULTI_CONN: u16 = 1 << 8;
+
 /// The command flag that asks for durability before the answer.
 const CMD_FLAG_FUA: u16 = 1;
 /// The command flag that asks for zeroes to stay allocated.
@@ -83,6 +94,8 @@ pub struct Connection {
     stream: UnixStream,
     /// Bytes of the export.
     pub size: u64,
+    /// Transmission flags.
+    pub flags: u16,
     next: u64,
     /// Bytes to come with the answer, by handle.
     under_way: BTreeMap<u64, usize>,
@@ -97,27 +110,17 @@ impl Connection {
     /// # Errors
     /// Nobody listens, the export is refused, or it takes longer than ten seconds.
     pub fn open(socket: &Path, export: &str) -> io::Result<Connection> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(CHOICE_BOUND))?;
-        let mut greeting = [0; 18];
-        stream.read_exact(&mut greeting)?;
-        if &greeting[..16] != b"NBDMAGICIHAVEOPT" {
-            return Err(io::Error::other(format!("{} greets with no NBD", socket.display())));
-        }
-        // Fixed newstyle, no zeroes.
-        stream.write_all(&3u32.to_be_bytes())?;
-        let mut out = Vec::new();
-        out.extend(OPTION_MAGIC.to_be_bytes());
-        out.extend(OPT_GO.to_be_bytes());
-        out.extend((export.len() as u32 + 6).to_be_bytes());
-        out.extend((export.len() as u32).to_be_bytes());
-        out.extend(export.as_bytes());
-        out.extend(0u16.to_be_bytes());
-        stream.write_all(&out)?;
-        let size = chosen(&mut stream)?;
+        let mut stream = hello(socket, CHOICE_BOUND)?;
+        let mut data = Vec::new();
+        data.extend((export.len() as u32).to_be_bytes());
+        data.extend(export.as_bytes());
+        data.extend(0u16.to_be_bytes());
+        send_option(&mut stream, OPT_GO, &data)?;
+        let (size, flags) = chosen(&mut stream)?;
         Ok(Connection {
             stream,
             size,
+            flags,
             next: 1,
             under_way: BTreeMap::new(),
             inbox: Vec::new(),
@@ -208,17 +211,31 @@ impl Connection {
         data: &[u8],
         bound: Duration,
     ) -> io::Result<Vec<u8>> {
+        let answer = self.ask_plainly(command, offset, length, data, bound)?;
+        answer.map_err(|error| io::Error::other(format!("{command:?} at {offset}: NBD error {error}")))
+    }
+
+    /// The same; the inner error is NBD's number.
+    ///
+    /// # Errors
+    /// The connection broke, or `TimedOut` after `bound`.
+    pub fn ask_plainly(
+        &mut self,
+        command: Command,
+        offset: u64,
+        length: u32,
+        data: &[u8],
+        bound: Duration,
+    ) -> io::Result<Result<Vec<u8>, u32>> {
         let handle = self.submit(command, offset, length, data)?;
         match self.poll(bound)? {
             None => Err(io::ErrorKind::TimedOut.into()),
-            Some(reply) if reply.handle != handle => {
-                Err(io::Error::other("answers to earlier requests were not taken"))
-            }
-            Some(Reply { error: 0, data, .. }) => Ok(data),
-            Some(reply) => Err(io::Error::other(format!(
-                "{command:?} at {offset}: NBD error {}",
-                reply.error
-            ))),
+            Some(reply) if reply.handle != handle => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "answers to earlier requests were not taken",
+            )),
+            Some(Reply { error: 0, data, .. }) => Ok(Ok(data)),
+            Some(reply) => Ok(Err(reply.error)),
         }
     }
 }
@@ -232,23 +249,64 @@ impl Drop for Connection {
     }
 }
 
-/// Reads the replies to the choice of an export, up to its acknowledgement; the export's size.
-fn chosen(stream: &mut UnixStream) -> io::Result<u64> {
-    let mut size = None;
+/// Connects and exchanges the flags of the handshake; options may follow.
+///
+/// # Errors
+/// Nobody listens, or what greets is no NBD server of the fixed newstyle.
+pub fn hello(socket: &Path, bound: Duration) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(bound))?;
+    stream.set_write_timeout(Some(bound))?;
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting)?;
+    if &greeting[..16] != b"NBDMAGICIHAVEOPT" || greeting[17] & 1 == 0 {
+        return Err(io::Error::other(format!("{} greets with no NBD", socket.display())));
+    }
+    // Fixed newstyle, no zeroes.
+    stream.write_all(&3u32.to_be_bytes())?;
+    Ok(stream)
+}
+
+/// Sends one option.
+///
+/// # Errors
+/// The connection broke.
+pub fn send_option(stream: &mut UnixStream, option: u32, data: &[u8]) -> io::Result<()> {
+    let mut out = Vec::with_capacity(16 + data.len());
+    out.extend(OPTION_MAGIC.to_be_bytes());
+    out.extend(option.to_be_bytes());
+    out.extend((data.len() as u32).to_be_bytes());
+    out.extend(data);
+    stream.write_all(&out)
+}
+
+/// An option's reply: its kind and data.
+///
+/// # Errors
+/// The connection broke, or it is no reply.
+pub fn read_option_reply(stream: &mut UnixStream) -> io::Result<(u32, Vec<u8>)> {
+    let mut header = [0; 20];
+    stream.read_exact(&mut header)?;
+    let kind = u32::from_be_bytes(header[12..16].try_into().expect("four bytes"));
+    let length = u32::from_be_bytes(header[16..].try_into().expect("four bytes")) as usize;
+    if header[..8] != OPTION_REPLY_MAGIC.to_be_bytes() || length > OPTION_REPLY_MAX {
+        return Err(io::Error::other("an option was answered with what is no reply"));
+    }
+    let mut data = vec![0; length];
+    stream.read_exact(&mut data)?;
+    Ok((kind, data))
+}
+
+/// Reads the replies to the choice of an export, up to its acknowledgement; the export's size and flags.
+fn chosen(stream: &mut UnixStream) -> io::Result<(u64, u16)> {
+    let mut described = None;
     loop {
-        let mut header = [0; 20];
-        stream.read_exact(&mut header)?;
-        let kind = u32::from_be_bytes(header[12..16].try_into().expect("four bytes"));
-        let length = u32::from_be_bytes(header[16..].try_into().expect("four bytes")) as usize;
-        if header[..8] != OPTION_REPLY_MAGIC.to_be_bytes() || length > OPTION_REPLY_MAX {
-            return Err(io::Error::other("an option was answered with what is no reply"));
-        }
-        let mut data = vec![0; length];
-        stream.read_exact(&mut data)?;
+        let (kind, data) = read_option_reply(stream)?;
         match kind {
-            REP_ACK => return size.ok_or_else(|| io::Error::other("an export without a size")),
+            REP_ACK => return described.ok_or_else(|| io::Error::other("an export without a size")),
             REP_INFO if data.len() == 12 && data[..2] == [0, 0] => {
-                size = Some(u64::from_be_bytes(data[2..10].try_into().expect("eight bytes")));
+                let size = u64::from_be_bytes(data[2..10].try_into().expect("eight bytes"));
+                described = Some((size, u16::from_be_bytes([data[10], data[11]])));
             }
             REP_INFO => {}
             error => {

@@ -15,8 +15,10 @@ use super::guest::{Disk, Guest, Held, Place, sweep};
 use super::inject::proxy::Proxy;
 use super::inject::shim::{self, Effect, Kind, Rule, Shim};
 use super::ledger::Ledger;
+use super::meta_disk::MetaDisk;
 use super::process;
 use super::report::{Failure, FailureKind, Table, Timeline};
+use super::vm::{self, Vm};
 use super::wait::wait_until;
 use crate::checker::history::Broken;
 use crate::rng::Rng;
@@ -63,6 +65,10 @@ pub struct RunOptions {
     pub has_lying_flushes: bool,
     /// Whether metadata servers and nodes are reached through proxies.
     pub has_proxies: bool,
+    /// Whether each metadata server has a disk of its own behind a shim.
+    pub has_meta_disks: bool,
+    /// Whether a virtual machine of QEMU works beside the guests, on a volume of its own.
+    pub has_vm: bool,
     /// Whether the timeline goes to standard error too.
     pub is_told: bool,
 }
@@ -90,6 +96,8 @@ pub struct Run {
     pub table: Table,
     /// Between nodes and their devices, by node; none if the run has none.
     pub shims: BTreeMap<u8, Shim>,
+    /// Disks of metadata servers, by their number; none if the run has none.
+    pub meta_disks: BTreeMap<u8, MetaDisk>,
     /// Between parts and whoever connects to them; none if the run has none.
     pub proxies: BTreeMap<Part, Proxy>,
     seed: u64,
@@ -97,6 +105,7 @@ pub struct Run {
     disks: Vec<(Disk, u8)>,
     guests: Vec<Guest>,
     sessions: u32,
+    vm: Option<Vm>,
     /// Parts that a fault may bring to their end.
     may_end: BTreeSet<Part>,
     /// How far each log has been looked at.
@@ -129,6 +138,9 @@ impl Run {
                 run.lie()?;
             }
         }
+        if options.has_meta_disks {
+            run.put_meta_disks()?;
+        }
         if options.has_proxies {
             run.put_proxies()?;
         }
@@ -142,6 +154,15 @@ impl Run {
         }
         run.add_guests();
         run.timeline.note("guests begin");
+        if options.has_vm {
+            run.cluster.create_volume(vm::VOLUME, &vm::BYTES.to_string())?;
+            let socket = run
+                .cluster
+                .socket(*run.places.keys().next().expect("there are exports"));
+            let rng = Rng::stream(options.seed, "vm");
+            run.vm = Some(Vm::start(&socket, run.cluster.dir(), rng)?);
+            run.timeline.note("a virtual machine begins");
+        }
         Ok(run)
     }
 
@@ -161,12 +182,14 @@ impl Run {
             timeline,
             table: Table::default(),
             shims: BTreeMap::new(),
+            meta_disks: BTreeMap::new(),
             proxies: BTreeMap::new(),
             seed: options.seed,
             places,
             disks: Vec::new(),
             guests: Vec::new(),
             sessions: 1,
+            vm: None,
             may_end: BTreeSet::new(),
             logs_read: BTreeMap::new(),
             cluster,
@@ -193,6 +216,17 @@ impl Run {
         let shim = Shim::start(&backing, &mount, self.rng.word()).map_err(failed)?;
         self.cluster.use_device(k, shim.device());
         self.shims.insert(k, shim);
+        Ok(())
+    }
+
+    fn put_meta_disks(&mut self) -> Result<(), Failure> {
+        for meta in self.cluster.metas() {
+            let Part::Meta(k) = meta else { continue };
+            let disk = MetaDisk::new(self.cluster.dir(), &meta.to_string(), self.rng.word())
+                .map_err(|words| Failure::new(FailureKind::Setup, words))?;
+            self.cluster.use_meta_dir(k, disk.path());
+            self.meta_disks.insert(k, disk);
+        }
         Ok(())
     }
 
@@ -378,11 +412,6 @@ impl Run {
 
     /// SIGTERM; it must end in order.
     pub fn stop(&mut self, part: Part) -> Result<(), Failure> {
-        if let Part::Export(export) = part
-            && let Some(place) = self.places.get(&export)
-        {
-            place.lock().unwrap_or_else(PoisonError::into_inner).is_leaving = true;
-        }
         let status = self.cluster.stop(part, STOP_BOUND);
         self.timeline.note(format!("{part} was asked to stop: {status:?}"));
         if status.is_some_and(|status| status.success()) {
@@ -422,6 +451,9 @@ impl Run {
         if let Some(broken) = self.ledger.broken() {
             return Err(broken.into());
         }
+        if let Some(vm) = &mut self.vm {
+            vm.poll()?;
+        }
         for (part, status) in self.cluster.ended() {
             let words = format!("{part} has ended by itself, {status}");
             if self.may_end.contains(&part) {
@@ -434,6 +466,17 @@ impl Run {
             });
         }
         Ok(())
+    }
+
+    /// At the end of a run: what a virtual machine has written is there after its power went.
+    pub fn finish(&mut self) -> Result<(), Failure> {
+        let Some(mut vm) = self.vm.take() else { return Ok(()) };
+        let result = vm.finish();
+        self.timeline.note(format!(
+            "the power of the virtual machine went {} times, {} files were found again",
+            vm.power_offs, vm.found
+        ));
+        result
     }
 
     /// The last lines of a part's log.
@@ -514,8 +557,7 @@ impl Run {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone();
-            sweep(disk, &self.ledger, &place, IO_BOUND, &mut held)
-                .map_err(|words| Failure::new(FailureKind::Stall, words))?;
+            sweep(disk, &self.ledger, &place, IO_BOUND, &mut held)?;
         }
         let checked = self.ledger.check()?;
         if checked.undecided > 0 {
@@ -636,6 +678,7 @@ impl Drop for Run {
         // Guests first: they would try to come back to exports that are gone. Then what waits on a device, so that
         // processes can be killed, then those, so that the devices are no longer in use when the shims go.
         self.guests.clear();
+        self.vm = None;
         for shim in self.shims.values() {
             shim.heal();
         }

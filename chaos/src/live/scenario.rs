@@ -112,7 +112,7 @@ pub fn run(options: RunOptions, plan: &Plan) -> Outcome {
             };
         }
     };
-    let result = play(&mut run, plan, begun, &mut first_io);
+    let result = play(&mut run, plan, begun, &mut first_io).and_then(|()| run.finish());
     let table = run.table.clone();
     let failure = result.err().map(|failure| {
         let dir = run.keep(&failure);

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use cairn_chaos::live::dev::{Dev, DevOptions};
+use cairn_chaos::live::nbd::{FLAG_FLUSH, FLAG_FUA, FLAG_MULTI_CONN, FLAG_TRIM, FLAG_WRITE_ZEROES};
 use cairn_chaos::live::process;
 use cairn_chaos::live::wait::wait_until;
 use rustix::process::Signal;
 
-use crate::support::nbd::{FLAG_FLUSH, FLAG_FUA, FLAG_MULTI_CONN, FLAG_TRIM, FLAG_WRITE_ZEROES, Nbd};
+use crate::support::nbd::Nbd;
 use crate::support::stamped::Stamped;
 use crate::support::{cairn, cluster_dir, heavy, run, start, start_with};
 

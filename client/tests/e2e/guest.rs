@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::support::guest::Guest;
+use cairn_chaos::live::machine::Guest;
+
 use crate::support::{heavy, start};
 
 /// How long a guest may take for its scenario, on emulated processors.

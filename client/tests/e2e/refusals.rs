@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cairn_chaos::live::dev::Dev;
+use cairn_chaos::live::nbd;
 use cairn_chaos::live::process;
 use cairn_chaos::live::wait::{wait_for, wait_until};
 use cairn_proto::capability::{Capability, ClusterKey, Rights};
@@ -17,7 +18,7 @@ use cairn_proto::ids::{ClientId, ClusterId, CommitSeq, Correlation, DeviceId, Ge
 use cairn_proto::limits::FRAME_HEADER_BYTES;
 use cairn_proto::message::{Envelope, FailureKind, Hello, Message, PeerLimits, Purpose, Seal, features};
 
-use crate::support::nbd::{self, Nbd};
+use crate::support::nbd::{ANSWER_BOUND, Nbd};
 use crate::support::{Ran, Random, run, start};
 
 const BOUND: Duration = Duration::from_secs(60);
@@ -230,7 +231,7 @@ fn nonsense_on_every_socket_takes_nothing_down() {
         let _ = stream.read(&mut [0; 4096]);
         assert!(process::is_running(before["export"]), "the export died of {what}");
     }
-    let mut options = nbd::hello(&dev.socket()).unwrap();
+    let mut options = nbd::hello(&dev.socket(), ANSWER_BOUND).unwrap();
     nbd::send_option(&mut options, 0xdead, &[1; 1000]).unwrap();
     let (kind, _) = nbd::read_option_reply(&mut options).unwrap();
     assert_eq!(

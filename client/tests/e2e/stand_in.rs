@@ -5,13 +5,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use cairn_chaos::live::machine::Guest;
+use cairn_chaos::live::nbd::FLAG_TRIM;
 use cairn_chaos::live::process::Guarded;
 use cairn_chaos::live::tools;
 use cairn_chaos::live::wait::wait_until;
 
 use crate::guest::{FIRST_BOOT, SECOND_BOOT};
-use crate::support::guest::Guest;
-use crate::support::nbd::{EINVAL, FLAG_TRIM, Nbd};
+use crate::support::nbd::{EINVAL, Nbd};
 
 const BOUND: Duration = Duration::from_secs(180);
 

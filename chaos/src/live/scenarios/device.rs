@@ -45,6 +45,8 @@ pub const FAULTS: &[Fault] = &[
 const SPAN: Duration = Duration::from_secs(4);
 /// How long a problem of a device may be there before operators do what it says.
 const PATIENCE: Duration = Duration::from_secs(25);
+/// How long a node must run before it is believed that it can.
+const SETTLED: Duration = Duration::from_secs(4);
 /// How long they wait for the end of it.
 const MENDED_BOUND: Duration = Duration::from_secs(90);
 
@@ -226,7 +228,7 @@ fn replaced(run: &mut Run) -> Result<(), Failure> {
 fn mend(run: &mut Run, k: u8) -> Result<(), Failure> {
     let node = Part::Node(k);
     let begun = Instant::now();
-    let (mut restarts, mut is_verified) = (0, false);
+    let (mut restarts, mut is_verified, mut started) = (0, false, begun);
     loop {
         run.load(Duration::from_millis(500))?;
         if !run.cluster.is_running(node) {
@@ -237,6 +239,7 @@ fn mend(run: &mut Run, k: u8) -> Result<(), Failure> {
                 return renew(run, k);
             }
             restarts += 1;
+            started = Instant::now();
             run.start(node)?;
             continue;
         }
@@ -245,7 +248,9 @@ fn mend(run: &mut Run, k: u8) -> Result<(), Failure> {
             .iter()
             .filter(|words| words.starts_with("device-") || words.starts_with("volumes-damaged"))
             .collect();
-        if problems.is_empty() || (of_device.is_empty() && begun.elapsed() > PATIENCE) {
+        // What has just been started may end in a moment, and the status does not know yet.
+        let is_settled = begun.elapsed() >= SETTLED && started.elapsed() >= SETTLED;
+        if is_settled && (problems.is_empty() || (of_device.is_empty() && begun.elapsed() > PATIENCE)) {
             run.never_ends(node);
             return Ok(());
         }
@@ -253,6 +258,7 @@ fn mend(run: &mut Run, k: u8) -> Result<(), Failure> {
         if is_failed && restarts == 0 {
             run.timeline.note(of_device[0]);
             restarts += 1;
+            started = Instant::now();
             run.kill(&[node]);
             run.start(node)?;
         } else if !is_verified && !of_device.is_empty() {

@@ -14,6 +14,7 @@ pub const FAULTS: &[Fault] = &[
     fault("power-cut", "power-cut", WAITS, power_cut),
     fault("power-cut-lose-all", "power-cut", WAITS, power_cut_lose_all),
     fault("power-cut-node", "power-cut", WAITS, power_cut_node),
+    fault("power-cut-meta", "power-cut", Some(PAUSE_MAX), power_cut_meta),
     fault("slow-disk", "slow-disk", Some(PAUSE_MAX), slow_disk),
     fault("stuck-disk", "stuck-disk", Some(PAUSE_MAX), stuck_disk),
 ];
@@ -43,6 +44,16 @@ fn power_cut_node(run: &mut Run) -> Result<(), Failure> {
     let node = *run.rng.pick(&nodes);
     cut(run, &[node], None)?;
     run.start(node)
+}
+
+/// The power of one metadata server fails, or of all of them.
+fn power_cut_meta(run: &mut Run) -> Result<(), Failure> {
+    before(run)?;
+    let mut metas: Vec<Part> = run.cluster.metas().collect();
+    shuffle(run, &mut metas);
+    let count = if run.rng.permille(500) { 1 } else { metas.len() };
+    cut(run, &metas[..count], None)?;
+    run.start_all(&metas[..count])
 }
 
 /// Everything on the device of one node takes long.
@@ -83,11 +94,15 @@ pub(super) fn cut(run: &mut Run, parts: &[Part], by: Option<CutBy>) -> Result<()
     }
     let (mut kept, mut lost) = (0, 0);
     for part in parts {
-        let Part::Node(k) = part else { continue };
         let seed = run.rng.word();
-        let Some(shim) = run.shims.get(k) else { continue };
-        let cut = shim
-            .power_cut(by.unwrap_or(CutBy::Seed(seed)))
+        let by = by.unwrap_or(CutBy::Seed(seed));
+        let cut = match part {
+            Part::Node(k) => run.shims.get(k).map(|shim| shim.power_cut(by)),
+            Part::Meta(k) => run.meta_disks.get(k).map(|disk| disk.power_cut(by)),
+            Part::Export(_) => None,
+        };
+        let Some(cut) = cut else { continue };
+        let cut = cut
             .map_err(|error| Failure::new(FailureKind::Setup, format!("the power of {part} can't be cut: {error}")))?;
         kept += cut.kept;
         lost += cut.lost;
@@ -96,10 +111,19 @@ pub(super) fn cut(run: &mut Run, parts: &[Part], by: Option<CutBy>) -> Result<()
         run.kill(parts);
     }
     for part in parts {
-        if let Part::Node(k) = part
-            && let Some(shim) = run.shims.get(k)
-        {
-            shim.power_on();
+        match part {
+            Part::Node(k) => {
+                if let Some(shim) = run.shims.get(k) {
+                    shim.power_on();
+                }
+            }
+            Part::Meta(k) => {
+                if let Some(disk) = run.meta_disks.get_mut(k) {
+                    disk.restore()
+                        .map_err(|words| Failure::new(FailureKind::Setup, words))?;
+                }
+            }
+            Part::Export(_) => {}
         }
     }
     run.timeline.note(format!(

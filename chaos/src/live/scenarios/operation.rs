@@ -1,14 +1,17 @@
 //! What operators and their machines do to a cluster that is in use: nodes come and go for good, volumes move and grow, programs are
 //! upgraded, configurations are wrong.
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::live::cluster::Part;
 use crate::live::inject::proxy;
 use crate::live::inject::shim::{Effect, Rule};
+use crate::live::process::Guarded;
 use crate::live::report::{Failure, FailureKind};
 use crate::live::run::{Run, WELL_BOUND};
 use crate::live::steps::{Fault, PAUSE_MAX, WAITS, before, fault};
+use crate::live::tools;
 use crate::live::wait::wait_until;
 use crate::live::zombie;
 
@@ -23,6 +26,7 @@ pub const FAULTS: &[Fault] = &[
     fault("reattach", "release", Some(PAUSE_MAX), reattach),
     fault("take-over", "take-over", Some(PAUSE_MAX), zombie::take_over),
     fault("kill-export-again", "death-in-write", WAITS, kill_export_again),
+    fault("fio-verify", "kill-node", Some(PAUSE_MAX), fio_verify),
     fault("config-error", "config-error", Some(PAUSE_MAX), config_error),
 ];
 
@@ -30,6 +34,9 @@ pub const FAULTS: &[Fault] = &[
 const NODES_MAX: u8 = 6;
 /// The export that volumes move to; no other guest uses it.
 const TARGET: u8 = 60;
+/// The export and the volume of fio.
+const FIO: u8 = 59;
+const FIO_VOLUME: &str = "fio";
 
 /// A node more, under load.
 fn add_node(run: &mut Run) -> Result<(), Failure> {
@@ -187,6 +194,84 @@ fn kill_export_again(run: &mut Run) -> Result<(), Failure> {
         run.kill(&[export]);
         run.start(export)?;
         run.wait_answers()?;
+    }
+    Ok(())
+}
+
+/// fio writes a volume of its own and verifies it, while a node is killed and comes back.
+fn fio_verify(run: &mut Run) -> Result<(), Failure> {
+    let Some(fio) = tools::find("fio") else {
+        run.timeline
+            .note("fio is not there (package fio): nothing was verified");
+        return run.load(Duration::from_secs(1));
+    };
+    let export = Part::Export(FIO);
+    if !run.cluster.is_running(export) {
+        run.cluster.start(export)?;
+    }
+    let socket = run.cluster.socket(FIO);
+    if !wait_until(WELL_BOUND, || std::os::unix::net::UnixStream::connect(&socket).is_ok()) {
+        return Err(Failure::new(
+            FailureKind::Unhealed,
+            "the export for fio does not listen",
+        ));
+    }
+    let listed = run.cluster.ask(&["volume", "show", FIO_VOLUME]);
+    if !listed.is_success() {
+        run.cluster.create_volume(FIO_VOLUME, "64M")?;
+    }
+    let log = std::fs::File::create(run.cluster.dir().join("log/fio.log"))
+        .map_err(|error| Failure::new(FailureKind::Setup, error.to_string()))?;
+    let uri = format!("nbd+unix:///{FIO_VOLUME}?socket={}", socket.display());
+    let mut command = Command::new(fio);
+    command.args([
+        "--name=verify",
+        "--ioengine=nbd",
+        "--rw=randwrite",
+        "--bsrange=512-64k",
+        "--iodepth=8",
+    ]);
+    command.args([
+        "--blockalign=512",
+        "--size=64m",
+        "--io_size=48m",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+    ]);
+    command.args(["--do_verify=1", "--fsync=32", "--rate_iops=400"]);
+    command
+        .arg(format!("--randseed={}", run.rng.word() >> 1))
+        .arg(format!("--uri={uri}"));
+    command.stdin(Stdio::null()).stderr(Stdio::null()).stdout(log);
+    let child = command.current_dir(run.cluster.dir()).spawn();
+    let mut child = Guarded::new(child.map_err(|error| Failure::new(FailureKind::Setup, error.to_string()))?);
+    let begun = std::time::Instant::now();
+    let nodes: Vec<Part> = run.cluster.nodes().collect();
+    let status = loop {
+        before(run)?;
+        if let Ok(Some(status)) = child.child().try_wait() {
+            break status;
+        }
+        if begun.elapsed() > WELL_BOUND {
+            return Err(Failure::new(FailureKind::Stall, "fio does not come to its end"));
+        }
+        let node = *run.rng.pick(&nodes);
+        run.kill(&[node]);
+        run.load(Duration::from_millis(700))?;
+        run.start(node)?;
+        run.load(Duration::from_secs(2))?;
+    };
+    run.stop(export)?;
+    run.timeline.note(format!(
+        "fio has ended after {:.1} s, {status}",
+        begun.elapsed().as_secs_f64()
+    ));
+    if !status.success() {
+        let text = std::fs::read_to_string(run.cluster.dir().join("log/fio.log")).unwrap_or_default();
+        return Err(Failure {
+            story: text.lines().map(str::to_string).collect(),
+            ..Failure::new(FailureKind::Data, format!("fio has found something wrong, {status}"))
+        });
     }
     Ok(())
 }

@@ -1,8 +1,6 @@
 //! What the tests have in common.
 
 pub(crate) mod cluster;
-pub(crate) mod cpio;
-pub(crate) mod guest;
 pub(crate) mod nbd;
 pub(crate) mod stamped;
 

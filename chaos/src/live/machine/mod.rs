@@ -1,15 +1,16 @@
 //! An unmodified guest in QEMU: a distribution's kernel, an archive with busybox and e2fsprogs as its only file system,
 //! and a disk over NBD. A scenario is a shell script; what it says comes back over the serial line.
 
+mod cpio;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use cairn_chaos::live::process::Guarded;
-use cairn_chaos::live::tools;
-
-use super::cpio::Cpio;
+use self::cpio::Cpio;
+use super::process::Guarded;
+use super::tools;
 
 /// Where `.ci/fetch-guest` was told to put the kernel and busybox.
 const GUEST_DIR: &str = "CAIRN_GUEST_DIR";
@@ -49,24 +50,24 @@ end 0
 
 /// What a scenario gave.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub struct Outcome {
     /// What it said, line by line.
-    pub(crate) said: Vec<String>,
+    pub said: Vec<String>,
     /// All of the serial line.
-    pub(crate) console: String,
+    pub console: String,
     /// The status it ended with; `None` when the guest died or did not end within the bound.
-    pub(crate) status: Option<i32>,
+    pub status: Option<i32>,
 }
 
 impl Outcome {
     /// The lines it said that start like this, without that start.
-    pub(crate) fn said_after(&self, start: &str) -> Vec<&str> {
+    pub fn said_after(&self, start: &str) -> Vec<&str> {
         self.said.iter().filter_map(|line| line.strip_prefix(start)).collect()
     }
 
     /// Panics unless it ended with success.
     #[track_caller]
-    pub(crate) fn expect_success(self) -> Outcome {
+    pub fn expect_success(self) -> Outcome {
         assert_eq!(
             self.status,
             Some(0),
@@ -78,7 +79,7 @@ impl Outcome {
 }
 
 /// What guests are made of.
-pub(crate) struct Guest {
+pub struct Guest {
     files: PathBuf,
     scratch: tempfile::TempDir,
 }
@@ -86,7 +87,7 @@ pub(crate) struct Guest {
 impl Guest {
     /// `None` when something is not there that a guest needs; the test is then said to be skipped (or fails, see
     /// [`tools::skip`]).
-    pub(crate) fn new() -> Option<Guest> {
+    pub fn new() -> Option<Guest> {
         let needed = [
             ("qemu-system-x86_64", "qemu-system-x86"),
             ("mke2fs", "e2fsprogs"),
@@ -110,10 +111,17 @@ impl Guest {
 
     /// Boots with the disk at `uri`, runs the scenario (a shell script with `say`, `must` and `kernel_complaints` at
     /// hand), and waits for its end, `bound` at the most. `files` are put into the guest: path and content.
-    pub(crate) fn run(&self, uri: &str, scenario: &str, files: &[(&str, &str)], bound: Duration) -> Outcome {
-        let archive = self.scratch.path().join("initramfs");
+    pub fn run(&self, uri: &str, scenario: &str, files: &[(&str, &str)], bound: Duration) -> Outcome {
+        let drive = format!("file={uri},format=raw");
+        self.boot(&drive, scenario, files, self.scratch.path()).outcome(bound)
+    }
+
+    /// The same without waiting: `drive` is QEMU's description of the disk, as for `-drive`, and what comes over the serial line is
+    /// kept in `dir`.
+    pub fn boot(&self, drive: &str, scenario: &str, files: &[(&str, &str)], dir: &Path) -> Machine {
+        let archive = dir.join("initramfs");
         fs::write(&archive, self.archive(scenario, files)).expect("the archive can be written");
-        let console = self.scratch.path().join("console");
+        let console = dir.join("console");
         fs::write(&console, "").expect("the console's file can be written");
         let program = tools::find("qemu-system-x86_64").expect("found before");
         let mut command = Command::new(program);
@@ -130,36 +138,16 @@ impl Guest {
         ]);
         command.arg("-serial").arg(format!("file:{}", console.display()));
         command.arg("-drive");
-        command.arg(format!(
-            "file={uri},format=raw,if=none,id=disk,cache=none,discard=unmap"
-        ));
+        command.arg(format!("{drive},if=none,id=disk,cache=none,discard=unmap"));
         command.args(["-device", "virtio-blk-pci,drive=disk"]);
-        let errors = self.scratch.path().join("qemu");
+        let errors = dir.join("qemu");
         let log = fs::File::create(&errors).expect("the log of QEMU can be created");
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be shared"))
             .stderr(log);
-        let mut qemu = Guarded::new(command.spawn().expect("QEMU can be started"));
-        let ended = qemu.wait(bound);
-        drop(qemu);
-        let text = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
-        let mut console = text(&console).replace('\r', "");
-        let status = console
-            .lines()
-            .find_map(|line| line.strip_prefix(END_MARK)?.parse().ok());
-        let said = console
-            .lines()
-            .filter_map(|line| line.strip_prefix(SAY_MARK))
-            .map(str::to_string)
-            .collect();
-        if status.is_none() {
-            let end = ended.map_or(format!("did not end within {bound:?}"), |status| {
-                format!("ended, {status}")
-            });
-            console.push_str(&format!("\n[QEMU {end}] {}", text(&errors)));
-        }
-        Outcome { said, console, status }
+        let qemu = Guarded::new(command.spawn().expect("QEMU can be started"));
+        Machine { qemu, console, errors }
     }
 
     fn archive(&self, scenario: &str, files: &[(&str, &str)]) -> Vec<u8> {
@@ -204,5 +192,68 @@ fn libraries_of(program: &Path) -> Vec<String> {
 }
 
 fn default_files() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest")
+    let beside = std::env::current_exe().ok().and_then(|program| {
+        let target = program.ancestors().find(|dir| dir.join("guest/vmlinuz").is_file())?;
+        Some(target.join("guest"))
+    });
+    beside.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest"))
+}
+
+/// A guest that was booted. Dropping it is a power-off.
+#[derive(Debug)]
+pub struct Machine {
+    qemu: Guarded,
+    console: PathBuf,
+    errors: PathBuf,
+}
+
+impl Machine {
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.qemu.child().try_wait(), Ok(Some(_)))
+    }
+
+    /// What came over the serial line so far.
+    pub fn console(&self) -> String {
+        read_text(&self.console).replace('\r', "")
+    }
+
+    /// Waits for its end; ends it after `bound`.
+    pub fn outcome(mut self, bound: Duration) -> Outcome {
+        let ended = self.qemu.wait(bound);
+        let Machine { qemu, console, errors } = self;
+        drop(qemu);
+        Outcome::of(read_text(&console).replace('\r', ""), ended, bound, &read_text(&errors))
+    }
+}
+
+fn read_text(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+impl Outcome {
+    fn of(mut console: String, ended: Option<ExitStatus>, bound: Duration, errors: &str) -> Outcome {
+        let status = console
+            .lines()
+            .find_map(|line| line.strip_prefix(END_MARK)?.parse().ok());
+        let said = said(&console);
+        if status.is_none() {
+            let end = ended.map_or(format!("did not end within {bound:?}"), |status| {
+                format!("ended, {status}")
+            });
+            console.push_str(&format!("\n[QEMU {end}] {errors}"));
+        }
+        Outcome { said, console, status }
+    }
+}
+
+/// The lines that a scenario has said, of what came over the serial line.
+pub fn said(console: &str) -> Vec<String> {
+    // The last line may not be there as a whole.
+    let whole = console.rfind('\n').map_or("", |end| &console[..end]);
+    whole
+        .lines()
+        .filter_map(|line| line.strip_prefix(SAY_MARK))
+        .map(str::to_string)
+        .collect()
 }

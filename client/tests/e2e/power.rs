@@ -5,9 +5,12 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use cairn_chaos::live::cluster::{Cluster as Parts, ClusterOptions, Part};
 use cairn_chaos::live::dev::{Dev, DevOptions};
 use cairn_chaos::live::inject::shim::{CutBy, Shim};
+use cairn_chaos::live::meta_disk::MetaDisk;
 use cairn_chaos::live::tools;
 
 use crate::support::nbd::Nbd;
@@ -176,4 +179,51 @@ fn an_acknowledgement_before_the_flush_is_found_by_a_power_cut() {
     let mut nbd = cluster.attach();
     let checked = catch_unwind(AssertUnwindSafe(|| stamped.check(&mut nbd)));
     assert!(checked.is_err(), "acknowledged writes were lost, and nobody noticed");
+}
+
+/// `sled` calls a write flushed that is in the cache of the device: a metadata server must not.
+#[test]
+fn what_a_metadata_server_has_acknowledged_survives_the_power_failure_of_all_of_them() {
+    let can_attach = rustix::process::geteuid().is_root() && Path::new("/dev/loop-control").exists();
+    if !can_mount() || !(can_attach || tools::skip("needs root and loop devices")) {
+        return;
+    }
+    if !tools::available(&[("losetup", "mount"), ("mkfs.ext4", "e2fsprogs")]) {
+        return;
+    }
+    let _turn = heavy();
+    let dir = tempfile::tempdir_in(std::env::temp_dir()).unwrap();
+    let mut disk = MetaDisk::new(dir.path(), "meta-1", 1).unwrap();
+    let mut parts = Parts::new(ClusterOptions {
+        program: cairn().into(),
+        dir: dir.path().to_path_buf(),
+        metas: 1,
+        nodes: 3,
+        device_bytes: 64 << 20,
+        rebuild_after: Duration::from_secs(600),
+        env: Vec::new(),
+    })
+    .unwrap();
+    parts.use_meta_dir(1, disk.path());
+    parts.begin().unwrap();
+    let mut created = Vec::new();
+    for round in 0..6 {
+        let name = format!("volume-{round}");
+        parts.create_volume(&name, "16M").unwrap();
+        created.push(name);
+        parts.kill(&[Part::Meta(1)]);
+        disk.power_cut(CutBy::LoseAll).unwrap();
+        disk.restore().unwrap();
+        parts.start(Part::Meta(1)).unwrap();
+        let well = parts.wait_well(Duration::from_secs(60));
+        assert!(well.is_ok(), "after power failure {round}: {well:?}");
+        let listed = parts.ask(&["volume", "list"]);
+        let listed: Vec<&str> = listed.json["volumes"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{listed:?}"))
+            .iter()
+            .filter_map(|volume| volume["name"].as_str())
+            .collect();
+        assert_eq!(listed, created, "after power failure {round}");
+    }
 }

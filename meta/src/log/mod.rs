@@ -1,5 +1,6 @@
 //! Where a metadata server keeps what it must not forget: its Raft log, its vote, its last snapshot.
 
+mod durable;
 mod file;
 pub mod memory;
 pub mod sled;

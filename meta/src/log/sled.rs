@@ -25,6 +25,7 @@ use cairn_proto::codec::{DecodeError, Put, Reader};
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use sled::{Batch, Db, IVec, Mode, Tree};
 
+use crate::log::durable::Durable;
 use crate::log::{LogError, LogStore, Stored, file};
 use crate::raft::message::{
     decode_entry, decode_hard_state, decode_snapshot, encode_entry, encode_hard_state, encode_snapshot,
@@ -60,6 +61,7 @@ pub struct SledLogStore {
     dir: PathBuf,
     _db: Db,
     tree: Tree,
+    durable: Durable,
     identity: Option<Identity>,
     /// Term and vote as the file has them.
     vote: Vote,
@@ -93,6 +95,7 @@ impl SledLogStore {
             dir: dir.to_path_buf(),
             _db: db,
             tree,
+            durable: Durable::new(&path)?,
             identity: None,
             vote: (0, 0),
             bounds: (0, 0),
@@ -382,7 +385,8 @@ impl LogStore for SledLogStore {
     }
 
     fn flush(&mut self) -> Result<(), LogError> {
-        self.tree.flush().map(drop).map_err(|error| explain(&self.dir, error))
+        self.tree.flush().map_err(|error| explain(&self.dir, error))?;
+        self.durable.sync()
     }
 }
 

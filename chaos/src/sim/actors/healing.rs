@@ -1,5 +1,5 @@
 //! What meta's service does about healing while its member leads: it notes what nodes and holders say, and lets production's
-//! [`heal::decide`] say what is to be done. (The gRPC service that does this is not simulated.)
+//! [`heal::decide()`] say what is to be done. (The gRPC service that does this is not simulated.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -87,7 +87,7 @@ impl FrameReader {
             self.partial = Some(Partial {
                 header,
                 head: head.to_vec(),
-                data: BlockBuf::zeroed(header.data_bytes as usize / BLOCK_BYTES),
+                data: BlockBuf::to_be_filled(header.data_bytes as usize / BLOCK_BYTES),
                 filled: 0,
             });
             self.take(head_bytes);

@@ -282,7 +282,7 @@ impl Transmission {
                 None
             }
             Ok(Some(VolumeOp::Write { .. })) => {
-                let data = BlockBuf::zeroed((payload as usize).div_ceil(BLOCK_BYTES));
+                let data = BlockBuf::to_be_filled((payload as usize).div_ceil(BLOCK_BYTES));
                 self.state = State::Payload {
                     header,
                     data,

@@ -40,7 +40,7 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// A buffer of whole blocks; `None` while too much is held. One buffer is always to be had when nothing is.
+    /// A buffer of whole blocks, to be filled; `None` while too much is held. One buffer is always to be had when nothing is.
     pub(super) fn take(&self, bytes: usize) -> Option<BudgetBuf> {
         assert!(bytes.is_multiple_of(BLOCK_BYTES), "{bytes} bytes are not whole blocks");
         // Only the driver's thread adds, others only take away: what is read here is an upper bound.
@@ -49,7 +49,7 @@ impl Budget {
             return None;
         }
         self.used.fetch_add(bytes, Ordering::Relaxed);
-        let buf = BlockBufDebug(BlockBuf::zeroed(bytes / BLOCK_BYTES));
+        let buf = BlockBufDebug(BlockBuf::to_be_filled(bytes / BLOCK_BYTES));
         let used = self.used.clone();
         Some(BudgetBuf { buf, used })
     }

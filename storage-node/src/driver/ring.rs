@@ -162,7 +162,7 @@ impl Ring {
         let byte = |at: DeviceBlock| at.0 * BLOCK_BYTES as u64;
         match op {
             DiskOp::Read { token, at, blocks } => {
-                let buf = BlockBuf::zeroed(blocks as usize);
+                let buf = BlockBuf::to_be_filled(blocks as usize);
                 let at = byte(at);
                 let done = 0;
                 self.start(InFlight::Read {

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cairn_benches::matrix::{self, MatrixOptions};
+use cairn_benches::rebuild::{self, RebuildOptions};
+use cairn_benches::stall::{self, StallOptions};
 use cairn_benches::store::spin::{self, SpinOptions};
 use cairn_benches::store::{self, StoreOptions};
 use cairn_benches::targets::Kind;
@@ -23,12 +25,51 @@ struct Arguments {
 enum Benches {
     /// The fio matrix on every target in turn. Example: cargo run --release -p cairn-benches -- fio --rounds 5
     Fio(FioArguments),
+    /// The longest I/O when something fails. Example: cargo run --release -p cairn-benches -- stall
+    Stall(StallArguments),
+    /// What guests feel of a rebuild. Example: cargo run --release -p cairn-benches -- rebuild --size 2G
+    Rebuild(RebuildArguments),
     /// The store of one device beside the device itself. Example: cargo run --release -p cairn-benches -- store --rounds 5
     Store(StoreArguments),
     /// Layouts of a commit and ways to flush it, on the device itself.
     Layouts(LayoutArguments),
     /// The store on a device that does nothing: what it costs itself. Prints JSON.
     Spin(SpinArguments),
+}
+
+#[derive(clap::Args)]
+struct StallArguments {
+    /// Seconds of each run; a fault comes after 3.
+    #[arg(long, default_value_t = 18, value_parser = clap::value_parser!(u32).range(5..=3600))]
+    runtime: u32,
+    /// Only faults whose name contains one of these, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Where the files lie.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// The `cairn` program; built in the profile of this one when not given.
+    #[arg(long)]
+    cairn: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct RebuildArguments {
+    /// Bytes of the volume.
+    #[arg(long, default_value = "2G")]
+    size: ByteSize,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=60))]
+    runtime: u32,
+    /// Without guests while the copies are made anew: how fast it can be.
+    #[arg(long)]
+    idle: bool,
+    /// Where the files lie.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// The `cairn` program; built in the profile of this one when not given.
+    #[arg(long)]
+    cairn: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -128,6 +169,19 @@ struct FioArguments {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Benches::Fio(arguments) => run_matrix(arguments),
+        Benches::Stall(arguments) => stall::run(&StallOptions {
+            runtime_s: arguments.runtime,
+            only: arguments.only,
+            dir: arguments.dir,
+            cairn: arguments.cairn,
+        }),
+        Benches::Rebuild(arguments) => rebuild::run(&RebuildOptions {
+            size: arguments.size,
+            runtime_s: arguments.runtime,
+            idle: arguments.idle,
+            dir: arguments.dir,
+            cairn: arguments.cairn,
+        }),
         Benches::Store(arguments) => store::run(&StoreOptions {
             rounds: arguments.rounds,
             runtime_s: arguments.runtime,

@@ -11,7 +11,7 @@ use crate::support::cluster::{
 };
 use crate::support::nbd::Nbd;
 use crate::support::stamped::{BLOCK, Stamped};
-use crate::support::{cairn, heavy, start_with};
+use crate::support::{Random, cairn, heavy, start_with};
 
 /// What data was copied, as the holder of a volume counts it.
 const COPIED_BYTES: &str = "cairn_client_copied_bytes_total";
@@ -203,4 +203,123 @@ fn a_short_absence_moves_no_copy_and_the_node_gets_only_what_it_missed() {
     assert_equal_copies(&mut dev, &mut regions, &hosts, &away);
     dev.kill(&spare);
     assert!(held_on(&dev, &spare).is_empty());
+}
+
+/// A volume whose blocks are written one by one, in a scattered order, each with a content of its own.
+struct Scattered {
+    nbd: Nbd,
+    /// The last write of each block; zero for none, or a trim.
+    stamps: Vec<u64>,
+    next: u64,
+}
+
+impl Scattered {
+    const BLOCKS: u64 = 16_384;
+    /// Blocks that are read and filled at once.
+    const SPAN: u64 = 128;
+
+    /// The block at a place of the scattered order.
+    fn block(place: u64) -> u64 {
+        place * 7919 % Self::BLOCKS
+    }
+
+    fn write(&mut self, place: u64) {
+        let block = Self::block(place);
+        self.next += 1;
+        self.nbd.write(block * BLOCK, &content(block, self.next));
+        self.stamps[block as usize] = self.next;
+    }
+
+    fn trim(&mut self, place: u64) {
+        let block = Self::block(place);
+        self.nbd.trim(block * BLOCK, BLOCK as u32);
+        self.stamps[block as usize] = 0;
+    }
+
+    /// Writes the first half, in order.
+    fn fill(&mut self) {
+        for first in (0..Self::BLOCKS / 2).step_by(Self::SPAN as usize) {
+            let blocks = first..first + Self::SPAN;
+            self.next += 1;
+            let data: Vec<u8> = blocks.clone().flat_map(|block| content(block, self.next)).collect();
+            self.nbd.write(first * BLOCK, &data);
+            blocks.for_each(|block| self.stamps[block as usize] = self.next);
+        }
+    }
+
+    fn check(&mut self) {
+        for first in (0..Self::BLOCKS).step_by(Self::SPAN as usize) {
+            let read = self.nbd.read(first * BLOCK, (Self::SPAN * BLOCK) as u32);
+            for (block, data) in (first..).zip(read.chunks_exact(BLOCK as usize)) {
+                assert!(
+                    data == content(block, self.stamps[block as usize]),
+                    "block {block} differs"
+                );
+            }
+        }
+    }
+}
+
+fn content(block: u64, stamp: u64) -> Vec<u8> {
+    let mut data = vec![0; BLOCK as usize];
+    if stamp != 0 {
+        Random::new(block ^ stamp << 20).fill(&mut data);
+    }
+    data
+}
+
+/// A node is away until it is ejected, so that it is compared when it comes back. What differs is known: blocks that were
+/// written once while it was away, and trims.
+#[test]
+fn a_resync_moves_what_differs_and_no_more() {
+    let _turn = heavy();
+    let mut dev = start_with(DevOptions::new(cairn()).volumes(&["demo:64M"]));
+    let mut volume = Scattered {
+        nbd: connect(&dev),
+        stamps: vec![0; Scattered::BLOCKS as usize],
+        next: 0,
+    };
+    volume.fill();
+    let line = dev.kill("node-2");
+    let (mut place, mut trims) = (2000, 0);
+    let ejected = wait_until(WHOLE_BOUND, || {
+        for _ in 0..100 {
+            if place < 6000 {
+                volume.write(place);
+                place += 1;
+            }
+        }
+        if trims < 500 {
+            volume.trim(trims);
+            trims += 1;
+        }
+        events(&dev).contains_key("ejected")
+    });
+    assert!(ejected, "{:?}", events(&dev));
+    let differs = ((place - 2000) * BLOCK) as f64;
+    let before = metric(&dev, "export", COPIED_BYTES);
+    dev.restart("node-2", &line);
+    // Writes that go on meanwhile are the joiner's from the first moment on: they are no part of the resync.
+    let mut live = 0;
+    let admitted = wait_until(WHOLE_BOUND, || {
+        volume.write(8000 + live % 200);
+        live += 1;
+        events(&dev).contains_key("admitted")
+    });
+    assert!(admitted, "{:?}", events(&dev));
+    let copied = metric(&dev, "export", COPIED_BYTES) - before;
+    eprintln!(
+        "{:.0} blocks and {trims} trims differed, {live} writes went on, {:.3} times the bytes that differed were copied",
+        differs / BLOCK as f64,
+        copied / differs
+    );
+    assert!(
+        differs > 0.0 && copied >= differs,
+        "{copied} of {differs} bytes were copied"
+    );
+    assert!(
+        copied <= differs * 1.2,
+        "{copied} bytes were copied, {differs} differed"
+    );
+    volume.check();
 }

@@ -1,0 +1,230 @@
+//! What guests feel when something fails: the longest time that any I/O takes, over NBD, on a cluster of real processes.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cairn_chaos::live::cluster::{Cluster, ClusterOptions, Part};
+use cairn_chaos::live::fio::{self, Report, Target};
+use cairn_chaos::live::inject::proxy::{self, Proxy};
+use cairn_chaos::live::inject::shim::{Effect, Rule, Shim};
+use cairn_chaos::live::process;
+use cairn_chaos::live::tools;
+
+use crate::rebuild::hold;
+use crate::targets::build_cairn;
+
+/// The volume.
+const VOLUME: &str = "demo";
+/// Bytes of it that I/O is spread over, and of it.
+const SIZE: &str = "256M";
+/// Bytes of each node's device.
+const DEVICE_BYTES: u64 = 2 << 30;
+/// The node that faults hit.
+const HIT: Part = Part::Node(2);
+/// From the beginning of a run to its fault.
+const BEFORE: Duration = Duration::from_secs(3);
+/// How long a part that comes back is away.
+const AWAY: Duration = Duration::from_secs(4);
+/// How long a run may take beyond its time: I/O that never ends must not hold this up.
+const LATE_MAX: Duration = Duration::from_secs(60);
+/// How long the cluster may take to be well before the next fault.
+const WELL_BOUND: Duration = Duration::from_secs(120);
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct StallOptions {
+    /// Seconds of each run.
+    pub runtime_s: u32,
+    /// Only faults whose name contains one of these.
+    pub only: Vec<String>,
+    /// Where the files lie.
+    pub dir: Option<PathBuf>,
+    /// The `cairn` program; built when not given.
+    pub cairn: Option<PathBuf>,
+}
+
+/// What fails, in this order.
+const FAULTS: [(&str, Act); 9] = [
+    ("nothing", |_| Ok(())),
+    ("node killed", |world| {
+        world.cluster.kill(&[HIT]);
+        Ok(())
+    }),
+    ("node killed and back", |world| {
+        world.cluster.kill(&[HIT]);
+        std::thread::sleep(AWAY);
+        start(&mut world.cluster, HIT)
+    }),
+    ("node away until it is ejected, and back", |world| {
+        world.cluster.kill(&[HIT]);
+        // Longer than a member is waited for.
+        std::thread::sleep(Duration::from_secs(12));
+        start(&mut world.cluster, HIT)
+    }),
+    ("node frozen", |world| {
+        process::freeze(world.cluster.pid(HIT));
+        Ok(())
+    }),
+    ("node cut off", |world| {
+        world.proxy.set(proxy::Fault::BlackHole).map_err(words)
+    }),
+    ("disk stuck", |world| world.shim.add(Rule::always(None, Effect::Stick))),
+    ("meta leader killed", |world| {
+        let leader = world.cluster.leader().ok_or("the metadata servers have no leader")?;
+        world.cluster.kill(&[leader]);
+        Ok(())
+    }),
+    ("all of meta killed", |world| {
+        let metas: Vec<Part> = world.cluster.metas().collect();
+        world.cluster.kill(&metas);
+        Ok(())
+    }),
+];
+
+type Act = fn(&mut World) -> Result<(), String>;
+
+struct World {
+    // In this order: the processes go before what stands between them and their devices.
+    cluster: Cluster,
+    proxy: Proxy,
+    shim: Shim,
+    target: Target,
+    _dir: tempfile::TempDir,
+}
+
+/// Runs all faults, and prints the longest I/O of each.
+pub fn run(options: &StallOptions) -> Result<(), String> {
+    if tools::find("fio").is_none() {
+        return Err("fio is not installed (package fio)".to_string());
+    }
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|part| name.contains(part.as_str()));
+    let cairn = match &options.cairn {
+        // Processes are started in a directory of their own.
+        Some(program) => program.canonicalize().map_err(words)?,
+        None => build_cairn()?,
+    };
+    let default_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    let dir = options.dir.clone().unwrap_or(default_dir);
+    fs::create_dir_all(&dir).map_err(words)?;
+    let mut world = World::start(&cairn, &dir)?;
+    println!(
+        "{:40} {:>9} {:>9} {:>9} {:>9}",
+        "fault", "read ms", "write ms", "p99 us", "I/O a s"
+    );
+    for (name, act) in FAULTS.into_iter().filter(|(name, _)| wanted(name)) {
+        let report = world
+            .measure(options.runtime_s, act)
+            .map_err(|why| format!("{name}: {why}"))?;
+        println!(
+            "{name:40} {:>9.0} {:>9.0} {:>9.0} {:>9.0}",
+            report.read.max_us / 1e3,
+            report.write.max_us / 1e3,
+            report.write.p99_us,
+            report.read.iops + report.write.iops
+        );
+        world.heal()?;
+    }
+    Ok(())
+}
+
+impl World {
+    fn start(cairn: &Path, dir: &Path) -> Result<World, String> {
+        let dir = tempfile::Builder::new()
+            .prefix("stall-")
+            .tempdir_in(dir)
+            .map_err(words)?;
+        let path = dir.path().canonicalize().map_err(words)?;
+        let mut cluster = Cluster::new(ClusterOptions {
+            program: cairn.to_path_buf(),
+            dir: path.clone(),
+            metas: 3,
+            nodes: 3,
+            device_bytes: DEVICE_BYTES,
+            rebuild_after: Duration::from_secs(600),
+            env: Vec::new(),
+        })
+        .map_err(words)?;
+        let (backing, mount) = (path.join("backing"), path.join("shim"));
+        fs::File::create(&backing)
+            .and_then(|file| file.set_len(DEVICE_BYTES))
+            .map_err(words)?;
+        fs::create_dir_all(&mount).map_err(words)?;
+        let shim = Shim::start(&backing, &mount, 1).map_err(words)?;
+        let Part::Node(hit) = HIT else {
+            unreachable!("it is a node")
+        };
+        cluster.use_device(hit, shim.device());
+        let parse = |address: String| address.parse::<SocketAddr>().map_err(words);
+        let (before, behind) = (parse(cluster.address_before(HIT))?, parse(cluster.address(HIT))?);
+        let proxy = Proxy::start(before, behind, 1).map_err(words)?;
+        cluster.advertise(HIT, proxy.address());
+        cluster.begin().map_err(words)?;
+        cluster.create_volume(VOLUME, SIZE).map_err(words)?;
+        start(&mut cluster, Part::Export(1))?;
+        let socket = cluster.socket(1);
+        let target = Target::Nbd(format!("nbd+unix:///{VOLUME}?socket={}", socket.display()));
+        let mut world = World {
+            cluster,
+            proxy,
+            shim,
+            target,
+            _dir: dir,
+        };
+        world.well()?;
+        let size = format!("--size={SIZE}");
+        let fill = ["--rw=write", "--bs=1M", "--iodepth=8", &size];
+        fio::run("fill", &world.target, &fill, WELL_BOUND).map_err(words)?;
+        Ok(world)
+    }
+
+    /// Reads and writes at depth 4, with the fault in the middle.
+    fn measure(&mut self, runtime_s: u32, act: Act) -> Result<Report, String> {
+        let (runtime, size) = (format!("--runtime={runtime_s}"), format!("--size={SIZE}"));
+        let load = [
+            "--rw=randrw",
+            "--rwmixread=30",
+            "--bs=4k",
+            "--iodepth=4",
+            "--time_based",
+            &runtime,
+            &size,
+        ];
+        // The attachment itself is not what is measured.
+        let _held = hold(&self.cluster.socket(1))?;
+        let running = fio::start("stall", &self.target, &load);
+        std::thread::sleep(BEFORE);
+        act(self)?;
+        let bound = Duration::from_secs(runtime_s.into()) + LATE_MAX;
+        running.finish(bound).map_err(words)
+    }
+
+    /// Undoes what was done, and waits until all is well.
+    fn heal(&mut self) -> Result<(), String> {
+        self.shim.heal();
+        self.proxy.heal().map_err(words)?;
+        for part in self.cluster.servers() {
+            if self.cluster.is_running(part) {
+                process::resume(self.cluster.pid(part));
+            } else {
+                start(&mut self.cluster, part)?;
+            }
+        }
+        self.well()
+    }
+
+    fn well(&mut self) -> Result<(), String> {
+        let well = self.cluster.wait_well(WELL_BOUND);
+        well.map(drop)
+            .map_err(|problems| format!("not well within {WELL_BOUND:?}: {}", problems.join("; ")))
+    }
+}
+
+fn start(cluster: &mut Cluster, part: Part) -> Result<(), String> {
+    cluster.start(part).map_err(words)
+}
+
+fn words(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

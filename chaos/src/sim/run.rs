@@ -464,7 +464,7 @@ impl World {
             let known = group.in_sync.iter().filter_map(|member| self.setup.node_of(member));
             let there: Vec<u8> = known.filter(|node| !self.losses.holds(Process::Node(*node))).collect();
             let is_whole =
-                there.len() == possible && (possible < usize::from(replicas) || group.in_sync.len() == possible);
+                there.len() >= possible && (possible < usize::from(replicas) || group.in_sync.len() == possible);
             let runs = |node: u8| !self.losses.holds(Process::Node(node));
             let mut joining = group.joining.iter().filter_map(|member| self.setup.node_of(member));
             if !is_whole || joining.any(runs) {

@@ -21,8 +21,10 @@ const VOLUME: &str = "demo";
 const SIZE: &str = "256M";
 /// Bytes of each node's device.
 const DEVICE_BYTES: u64 = 2 << 30;
-/// The node that faults hit.
+/// The node that faults hit, behind a proxy.
 const HIT: Part = Part::Node(2);
+/// The node whose disk can be made to stick. Another one: what a file system of a process costs is not to be felt elsewhere.
+const DISK: u8 = 3;
 /// From the beginning of a run to its fault.
 const BEFORE: Duration = Duration::from_secs(3);
 /// How long a part that comes back is away.
@@ -152,10 +154,7 @@ impl World {
             .map_err(words)?;
         fs::create_dir_all(&mount).map_err(words)?;
         let shim = Shim::start(&backing, &mount, 1).map_err(words)?;
-        let Part::Node(hit) = HIT else {
-            unreachable!("it is a node")
-        };
-        cluster.use_device(hit, shim.device());
+        cluster.use_device(DISK, shim.device());
         let parse = |address: String| address.parse::<SocketAddr>().map_err(words);
         let (before, behind) = (parse(cluster.address_before(HIT))?, parse(cluster.address(HIT))?);
         let proxy = Proxy::start(before, behind, 1).map_err(words)?;

@@ -56,7 +56,7 @@ pub const HUNTS: &[Hunt] = &[
     Hunt {
         bug: "answer-unverified",
         component: "coordinator",
-        faults: &["corrupt"],
+        faults: &["corrupt-node"],
         shows_as: &[FailureKind::Data],
     },
 ];

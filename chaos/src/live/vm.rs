@@ -94,10 +94,10 @@ impl Vm {
                 "no guest can be booted: it needs qemu-system-x86_64, e2fsprogs, and what .ci/fetch-guest fetches";
             Failure::new(FailureKind::Setup, words)
         })?;
-        // It waits for an export that begins anew, as one would be configured.
+        // It waits for an export that is not there yet, or begins anew, as one would be configured.
         let drive = format!(
             "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={},file.export={VOLUME},\
-             file.reconnect-delay=600",
+             file.open-timeout=600,file.reconnect-delay=600",
             socket.display()
         );
         let mut vm = Vm {

@@ -22,7 +22,7 @@ pub const FAULTS: &[Fault] = &[
         Some(PAUSE_MAX),
         isolate_meta_leader,
     ),
-    fault("corrupt", "corrupt", Some(PAUSE_MAX), corrupt),
+    fault("corrupt-node", "corrupt", Some(PAUSE_MAX), corrupt),
     fault("corrupt-all", "corrupt", WAITS, corrupt_all),
 ];
 

@@ -14,13 +14,14 @@ use super::steps::{self, Fault};
 const CALM: Duration = Duration::from_secs(2);
 /// How long strangers come unless told otherwise.
 const GARBAGE_SPAN: Duration = Duration::from_secs(180);
-/// Faults that are no part of a mix: they last too long, or (the last one) break what is known not to hold, see "Found" in DESIGN.md.
+/// Faults that are no part of a mix: they last too long, or (the last two) break what is known not to hold, see "Found" in DESIGN.md.
 const LONG: &[&str] = &[
     "freeze-node-60s",
     "node-gone",
     "device-wiped",
     "device-replaced",
     "corrupt-all",
+    "misdirected-write",
 ];
 
 /// Which story.

@@ -211,7 +211,8 @@ impl Coordinator {
         let sources = group.holders(layer, range).minus(Mask::one(target));
         sources.iter().min_by_key(|place| {
             let member = &self.members[group.replicas[*place].member];
-            (member.latency.expected_ns(), *place)
+            let spoilt = group.replicas[*place].spoilt;
+            (spoilt, member.latency.expected_ns(), *place)
         })
     }
 
@@ -246,12 +247,19 @@ impl Coordinator {
         }
         let bad = bad_blocks(volume, range, &answer);
         if !bad.is_empty() {
-            self.source_is_damaged(g, target, source, layer, range, &bad);
+            // What the source takes for good was spoilt on the way: it is asked again, after others.
+            let (damaged, spoilt): (Vec<u32>, Vec<u32>) = bad
+                .into_iter()
+                .partition(|block| answer.blocks[*block as usize].content == Content::Damaged);
+            self.source_is_damaged(g, target, source, layer, range, &damaged);
+            let source = &mut self.groups[g].replicas[source];
+            source.spoilt += u64::from(!spoilt.is_empty());
             return self.copy_lost(g, target, job);
         }
+        self.groups[g].replicas[source].spoilt = 0;
         let copy = Message::Copy(Copy {
             holder: self.holder,
-            group: group.index,
+            group: self.groups[g].index,
             layer,
             range,
             source: self.copy_source(g, target),

@@ -59,6 +59,8 @@ pub(super) struct Replica {
     pub(super) copied_blocks: u64,
     /// Blocks that it holds and can't read; they are lacking too.
     pub(super) damaged: Noted,
+    /// Answers to copies that were spoilt on the way from it.
+    pub(super) spoilt: u64,
     /// Acknowledged writes that it has not answered.
     pub(super) lag_ops: usize,
     /// Their bytes.
@@ -107,6 +109,7 @@ impl Replica {
             surveyed: None,
             copied_blocks: 0,
             damaged: Noted::default(),
+            spoilt: 0,
             lag_ops: 0,
             lag_bytes: 0,
             unanswered: 0,

@@ -43,7 +43,7 @@ pub(super) struct ReadState {
     pub(super) result: Option<Result<Outcome, OpError>>,
 }
 
-/// Answers with a wrong checksum that a read asks again for, before it takes the block for damaged.
+/// Answers with a wrong checksum that a read asks the same member again for, before it asks others.
 const DOUBTS_MAX: u8 = 3;
 
 /// Why a member gave no answer to a read.
@@ -282,11 +282,15 @@ impl Coordinator {
         if self.limits.answer_unverified() {
             bad.retain(|i| answer.blocks[*i as usize].content == Content::Damaged);
         }
-        // The member has verified what it sent, so the way is to blame rather than the block: who asks again learns which.
+        // The member has verified what it sent, so the way is to blame: it is asked again, and then others are. What a member
+        // takes for good is never damaged because of what came of it here.
         let denied = |block: &u32| answer.blocks[*block as usize].content != Content::Damaged;
         if bad.iter().any(denied) && state.doubts < DOUBTS_MAX {
             state.doubts += 1;
             return self.ask_read(g, read);
+        }
+        if !bad.is_empty() && bad.iter().all(denied) {
+            return self.read_failed(g, read, place, ReadFailure::Later);
         }
         if bad.is_empty() && state.good.is_none() {
             let (blocks, bytes) = (answer.blocks, answer.bytes);
@@ -299,7 +303,10 @@ impl Coordinator {
     /// Puts the good blocks of several members together.
     fn merge_damaged(&mut self, g: usize, read: u64, place: usize, answer: ReadAnswer, bad: &[u32]) {
         let (layer, range) = (self.settings.layer, self.groups[g].reads[&read].range);
-        for block in bad {
+        for block in bad
+            .iter()
+            .filter(|block| answer.blocks[**block as usize].content == Content::Damaged)
+        {
             let block = BlockRange::new(range.chunk(), range.start() + block, 1).expect("within the range");
             self.note_damage(g, place, layer, block);
         }

@@ -207,27 +207,57 @@ fn damage_that_nobody_has_told_is_found_by_the_next_attachment() {
     reads_well(&mut world, h);
 }
 
+/// Whatever comes back from device `d` to the holder, with the bytes of reads spoilt; how many answers that were.
+fn give_spoilt(world: &mut World, d: usize) -> usize {
+    while world.deliver_to(0, d) {}
+    let mut answers = world.hold_answers(0, d);
+    let mut spoilt = 0;
+    for (_, message, _) in &mut answers {
+        if let Message::ReadAnswer(answer) = message
+            && let Some(bytes) = answer.bytes.first_mut()
+        {
+            *bytes = vec![0xee; bytes.len()].into();
+            spoilt += 1;
+        }
+    }
+    world.give_answers(0, d, answers);
+    while world.deliver_back(0, d) {}
+    spoilt
+}
+
 #[test]
 fn what_is_spoilt_on_the_way_is_asked_for_again_and_not_taken_for_damage() {
     let mut world = written();
     world.submit(0, range(3, 1), false);
-    let mut spoilt = 0;
-    for d in 0..world.devices.len() {
-        while world.deliver_to(0, d) {}
-        let mut answers = world.hold_answers(0, d);
-        for (_, message, _) in &mut answers {
-            if let Message::ReadAnswer(answer) = message
-                && let Some(bytes) = answer.bytes.first_mut()
-            {
-                *bytes = vec![0xee; bytes.len()].into();
-                spoilt += 1;
-            }
-        }
-        world.give_answers(0, d, answers);
-    }
+    let spoilt: usize = (0..world.devices.len()).map(|d| give_spoilt(&mut world, d)).sum();
     assert_eq!(spoilt, 1, "it is asked of one member");
     world.run_until("read", |world| world.is_idle(0));
     world.history.check().unwrap();
     assert!(!world.results.contains_key("damaged"), "{:?}", world.results);
     assert_eq!(found_and_repaired(&world), (0, 0));
+}
+
+/// Bits flip on the ways from all members, again and again: nothing that they hold may be given up for that.
+#[test]
+fn copies_and_reads_that_are_spoilt_on_the_way_never_make_a_block_lost() {
+    let mut world = written();
+    world.rot(1, 3);
+    world.tell_damage(0, 1);
+    let mut spoilt = 0;
+    for round in 0..60 {
+        if round % 10 == 0 {
+            world.submit(0, range(3, 1), false);
+        }
+        for d in 0..world.devices.len() {
+            spoilt += give_spoilt(&mut world, d);
+        }
+        world.pass(Duration::from_millis(50));
+    }
+    assert!(spoilt > 20, "{spoilt} answers were spoilt");
+    assert!(is_damaged(&world, 1), "no copy came through");
+    world.run_until("repaired", |world| {
+        world.is_idle(0) && !is_damaged(world, 1) && world.is_complete(0)
+    });
+    assert_eq!(found_and_repaired(&world), (1, 1));
+    reads_well(&mut world, 0);
 }

@@ -369,8 +369,12 @@ impl Client {
         self.read(length)
     }
 
+    /// Whether the other side has closed the connection, having read all of it or not.
     fn is_closed(&mut self) -> bool {
-        matches!(self.stream.read(&mut [0; 1]), Ok(0))
+        match self.stream.read(&mut [0; 1]) {
+            Ok(read) => read == 0,
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        }
     }
 }
 

@@ -6,11 +6,12 @@
 //! 1. It is **wanted**. From here on writes need the quorum of both in-sync sets, and reads come from members of both
 //!    only. Nothing is wanted before meta has just answered something: a proposal whose outcome is not known costs
 //!    availability for as long as meta is away. What is only wanted can be given up.
-//! 2. What is acknowledged is known to be durable on enough members of the new in-sync set (rule 19): it is **asked** for.
+//! 2. What is acknowledged is known to be durable on enough members of the new in-sync set (rule 19), and where it loses a
+//!    member, enough of those that are left have answered something that was sent after it was wanted: it is **asked** for.
 //! 3. Meta answers, and the configuration that it names is adopted; or nobody answers, and the same is asked for again
 //!    until the outcome is known. Asking twice is harmless: meta tells a repetition by epoch, generation and sets.
 
-use super::api::{Action, ChangeOutcome, ConfigChange, GroupPhase, MetaAsk, MetaTold, Notice};
+use super::api::{Action, ChangeOutcome, ConfigChange, GroupPhase, MetaAsk, MetaTold, Notice, RequestId};
 use super::config::GroupConfig;
 use super::group::{Change, Role, Step};
 use super::mask::Mask;
@@ -61,6 +62,7 @@ impl Coordinator {
             in_sync,
             joining,
             step: Step::Wanted,
+            since: RequestId(self.next_request),
         });
     }
 
@@ -105,6 +107,9 @@ impl Coordinator {
         if change.in_sync == group.in_sync {
             return true;
         }
+        if !self.is_left_alive(g, change) {
+            return false;
+        }
         if group.phase == GroupPhase::Reconciling {
             return self.reconciled_in_sync(g) == Some(change.in_sync);
         }
@@ -118,8 +123,37 @@ impl Coordinator {
         sound.len() >= needed && acknowledged.all(|write| write.durable.and(sound).len() >= needed)
     }
 
+    /// Whether enough of those that an ejection leaves have answered since it was wanted. A member that has just been lost is
+    /// not known to be so: without another one nobody could serve the group any more, not even when who is ejected comes back.
+    fn is_left_alive(&self, g: usize, change: Change) -> bool {
+        let group = &self.groups[g];
+        if change.in_sync.len() > group.in_sync.len() {
+            return true;
+        }
+        let confirmed = |place: &usize| self.members[group.replicas[*place].member].confirmed >= Some(change.since);
+        change.in_sync.iter().filter(confirmed).count() >= self.settings.in_sync_min()
+    }
+
+    /// Asks those that an ejection leaves for a sign of life.
+    fn ask_left(&mut self, g: usize) {
+        let Some(change) = self.groups[g].change.filter(|change| change.step == Step::Wanted) else {
+            return;
+        };
+        if self.is_left_alive(g, change) {
+            return;
+        }
+        for place in change.in_sync.iter() {
+            let m = self.groups[g].replicas[place].member;
+            let member = &self.members[m];
+            if member.sealed && member.confirming.is_none() && member.confirmed < Some(change.since) {
+                self.confirm(m);
+            }
+        }
+    }
+
     /// Asks meta what is to be asked, one thing at a time.
     pub(super) fn pump_meta(&mut self) {
+        (0..self.groups.len()).for_each(|g| self.ask_left(g));
         let idle = self.meta_call.is_none() && self.fenced.is_none() && self.release == ReleaseState::No;
         if !idle || self.now < self.meta_retry_at {
             return;

@@ -35,7 +35,7 @@ impl Coordinator {
     }
 
     /// Asks one member whether it is still at our generation.
-    fn confirm(&mut self, m: usize) {
+    pub(super) fn confirm(&mut self, m: usize) {
         let message = Message::Confirm(Confirm { holder: self.holder });
         let request = self.send_to_member(m, message, What::Confirm { member: m });
         self.members[m].confirming = Some(request);

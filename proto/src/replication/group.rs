@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::api::{GroupPhase, OpToken, Operation};
+use super::api::{GroupPhase, OpToken, Operation, RequestId};
 use super::bitmap::Lack;
 use super::catch_up::{Compare, Job};
 use super::config::{GroupConfig, VolumeSettings};
@@ -171,6 +171,8 @@ pub(super) struct Change {
     /// `J′`.
     pub(super) joining: Mask,
     pub(super) step: Step,
+    /// The number of the first request that was sent after it was wished for.
+    pub(super) since: RequestId,
 }
 
 /// How far a change is. Its quorum applies from the first step on.

@@ -248,7 +248,9 @@ fn a_member_that_stays_away_is_ejected_while_writes_go_on() {
         world.run_until("written", |world| world.is_idle(0));
         world.pass(Duration::from_millis(50));
     }
-    assert!(world.meta.configs.iter().all(|config| config.in_sync.len() == 2));
+    world.run_until("ejected", |world| {
+        world.meta.configs.iter().all(|config| config.in_sync.len() == 2)
+    });
     world.restart(2);
     world.connect(0, 2);
     for block in 0..400 {
@@ -578,4 +580,36 @@ fn a_discard_of_a_chunk_that_nobody_was_told_of_gives_way_as_a_hole_when_its_mem
         );
         equal_by_few_copies(&world);
     }
+}
+
+/// A member is lost, and nobody knows yet, when another one has been away for long enough to be ejected. With `I` made of the
+/// lost one and the last nobody could serve the group, though the one that was away comes back.
+#[test]
+fn nobody_is_ejected_while_those_that_would_be_left_do_not_answer() {
+    let mut world = attached(usual());
+    world.submit(0, range(0, 4), true);
+    world.run_until("written", |world| world.is_idle(0));
+    while world.deliver_any() {}
+    world.crash(2);
+    // Until just before it would be ejected, the others answer.
+    let eject_after = usual().eject_after;
+    for _ in 0..9 {
+        world.pass(eject_after / 10);
+        while world.deliver_any() {}
+    }
+    // From now on member 0 is silent. Member 1 alone is heard.
+    let all = |world: &World| world.meta.configs.iter().all(|config| config.in_sync.len() == 3);
+    assert!(all(&world));
+    for _ in 0..20 {
+        world.pass(eject_after / 10);
+        while world.deliver_to(0, 1) || world.deliver_back(0, 1) || world.deliver_meta(0) {}
+        assert!(all(&world), "{:?}", world.meta.configs);
+    }
+    // It is gone for good; the one that was away comes back, and the group is served.
+    world.crash(0);
+    world.restart(2);
+    world.connect(0, 2);
+    world.submit(0, range(1, 1), true);
+    world.run_until("served by the two that are left", |world| world.is_idle(0));
+    world.history.check().unwrap();
 }

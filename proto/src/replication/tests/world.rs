@@ -482,7 +482,7 @@ impl World {
     }
 
     /// Lets meta see what a holder asks. With faults it may be done or not, and the answer may be lost.
-    fn deliver_meta(&mut self, h: usize) -> bool {
+    pub(super) fn deliver_meta(&mut self, h: usize) -> bool {
         let Some(ask) = self.holders[h].ask.take() else {
             return false;
         };

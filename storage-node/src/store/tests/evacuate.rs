@@ -6,7 +6,8 @@ use super::mover::round;
 use super::rig::*;
 use crate::store::api::{StoreError, StoreReply, StoreRequest};
 use crate::store::chunk::ChunkKey;
-use crate::store::{ScrubCursor, StoreLimits};
+use crate::store::{ScrubCursor, StoreLimits, StoreState};
+use crate::testing::{Cut, Prng};
 use cairn_proto::ids::{ChunkIndex, Layer};
 
 fn limits() -> StoreLimits {
@@ -126,4 +127,40 @@ fn what_does_not_pay_is_given_up() {
         rig.write(0, block, 1, seq);
     }
     assert!(round(&mut rig).moved > 0, "much was written: it is tried again");
+}
+
+/// Power is cut all through a round that makes room, with unflushed writes lost, kept or torn: what is held never changes.
+#[test]
+fn power_cuts_while_room_is_made_change_nothing() {
+    let mut rig = Rig::new(1200, limits(), 1);
+    scattered(&mut rig, 512);
+    let before = Model::observe(&mut rig).unwrap();
+    let mut rig = Rig::opening_watched(rig.device, limits(), 1);
+    rig.settle();
+    let mut prng = Prng::new(1);
+    let mut cuts = 0;
+    let mut from = ScrubCursor::START;
+    loop {
+        let ticket = rig.submit(StoreRequest::Defragment { from });
+        rig.settle();
+        for moment in rig.take_moments() {
+            cuts += 1;
+            let mut device = moment.device;
+            let cut = [Cut::AllLost, Cut::AllKept, Cut::Torn, Cut::Torn][cuts % 4];
+            device.power_cut_as(cut, &mut prng);
+            let mut again = Rig::opening(device, limits(), 1);
+            again.settle();
+            assert_eq!(again.store.state(), StoreState::Open, "cut {cuts}, {cut:?}");
+            assert_eq!(Model::observe(&mut again).unwrap(), before, "cut {cuts}, {cut:?}");
+            again.store.check_invariants();
+        }
+        let replies = rig.take_replies();
+        let Some((_, StoreReply::Defragmented { next, .. })) = replies.into_iter().find(|(of, _)| *of == ticket) else {
+            panic!("it was not answered")
+        };
+        let Some(next) = next else { break };
+        from = next;
+    }
+    let evacuated = rig.store.counters().blocks_evacuated;
+    assert!(evacuated > 0 && cuts > 200, "{evacuated} blocks, {cuts} cuts");
 }

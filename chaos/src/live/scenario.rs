@@ -14,7 +14,8 @@ use super::steps::{self, Fault};
 const CALM: Duration = Duration::from_secs(2);
 /// How long strangers come unless told otherwise.
 const GARBAGE_SPAN: Duration = Duration::from_secs(180);
-/// Faults that are no part of a mix: they last too long, or (the last two) break what is known not to hold, see "Found" in DESIGN.md.
+/// Faults that are no part of a mix: they last too long, all guests wait for them (`corrupt-all`), or (the last one) they break what is known
+/// not to hold, see "Found" in DESIGN.md.
 const LONG: &[&str] = &[
     "freeze-node-60s",
     "node-gone",

@@ -134,9 +134,9 @@ impl Coordinator {
         change.in_sync.iter().filter(confirmed).count() >= self.settings.in_sync_min()
     }
 
-    /// Asks those that an ejection leaves for a sign of life.
+    /// Asks those that an ejection leaves for a sign of life, if one is wanted and they have given none.
     fn ask_left(&mut self, g: usize) {
-        let Some(change) = self.groups[g].change.filter(|change| change.step == Step::Wanted) else {
+        let Some(change) = self.groups[g].change else {
             return;
         };
         if self.is_left_alive(g, change) {
@@ -153,7 +153,6 @@ impl Coordinator {
 
     /// Asks meta what is to be asked, one thing at a time.
     pub(super) fn pump_meta(&mut self) {
-        (0..self.groups.len()).for_each(|g| self.ask_left(g));
         let idle = self.meta_call.is_none() && self.fenced.is_none() && self.release == ReleaseState::No;
         if !idle || self.now < self.meta_retry_at {
             return;
@@ -165,6 +164,7 @@ impl Coordinator {
         let mut asked = at_step(&self.groups, Step::Unknown);
         if asked.is_empty() {
             asked = at_step(&self.groups, Step::Wanted);
+            asked.iter().for_each(|g| self.ask_left(*g));
             asked.retain(|g| self.is_ready(*g));
         }
         if !asked.is_empty() {

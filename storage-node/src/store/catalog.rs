@@ -277,15 +277,17 @@ impl Catalog {
     }
 
     /// Where the data of a range stands. All of its pages must be in memory.
-    pub(super) fn places(&self, key: ChunkKey, range: BlockRange) -> Vec<u32> {
-        let Some(chunk) = self.chunks.get(&key) else {
-            return Vec::new();
-        };
-        let resident = pages_of(range).filter_map(|(page, blocks)| match chunk.pages.get(&page) {
-            Some(Page::Resident(resident)) => Some(&resident.entries[slot_of(blocks.start)..=slot_of(blocks.end - 1)]),
-            _ => None,
+    pub(super) fn places(&self, key: ChunkKey, range: BlockRange) -> impl Iterator<Item = u32> {
+        let chunk = self.chunks.get(&key);
+        let pages = chunk.into_iter().flat_map(move |chunk| {
+            pages_of(range).filter_map(|(page, blocks)| match chunk.pages.get(&page) {
+                Some(Page::Resident(resident)) => {
+                    Some(&resident.entries[slot_of(blocks.start)..=slot_of(blocks.end - 1)])
+                }
+                _ => None,
+            })
         });
-        resident.flatten().filter_map(Entry::data_place).collect()
+        pages.flatten().filter_map(Entry::data_place)
     }
 
     /// What in the range gives way to a hole of this version; `None` if nothing does. All of its pages must be in memory.

@@ -320,6 +320,10 @@ impl Engine {
     /// map. To give it back would harm whoever else has it.
     fn contradicts(&self, at: Target) -> bool {
         let mut places = self.catalog.places(at.key(), at.range);
+        if at.range.count() == 1 {
+            return places.any(|place| !self.space.data.get(place));
+        }
+        let mut places: Vec<u32> = places.collect();
         places.sort_unstable();
         let twice = places.windows(2).any(|pair| pair[0] == pair[1]);
         twice || places.iter().any(|place| !self.space.data.get(*place))

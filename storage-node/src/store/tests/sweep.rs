@@ -476,12 +476,13 @@ fn a_block_given_back_under_a_lost_page_belongs_to_the_log_that_took_it() {
         }
         rig.settle();
         let key = chunk_key(0);
-        let places = rig
+        let places: Vec<u32> = rig
             .store
             .engine()
             .expect("it is open")
             .catalog
-            .places(key, range(0, 0, 64));
+            .places(key, range(0, 0, 64))
+            .collect();
         // All of it at once, so that long runs are free.
         rig.write(0, 0, 64, seq);
         let (home, checkpoints) = (home_of(&rig), rig.store.counters().checkpoints);

@@ -103,6 +103,10 @@ fn tell_damage(store: &Store) {
     let counters = store.counters();
     let (copies, checkpoints) = (counters.superblocks_damaged, counters.checkpoints_damaged);
     let map_pages = counters.map_copies_damaged;
+    if let Some(lost) = store.lost_parts().filter(|lost| lost.count > 0) {
+        let device = store.identity().map(|identity| identity.device.uuid);
+        tracing::warn!(?device, "{lost}; check the disk");
+    }
     if copies + checkpoints + map_pages > 0 {
         let device = store.identity().map(|identity| identity.device.uuid);
         tracing::warn!(

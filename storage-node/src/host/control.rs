@@ -3,7 +3,8 @@
 use cairn_proto::capability::Rights;
 use cairn_proto::ids::{ClientId, Generation, GroupId, VolumeId};
 use cairn_proto::message::{
-    Confirm, Envelope, Failed, FailureKind, Hello, Holder, Join, Joined, Message, PeerLimits, Release, Seal,
+    Confirm, Envelope, Failed, FailureKind, Hello, Holder, Join, Joined, Message, PeerLimits, Release, ReplicaRole,
+    Seal,
 };
 use cairn_proto::replica::{Refusal, SealStep};
 
@@ -162,8 +163,15 @@ impl<S: ReplicaStore> DeviceHost<S> {
         if held.is_some_and(is_known) && !underway {
             return self.joined(request, group, false);
         }
+        // Who was ejected and can't be compared any more begins anew: nothing that it holds is relied on, and a later
+        // configuration says so.
+        let spoilt = held.filter(|held| join.role == ReplicaRole::Joining && join.epoch > held.epoch);
+        let spoilt = spoilt.filter(|_| !underway && self.store.is_index_lost(group));
+        if let Some(Membership { epoch, .. }) = spoilt {
+            self.submit(None, Task::Drop, None, StoreRequest::DropReplica { group, epoch });
+        }
         // Also of one that is being made, for another connection: its asker may never hear of it.
-        let created = held.is_none();
+        let created = held.is_none() || spoilt.is_some();
         let epoch = join.epoch;
         let create = StoreRequest::CreateReplica { group, role, epoch };
         let task = Task::Join { group, created };

@@ -58,6 +58,10 @@ pub trait ReplicaStore {
     fn damage(&self) -> impl Iterator<Item = (GroupId, Layer, BlockRange)> + '_;
     /// Whether this block is still known to be damaged.
     fn is_damaged(&self, block: &DamagedBlock) -> bool;
+    /// Whether a part of the index of a group's replica is known to be lost: nobody can say any more what it holds.
+    fn is_index_lost(&self, _group: GroupId) -> bool {
+        false
+    }
 }
 
 impl ReplicaStore for Store {
@@ -149,5 +153,9 @@ impl ReplicaStore for Store {
 
     fn is_damaged(&self, block: &DamagedBlock) -> bool {
         Store::is_damaged(self, block)
+    }
+
+    fn is_index_lost(&self, group: GroupId) -> bool {
+        Store::is_index_lost(self, group)
     }
 }

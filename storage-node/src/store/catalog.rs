@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, RangeInclusive};
 
 use cairn_proto::block::Apply;
-use cairn_proto::ids::{Epoch, Generation, GroupId, Layer, Version, VolumeId};
+use cairn_proto::ids::{ChunkIndex, Epoch, Generation, GroupId, Layer, Version, VolumeId};
 use cairn_proto::units::BlockRange;
 
 use super::canary::Canary;
@@ -188,6 +188,27 @@ impl Catalog {
         let end = self.leaf_end(from);
         self.chunks
             .range((Bound::Included(from), end.map_or(Bound::Unbounded, Bound::Excluded)))
+    }
+
+    /// Whether a part of the index of a group's replica is known to be lost. Looks at what of it is in memory.
+    pub(super) fn is_index_lost(&self, group: GroupId) -> bool {
+        let first = ChunkKey {
+            group,
+            chunk: ChunkIndex(0),
+            layer: Layer(0),
+        };
+        let last = ChunkKey {
+            chunk: ChunkIndex(u32::MAX),
+            layer: Layer(u32::MAX),
+            ..first
+        };
+        let (from, _) = self.leaf_of(first);
+        let mut leaves = self.leaves.range(from..=last);
+        let is_broken = |page: &Page| matches!(page, Page::Broken);
+        leaves.any(|(_, leaf)| leaf.state == LeafState::Broken)
+            || self
+                .chunks_of(group)
+                .any(|(_, chunk)| chunk.pages.values().any(is_broken))
     }
 
     pub(super) fn unknown_leaf(&self, from: ChunkKey, leaf: &Leaf) -> Option<Unknown> {

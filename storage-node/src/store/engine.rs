@@ -24,6 +24,7 @@ use super::reclaim::Reclaim;
 use super::record::MarkerKind;
 use super::scrub::Scrub;
 use super::space::SpaceMap;
+use super::status::LostParts;
 use super::superblock::Identity;
 use super::window::Walker;
 use super::zero_ahead::ZeroAhead;
@@ -105,6 +106,8 @@ pub(super) struct Engine {
     pub(super) erase: Option<u32>,
     /// A block that was given back twice: the index contradicts itself, and nothing can be said of what stands there.
     pub(super) claimed_twice: Option<u32>,
+    /// Lost when it was opened.
+    pub(super) lost_parts: LostParts,
 }
 
 impl Engine {

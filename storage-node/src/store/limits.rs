@@ -47,6 +47,17 @@ pub const SWEEP_LEAVES: usize = 32;
 pub const SWEEP_PAGES: usize = 512;
 /// Such blocks that one opening gives back at the most: it keeps a list of them. The next one goes on.
 pub const SWEEP_BLOCKS_MAX: usize = 1 << 20;
+/// Pauses after which opening tries again to read a part of the index that replay needs; after the last one in vain the part is
+/// lost.
+pub const REPLAY_READ_PAUSES: [Duration; 5] = [
+    Duration::from_millis(50),
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+    Duration::from_secs(10),
+];
+/// Parts of the index that opening has lost, of which it is noted where they stand, at the most.
+pub const LOST_PARTS_NOTED_MAX: usize = 16;
 /// Batches that opening applies at a time at the most, with the index pages that they need read together.
 pub const REPLAY_BATCHES_MAX: usize = 64;
 /// Device blocks that one page of the free-space map describes.

@@ -116,7 +116,7 @@ impl Store {
         match &mut self.inner {
             Inner::Running(engine) => engine.handle_disk(now, done),
             Inner::Refused(_) => {}
-            Inner::Opening(recovery) => match recovery.handle_disk(done) {
+            Inner::Opening(recovery) => match recovery.handle_disk(now, done) {
                 Outcome::Working => {}
                 Outcome::Refused(error) => {
                     self.inner = Inner::Refused(Box::new(Refused {
@@ -135,8 +135,10 @@ impl Store {
 
     /// The time of [`Store::poll_timeout`] has come. Calling it earlier does no harm.
     pub fn handle_timeout(&mut self, now: Time) {
-        if let Inner::Running(engine) = &mut self.inner {
-            engine.handle_timeout(now);
+        match &mut self.inner {
+            Inner::Running(engine) => engine.handle_timeout(now),
+            Inner::Opening(recovery) => recovery.handle_timeout(now),
+            Inner::Refused(_) => {}
         }
     }
 
@@ -161,7 +163,11 @@ impl Store {
 
     /// When it wants [`Store::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.engine().and_then(Engine::poll_timeout)
+        match &self.inner {
+            Inner::Running(engine) => engine.poll_timeout(),
+            Inner::Opening(recovery) => recovery.poll_timeout(),
+            Inner::Refused(_) => None,
+        }
     }
 
     fn engine(&self) -> Option<&Engine> {
@@ -307,6 +313,17 @@ impl Store {
         };
         self.engine()
             .is_some_and(|engine| engine.damaged.contains(&(key, found.block)))
+    }
+
+    /// Whether a part of the index of a group's replica is known to be lost: its blocks are refused, and nobody can say any more
+    /// what the replica holds, until it is dropped. What was not looked at since the device was opened may be lost too.
+    pub fn is_index_lost(&self, group: GroupId) -> bool {
+        self.engine().is_some_and(|engine| engine.catalog.is_index_lost(group))
+    }
+
+    /// The parts of the index that were lost when the device was opened; `None` before it is open.
+    pub fn lost_parts(&self) -> Option<&status::LostParts> {
+        self.engine().map(|engine| &engine.lost_parts)
     }
 
     /// What it has done since it was opened.

@@ -9,11 +9,13 @@ mod reads;
 mod sweep;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_proto::collections::Map;
 use cairn_proto::disk::{DiskDone, DiskGeometry};
 use cairn_proto::limits::BLOCK_BYTES;
+use cairn_proto::time::Time;
 
 use self::log::{After, DataBlock, LogPlace, LogRead, ReadRecord, Wanted};
 use self::reads::{BlockRead, ReadSet};
@@ -27,11 +29,11 @@ use super::directory::{DirectoryEntry, decode_block};
 use super::engine::{Engine, LogPosition};
 use super::io::Io;
 use super::leaf::{Leaf, LeafState};
-use super::limits::{DEVICE_BLOCKS_MAX, StoreLimits};
+use super::limits::{DEVICE_BLOCKS_MAX, REPLAY_READ_PAUSES, StoreLimits};
 use super::mend::Mends;
 use super::record::{BatchHeader, LogAhead, Record};
 use super::space::{MapHome, SpaceMap, map_pages, read_map_page};
-use super::status::{OpenError, OpenExpectation, Progress};
+use super::status::{LostParts, OpenError, OpenExpectation, Progress};
 use super::superblock::{CHECKPOINT_PLACES, Identity, PROBE_BLOCKS, Probe, SPACE_START, Superblock, is_damaged, probe};
 use super::zero_ahead::ZeroAhead;
 
@@ -46,6 +48,7 @@ pub(super) struct Recovery {
     pub(super) identity: Option<Identity>,
     reads: ReadSet,
     phase: Phase,
+    retry: Retry,
     /// Checkpoints that may be tried yet, the next one last.
     candidates: Vec<CheckpointHeader>,
     /// Whether the slots hold anything.
@@ -70,6 +73,7 @@ struct Loaded {
     leaves: u64,
     /// A page or leaf was found broken while the log was read: what it gave back is not known.
     index_lost: bool,
+    lost_parts: LostParts,
     homes: Vec<Option<MapHome>>,
     directory: Vec<u32>,
     /// Blocks of metadata of the checkpoint.
@@ -82,6 +86,17 @@ struct Loaded {
     dirty_map: BTreeSet<u32>,
     /// Copies of pages of the map that are not what was written, though the other ones are.
     map_copies_damaged: u64,
+}
+
+/// Parts of the index that replay needs and the device failed to read. To go on without one is to lose all that it points to,
+/// for good, though the device may be able to read it a moment later: so they are tried again.
+#[derive(Debug)]
+struct Retry {
+    pauses: &'static [Duration],
+    /// How often the parts that are wanted now were tried again.
+    tries: usize,
+    /// When they are tried next.
+    at: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -121,6 +136,11 @@ impl Recovery {
             identity: None,
             reads: ReadSet::default(),
             phase: Phase::Superblocks,
+            retry: Retry {
+                pauses: &REPLAY_READ_PAUSES,
+                tries: 0,
+                at: None,
+            },
             candidates: Vec::new(),
             slots_used: [false; 2],
             sweeps: true,
@@ -136,9 +156,10 @@ impl Recovery {
         recovery
     }
 
-    /// The same, but what is in the free-space map stays there.
-    pub(super) fn without_sweep(mut self) -> Recovery {
+    /// The same for a look at a device: what is in the free-space map stays there, and what can't be read is not waited for.
+    pub(super) fn for_a_look(mut self) -> Recovery {
         self.sweeps = false;
+        self.retry.pauses = &[];
         self
     }
 
@@ -158,9 +179,12 @@ impl Recovery {
         self.reads.send(&mut self.io, self.limits.recovery_reads_in_flight);
     }
 
-    pub(super) fn handle_disk(&mut self, done: DiskDone) -> Outcome {
+    pub(super) fn handle_disk(&mut self, now: Time, done: DiskDone) -> Outcome {
         self.reads.done(done.token.0, done.result);
         self.send_reads();
+        if self.tries_again(now) {
+            return Outcome::Working;
+        }
         // A step that wants no reads is followed by the next at once.
         while let Some(results) = self.reads.take() {
             match self.step(results) {
@@ -170,6 +194,36 @@ impl Recovery {
             }
         }
         Outcome::Working
+    }
+
+    /// Whether parts of the index that could not be read are tried again after a pause.
+    fn tries_again(&mut self, now: Time) -> bool {
+        let failed = self.reads.first_failed();
+        let Some((place, error)) = failed.filter(|_| matches!(self.phase, Phase::Pages(..))) else {
+            self.retry.tries = 0;
+            return false;
+        };
+        let Some(pause) = self.retry.pauses.get(self.retry.tries) else {
+            self.retry.tries = 0;
+            return false;
+        };
+        self.progress.waits_for = Some((place, error));
+        self.retry.tries += 1;
+        self.retry.at = Some(now + *pause);
+        self.reads.again();
+        true
+    }
+
+    /// When [`Recovery::handle_timeout`] is wanted.
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        self.retry.at
+    }
+
+    /// Reads again what could not be read.
+    pub(super) fn handle_timeout(&mut self, now: Time) {
+        if self.retry.at.take_if(|at| *at <= now).is_some() {
+            self.send_reads();
+        }
     }
 
     /// Goes on with what was read. `Ok(None)`: further reads are wanted, perhaps none.
@@ -419,6 +473,7 @@ impl Recovery {
         io.counters.blocks_swept = orphans.len() as u64;
         io.counters.superblocks_damaged = self.mends.len() as u64;
         io.counters.map_copies_damaged = loaded.map_copies_damaged;
+        io.counters.index_parts_lost = loaded.lost_parts.count;
         let engine = Engine {
             identity,
             geometry: self.geometry,
@@ -457,6 +512,7 @@ impl Recovery {
             is_believing: false,
             erase: None,
             claimed_twice: None,
+            lost_parts: loaded.lost_parts,
         };
         let other = 1 - header.slot();
         let erase = self.slots_used[other].then_some(CHECKPOINT_PLACES[other].0 as u32);
@@ -474,6 +530,7 @@ impl Loaded {
             last_leaf: None,
             leaves: 0,
             index_lost: false,
+            lost_parts: LostParts::default(),
             homes: vec![None; map_pages(blocks)],
             directory: Vec::new(),
             metadata: Vec::new(),

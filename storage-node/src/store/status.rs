@@ -6,6 +6,8 @@ use cairn_proto::checksum::ChecksumAlgorithm;
 use cairn_proto::disk::DiskError;
 use cairn_proto::ids::{ClusterId, DeviceUuid, Epoch, GroupId, Incarnation};
 
+use super::limits::LOST_PARTS_NOTED_MAX;
+
 /// What a device is formatted as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FormatParams {
@@ -166,6 +168,9 @@ pub struct Progress {
     pub metadata_blocks_in_all: u64,
     /// Commit batches replayed. How many there are is known at the end.
     pub batches: u64,
+    /// A part of the index that replay needs and the device fails to read: its block, and what the device says. It is tried
+    /// again.
+    pub waits_for: Option<(u64, DiskError)>,
     /// Index pages read to find blocks that nobody needs. Zero unless a part of the index was lost and given up.
     pub index_pages: u64,
     /// How many index pages there are to be read for that.
@@ -179,6 +184,9 @@ impl fmt::Display for Progress {
             "{} of {} blocks of its checkpoint read, {} batches of its log replayed",
             self.metadata_blocks, self.metadata_blocks_in_all, self.batches
         )?;
+        if let Some((place, error)) = self.waits_for {
+            write!(f, ", block {place}, a part of its index, is read again ({error})")?;
+        }
         if self.index_pages_in_all > 0 {
             write!(
                 f,
@@ -187,6 +195,38 @@ impl fmt::Display for Progress {
             )?;
         }
         Ok(())
+    }
+}
+
+/// Pages and leaves of the index that were lost when a device was opened. A bounded number is noted one by one.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LostParts {
+    /// How many.
+    pub count: u64,
+    /// The blocks of the device where they stand, with what the device says to a read; nothing where what it reads is not what
+    /// was written.
+    pub noted: Vec<(u32, Option<DiskError>)>,
+}
+
+impl LostParts {
+    pub(super) fn note(&mut self, place: u32, error: Option<DiskError>) {
+        self.count += 1;
+        if self.noted.len() < LOST_PARTS_NOTED_MAX {
+            self.noted.push((place, error));
+        }
+    }
+}
+
+impl fmt::Display for LostParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} pages and leaves of the index are lost:", self.count)?;
+        for (place, error) in &self.noted {
+            match error {
+                Some(error) => write!(f, " block {place} can't be read ({error});")?,
+                None => write!(f, " block {place} is not what was written;")?,
+            }
+        }
+        f.write_str(" their blocks are refused until the replica was made anew from others")
     }
 }
 
@@ -291,6 +331,9 @@ pub struct Counters {
     pub superblocks_mended: u64,
     /// Checkpoints found damaged when it was opened; the one before was good.
     pub checkpoints_damaged: u64,
+    /// Pages and leaves of the index that were lost when it was opened: not what was written, or not to be read, however often
+    /// they were tried.
+    pub index_parts_lost: u64,
     /// Copies of pages of the free-space map found damaged when it was opened; the other copy was good. The next checkpoint
     /// writes the page anew.
     pub map_copies_damaged: u64,

@@ -362,3 +362,39 @@ fn a_replica_that_was_named_again_meanwhile_is_not_dropped() {
     world.store_ends();
     assert_eq!(world.host.inventory(), [HeldReplica { epoch, ..held() }]);
 }
+
+/// A device has lost a part of its index, so nobody can compare it, and it was ejected. To be filled again it begins anew; but
+/// only when a later configuration says that it joins, and once.
+#[test]
+fn a_replica_whose_index_is_lost_begins_anew_when_it_joins_again() {
+    let mut world = World::new();
+    let conn = world.take(1);
+    world.host.store.index_lost = true;
+    let named = |role, epoch| {
+        let epoch = Epoch(epoch);
+        Message::Join(Join {
+            role,
+            epoch,
+            ..join_of(1)
+        })
+    };
+    let without_loss = [join(1), named(ReplicaRole::InSync, 2), named(ReplicaRole::Joining, 2)];
+    for message in without_loss {
+        world.send(conn, message);
+        world.store_ends();
+        assert!(matches!(world.answer(conn), Some((Message::Joined(joined), _)) if !joined.created));
+    }
+    world.send(conn, named(ReplicaRole::Joining, 3));
+    let asked: Vec<&StoreRequest> = world.host.store.asked.values().collect();
+    assert!(
+        matches!(asked[0], StoreRequest::DropReplica { epoch, .. } if *epoch == Epoch(2)),
+        "{asked:?}"
+    );
+    world.store_ends();
+    assert!(matches!(world.answer(conn), Some((Message::Joined(joined), _)) if joined.created));
+    let epoch = Epoch(3);
+    assert_eq!(world.host.inventory(), [HeldReplica { epoch, ..held() }]);
+    // The same again, late: it changes nothing.
+    world.send(conn, named(ReplicaRole::Joining, 3));
+    assert!(world.host.store.asked.is_empty());
+}

@@ -31,6 +31,7 @@ pub(super) struct HeldStore {
     pub(super) failed: Option<DiskError>,
     pub(super) scrub: ScrubState,
     pub(super) damaged: Vec<(GroupId, Layer, BlockRange)>,
+    pub(super) index_lost: bool,
     pub(super) actions: VecDeque<StoreAction>,
 }
 
@@ -94,6 +95,9 @@ impl ReplicaStore for HeldStore {
     }
     fn is_damaged(&self, _block: &DamagedBlock) -> bool {
         true
+    }
+    fn is_index_lost(&self, _group: GroupId) -> bool {
+        self.index_lost
     }
 }
 

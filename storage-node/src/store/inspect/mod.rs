@@ -15,6 +15,7 @@ use bytes::Bytes;
 use cairn_proto::disk::{DeviceBlock, DiskDone, DiskError, DiskGeometry, DiskOp};
 use cairn_proto::ids::VolumeId;
 use cairn_proto::limits::BLOCK_BYTES;
+use cairn_proto::time::Time;
 
 pub use report::{
     CheckpointContent, CheckpointSlot, CheckpointSummary, Contents, Damage, DamageKind, DamageList, DamagedBlocks,
@@ -123,7 +124,7 @@ pub fn inspect(
 
 /// Opens it as far as that needs no writing.
 fn open(reader: &mut dyn BlockReader, geometry: DiskGeometry) -> Result<Box<Engine>, OpenError> {
-    let mut recovery = Recovery::new(OpenExpectation::default(), geometry, StoreLimits::default()).without_sweep();
+    let mut recovery = Recovery::new(OpenExpectation::default(), geometry, StoreLimits::default()).for_a_look();
     if let Some(error) = recovery.refused_at_once() {
         return Err(error);
     }
@@ -141,7 +142,7 @@ fn open(reader: &mut dyn BlockReader, geometry: DiskGeometry) -> Result<Box<Engi
         }
         assert!(!tokens.is_empty(), "recovery ends or goes on");
         for (token, result) in tokens.into_iter().zip(reader.read(&wanted)) {
-            match recovery.handle_disk(DiskDone { token, result }) {
+            match recovery.handle_disk(Time::ZERO, DiskDone { token, result }) {
                 Outcome::Working => {}
                 Outcome::Refused(error) => return Err(error),
                 Outcome::Ready(engine, _) => return Ok(engine),

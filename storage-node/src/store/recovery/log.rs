@@ -229,17 +229,27 @@ impl Recovery {
         results: Vec<BlockRead>,
     ) -> Step {
         let end = self.end();
+        self.progress.waits_for = None;
         let mut effects = Effects::default();
         for (wanted, result) in wanted.into_iter().zip(results) {
             match wanted {
                 Wanted::Leaf(key, home) => {
+                    let error = result.as_ref().err().copied();
                     let block = result.unwrap_or_default();
+                    let lost = effects.stale_leaves.len();
                     self.loaded.catalog.loaded_leaf(key, home, &block, end, &mut effects);
+                    if effects.stale_leaves.len() > lost {
+                        self.loaded.lost_parts.note(home.place, error);
+                    }
                 }
                 Wanted::Page(key, home) => {
+                    let error = result.as_ref().err().copied();
                     let page = result.ok().and_then(|block| Resident::decode(&block, home, end));
                     let page = page.filter(|page| page.agrees_with(&self.loaded.data));
-                    self.loaded.index_lost |= page.is_none();
+                    if page.is_none() {
+                        self.loaded.index_lost = true;
+                        self.loaded.lost_parts.note(home.place, error);
+                    }
                     self.loaded.catalog.loaded_page(key, home, page, &mut effects);
                 }
             }

@@ -79,9 +79,30 @@ impl ReadSet {
         }
     }
 
+    fn is_over(&self) -> bool {
+        self.in_flight.is_empty() && self.to_send.is_empty()
+    }
+
+    /// The first block that could not be read, once all others are there.
+    pub(super) fn first_failed(&self) -> Option<(u64, DiskError)> {
+        let mut results = self.places.iter().zip(&self.results);
+        let failed = results.find_map(|(place, result)| Some((*place, result.as_ref()?.as_ref().err().copied()?)));
+        failed.filter(|_| self.is_over())
+    }
+
+    /// What could not be read is to be read again; what was is kept.
+    pub(super) fn again(&mut self) {
+        for (index, result) in self.results.iter_mut().enumerate() {
+            if matches!(result, Some(Err(_))) {
+                *result = None;
+                self.to_send.push_back(index..index + 1);
+            }
+        }
+    }
+
     /// What was read, by block, once all is there.
     pub(super) fn take(&mut self) -> Option<Vec<BlockRead>> {
-        if !self.in_flight.is_empty() || !self.to_send.is_empty() {
+        if !self.is_over() {
             return None;
         }
         let results = std::mem::take(&mut self.results);
@@ -134,6 +155,29 @@ mod tests {
         set.done(reads(&mut io)[0].0, Ok(BlockBuf::zeroed(1).freeze()));
         let good: Vec<bool> = set.take().unwrap().iter().map(Result::is_ok).collect();
         assert_eq!(good, [true, false, true, true, true]);
+    }
+
+    #[test]
+    fn only_what_could_not_be_read_is_read_again() {
+        let mut io = Io::default();
+        let mut set = ReadSet::new(vec![7, 9, 11]);
+        set.send(&mut io, 8);
+        let sent = reads(&mut io);
+        let eio = DiskError { errno: 5 };
+        set.done(sent[0].0, Ok(BlockBuf::zeroed(1).freeze()));
+        set.done(sent[2].0, Err(eio));
+        assert_eq!(set.first_failed(), None, "one is still being read");
+        set.done(sent[1].0, Err(eio));
+        assert_eq!(set.first_failed(), Some((9, eio)));
+        set.again();
+        assert!(set.take().is_none());
+        set.send(&mut io, 8);
+        let sent = reads(&mut io);
+        assert_eq!(sent.iter().map(|read| read.1).collect::<Vec<_>>(), [9, 11]);
+        for (token, ..) in sent {
+            set.done(token, Ok(BlockBuf::zeroed(1).freeze()));
+        }
+        assert!(set.first_failed().is_none() && set.take().unwrap().iter().all(Result::is_ok));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! What a damaged, failing or foreign device does.
 
+use std::time::Duration;
+
 use cairn_proto::block::{Apply, Content};
 use cairn_proto::buffer::BlockBuf;
 use cairn_proto::checksum::range_checksums;
 use cairn_proto::disk::{DeviceBlock, DiskGeometry, DiskOp};
-use cairn_proto::ids::{ClusterId, DeviceUuid, Epoch, Layer};
+use cairn_proto::ids::{ClusterId, DeviceUuid, Epoch, GroupId, GroupIndex, Layer};
 use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::time::Time;
 
@@ -363,6 +365,100 @@ fn an_index_page_that_can_not_be_read_fails_who_needs_it_and_may_come_back() {
     };
     assert_eq!(bytes.concat(), contents(range(0, 0, 1), version(1)));
     assert!(matches!(rig.write(0, 256, 1, 99), StoreReply::Durable { .. }));
+}
+
+/// A device whose log, when it is replayed, needs an index page that a checkpoint has written; with the place of that page.
+fn replay_needs_a_page() -> (Rig, DeviceBlock) {
+    let mut rig = Rig::new(1024, StoreLimits::tiny(), 1);
+    rig.create();
+    for page in 0..8 {
+        rig.write(0, page * 256, 1, u64::from(page) + 1);
+    }
+    let is_page = |block: &[u8; BLOCK_BYTES]| {
+        block[..8] == version(1).to_bits().to_le_bytes() && block[16..].iter().all(|byte| *byte == 0)
+    };
+    let page = (4..1023)
+        .map(DeviceBlock)
+        .find(|at| is_page(rig.device.peek(*at)))
+        .expect("it was written by a checkpoint");
+    assert!(matches!(rig.write(0, 1, 1, 20), StoreReply::Durable { .. }));
+    (rig.reopen(true), page)
+}
+
+fn step_without(rig: &mut Rig, page: DeviceBlock, fails: bool) -> bool {
+    let covers = |op: &DiskOp| match op {
+        DiskOp::Read { at, blocks, .. } => (at.0..at.0 + u64::from(*blocks)).contains(&page.0),
+        _ => false,
+    };
+    rig.step_with(|op| (fails && covers(op)).then(Fault::default))
+}
+
+#[test]
+fn an_index_page_that_can_not_be_read_for_seconds_while_the_log_is_replayed_is_not_lost() {
+    let (mut rig, page) = replay_needs_a_page();
+    let mut waited_for = 0;
+    while rig.now < Time::ZERO + Duration::from_secs(3) && step_without(&mut rig, page, true) {
+        if let StoreState::Opening(progress) = rig.store.state() {
+            waited_for = progress.waits_for.map_or(waited_for, |(place, _)| place);
+        }
+    }
+    assert!(
+        matches!(rig.store.state(), StoreState::Opening(_)),
+        "{:?}",
+        rig.store.state()
+    );
+    assert_eq!(waited_for, page.0, "it says what it waits for");
+    rig.settle();
+    assert_eq!(rig.store.lost_parts().map(|lost| lost.count), Some(0));
+    rig.store.check_invariants();
+    for (block, seq) in [(0, 1), (1, 20)] {
+        let StoreReply::Read { bytes, .. } = rig.read(0, block, 1) else {
+            panic!("it is there")
+        };
+        assert_eq!(bytes.concat(), contents(range(0, block, 1), version(seq)));
+    }
+}
+
+#[test]
+fn an_index_page_that_can_not_be_read_for_good_is_lost_and_named() {
+    let (mut rig, page) = replay_needs_a_page();
+    while step_without(&mut rig, page, true) {}
+    assert_eq!(rig.store.state(), StoreState::Open);
+    let lost = rig.store.lost_parts().expect("it is open").clone();
+    assert_eq!((lost.count, lost.noted.len()), (1, 1), "{lost}");
+    assert_eq!(u64::from(lost.noted[0].0), page.0);
+    assert!(lost.to_string().contains("can't be read"), "{lost}");
+    let reply = rig.read(0, 0, 1);
+    assert!(
+        matches!(reply, StoreReply::Failed(StoreError::IndexDamaged)),
+        "{reply:?}"
+    );
+    assert!(matches!(rig.read(0, 256, 1), StoreReply::Read { .. }));
+    let other = GroupId {
+        index: GroupIndex(GROUP.index.0 + 1),
+        ..GROUP
+    };
+    assert_eq!(
+        [GROUP, other].map(|group| rig.store.is_index_lost(group)),
+        [true, false]
+    );
+    // It is dropped and made anew, as if both were asked for at once.
+    let epoch = Epoch(1);
+    let drop = rig.submit(StoreRequest::DropReplica { group: GROUP, epoch });
+    let (role, epoch) = (2, Epoch(2));
+    let create = rig.submit(StoreRequest::CreateReplica {
+        group: GROUP,
+        role,
+        epoch,
+    });
+    rig.settle();
+    for ticket in [drop, create] {
+        let reply = rig.replies.remove(&ticket);
+        assert!(matches!(reply, Some(StoreReply::Durable { .. })), "{reply:?}");
+    }
+    assert!(!rig.store.is_index_lost(GROUP));
+    assert!(matches!(rig.write(0, 0, 1, 30), StoreReply::Durable { .. }));
+    rig.store.check_invariants();
 }
 
 #[test]

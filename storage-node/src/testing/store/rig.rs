@@ -204,6 +204,7 @@ impl Rig {
 
     /// The same, of those operations that may complete now.
     pub fn step_among(&mut self, may: impl Fn(&DiskOp) -> bool, fault: impl Fn(&DiskOp) -> Option<Fault>) -> bool {
+        self.wait_while_opening();
         let count = self.device.in_flight().filter(|op| may(op)).count() as u64;
         if count == 0 {
             return false;
@@ -227,6 +228,16 @@ impl Rig {
         self.store.handle_disk(self.now, done);
         self.take_actions();
         true
+    }
+
+    /// A store that is being opened may wait before it reads something again.
+    fn wait_while_opening(&mut self) {
+        let waits = matches!(self.store.state(), StoreState::Opening(_)) && self.device.in_flight().next().is_none();
+        if let Some(at) = self.store.poll_timeout().filter(|_| waits) {
+            self.now = self.now.max(at);
+            self.store.handle_timeout(self.now);
+            self.take_actions();
+        }
     }
 
     /// Completes all operations, and those that follow.

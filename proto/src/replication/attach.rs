@@ -196,9 +196,8 @@ impl Coordinator {
             // What the configuration is must be known first.
             return;
         }
-        let settings = &self.settings;
-        let seal_quorum = settings.seal_quorum(group.in_sync.len());
-        let enough = seal_quorum.max(settings.in_sync_min().min(group.in_sync.len()));
+        let enough = self.compared_min(g);
+        let group = &mut self.groups[g];
         if group.present().len() < enough {
             // Nobody can be passed over now.
             group

@@ -212,7 +212,12 @@ impl Coordinator {
         sources.iter().min_by_key(|place| {
             let member = &self.members[group.replicas[*place].member];
             let spoilt = group.replicas[*place].spoilt;
-            (spoilt, member.latency.expected_ns(), *place)
+            (
+                self.is_refusing(g, *place),
+                spoilt,
+                member.latency.expected_ns(),
+                *place,
+            )
         })
     }
 
@@ -338,6 +343,7 @@ impl Coordinator {
 
     /// Goes on comparing a member that has forgotten something. False if nobody is complete to compare it with.
     fn go_on_compare(&mut self, g: usize, target: usize) -> bool {
+        let refusing = self.groups[g].places(|replica| replica.health.refuses.is_some());
         let group = &mut self.groups[g];
         let usable = |replica: &super::group::Replica| replica.joined && replica.is_complete() && !replica.behind;
         let sources = group.places(usable).and(group.readable());
@@ -347,7 +353,8 @@ impl Coordinator {
             group.replicas[target].compare = None;
         }
         if group.replicas[target].compare.is_none() {
-            let Some(source) = sources.iter().next() else {
+            let willing = sources.minus(refusing);
+            let Some(source) = willing.iter().chain(sources.iter()).next() else {
                 // Somebody may become complete by copies that are on their way.
                 return group.replicas.iter().any(|replica| !replica.jobs.is_empty());
             };

@@ -1,7 +1,8 @@
 //! Requests that were not done, connections that are over, and the end of an attachment (rule 5).
 
 use super::api::{Action, GroupPhase, Notice, OpError};
-use super::group::Role;
+use super::group::{Refuses, Role};
+use super::mask::Mask;
 use super::read::ReadFailure;
 use super::write::Waiter;
 use super::{Coordinator, RequestId, Timer, What};
@@ -27,7 +28,12 @@ impl Coordinator {
                     self.request_lost(m, place, what, ReadFailure::Later);
                 }
             },
-            FailureKind::Unreadable => self.request_lost(m, place, what, ReadFailure::Unreadable),
+            FailureKind::Unreadable => {
+                if let Some(g) = what.group() {
+                    self.could_not(g, place, what);
+                }
+                self.request_lost(m, place, what, ReadFailure::Unreadable);
+            }
             FailureKind::NotSealed | FailureKind::NoReplica => {
                 // It has forgotten what it answered before: it is made a member again, and then compared.
                 self.request_lost(m, place, what, ReadFailure::Lost);
@@ -77,6 +83,45 @@ impl Coordinator {
             return;
         }
         self.request_lost(m, place, what, ReadFailure::Later);
+    }
+
+    /// A member can't say what it holds, can't give it, or can't take a copy: a part of its index is lost, or its device fails to
+    /// read it. That may pass, so it is asked again; but nobody waits for it any longer than for one that is silent. While
+    /// members are compared the others go on without it, and it is ejected; later it counts as in trouble.
+    fn could_not(&mut self, g: usize, place: usize, what: What) {
+        if matches!(what, What::Read { .. } | What::Write { .. } | What::UndoRead { .. }) {
+            return;
+        }
+        let (now, patience) = (self.now, self.limits.reconcile_patience);
+        let asked_again = self.limits.retry_pause * 2 + patience;
+        let health = &mut self.groups[g].replicas[place].health;
+        let since = match health.refuses {
+            Some(refuses) if now.saturating_since(refuses.last) <= asked_again => refuses.since,
+            _ => now,
+        };
+        health.refuses = Some(Refuses { since, last: now });
+        self.arm_health();
+        if now.saturating_since(since) >= patience {
+            self.pass_over_refusing(g, place);
+        }
+    }
+
+    /// Goes on comparing without a member that refuses to take part, if there are enough others and meta can be asked to eject it.
+    fn pass_over_refusing(&mut self, g: usize, place: usize) {
+        let fresh = self.is_meta_fresh();
+        let group = &self.groups[g];
+        let Some(reconcile) = group.reconcile.as_ref() else {
+            return;
+        };
+        self.look_wanted |= !fresh;
+        let rest = reconcile.participants().minus(Mask::one(place));
+        let is_compared = rest != reconcile.participants();
+        if is_compared && fresh && rest.len() >= self.compared_min(g) {
+            let since = group.enough_since;
+            self.pass_over(g, place);
+            self.reconcile_lost(g);
+            self.groups[g].enough_since = since;
+        }
     }
 
     /// A request will not be answered any more, or was not done. Whatever waits for it goes another way or again.

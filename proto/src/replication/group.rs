@@ -90,6 +90,15 @@ pub(super) struct Health {
     pub(super) rejoin_at: Time,
     /// How long it was made to wait for that.
     pub(super) rejoin_pause: Duration,
+    /// It can't say what it holds, or can't take copies.
+    pub(super) refuses: Option<Refuses>,
+}
+
+/// A spell of refusals because of what a device can't read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refuses {
+    pub(super) since: Time,
+    pub(super) last: Time,
 }
 
 impl Replica {

@@ -24,7 +24,12 @@ impl Coordinator {
             let few = writers.len() < usize::from(self.settings.replicas) && writers.len() < group.replicas.len();
             let lagging = |place: usize| {
                 let replica = &group.replicas[place];
-                !replica.joined || replica.behind || replica.lag_ops > 0 || replica.health.troubled_since.is_some()
+                let health = &replica.health;
+                !replica.joined
+                    || replica.behind
+                    || replica.lag_ops > 0
+                    || health.troubled_since.is_some()
+                    || health.refuses.is_some()
             };
             few || !group.joining.is_empty() || writers.iter().any(lagging)
         })
@@ -36,8 +41,11 @@ impl Coordinator {
         for g in 0..self.groups.len() {
             for place in self.groups[g].writers().iter() {
                 let troubled = self.is_troubled(g, place);
+                let refuses = self.is_refusing(g, place);
                 let (now, well_after) = (self.now, self.limits.well_after);
-                self.groups[g].replicas[place].health.note(now, troubled, well_after);
+                let health = &mut self.groups[g].replicas[place].health;
+                health.note(now, troubled, well_after);
+                health.refuses.take_if(|_| !refuses);
             }
             self.reconsider(g);
         }
@@ -46,7 +54,13 @@ impl Coordinator {
 
     fn is_troubled(&self, g: usize, place: usize) -> bool {
         let replica = &self.groups[g].replicas[place];
-        !replica.joined || replica.behind || self.is_slow(g, place)
+        !replica.joined || replica.behind || self.is_refusing(g, place) || self.is_slow(g, place)
+    }
+
+    /// Whether a member could not say what it holds, or not take a copy, when it was last asked.
+    pub(super) fn is_refusing(&self, g: usize, place: usize) -> bool {
+        let refuses = self.groups[g].replicas[place].health.refuses;
+        refuses.is_some_and(|refuses| self.now.saturating_since(refuses.last) <= self.limits.retry_pause * 2)
     }
 
     /// Whether a member's writes take much longer than those of a quorum: a grey failure.

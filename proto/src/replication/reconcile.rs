@@ -252,10 +252,7 @@ impl Coordinator {
                 late = late.or(sent.to.and(participants));
             }
         }
-        let settings = &self.settings;
-        let enough = settings
-            .seal_quorum(group.in_sync.len())
-            .max(settings.in_sync_min().min(group.in_sync.len()));
+        let enough = self.compared_min(g);
         let rest = participants.minus(stalled);
         let fresh = self.is_meta_fresh();
         // Without meta nobody can be ejected, so it is no use to go on without anybody.
@@ -264,16 +261,27 @@ impl Coordinator {
             return self.arm_patience(g);
         }
         for place in stalled.iter() {
-            let group = &mut self.groups[g];
-            let replica = &mut group.replicas[place];
-            replica.passed_over = true;
-            let (group, device) = (group.index, self.members[replica.member].device);
-            self.actions
-                .push_back(Action::Notice(Notice::PassedOver { group, device }));
+            self.pass_over(g, place);
         }
         let since = self.groups[g].enough_since;
         self.reconcile_lost(g);
         self.groups[g].enough_since = since;
+    }
+
+    /// How many members must be compared at the least, for the others to be ejected.
+    pub(super) fn compared_min(&self, g: usize) -> usize {
+        let (settings, in_sync) = (&self.settings, self.groups[g].in_sync.len());
+        settings.seal_quorum(in_sync).max(settings.in_sync_min().min(in_sync))
+    }
+
+    /// The next comparison begins without this member.
+    pub(super) fn pass_over(&mut self, g: usize, place: usize) {
+        let group = &mut self.groups[g];
+        let replica = &mut group.replicas[place];
+        replica.passed_over = true;
+        let (group, device) = (group.index, self.members[replica.member].device);
+        self.actions
+            .push_back(Action::Notice(Notice::PassedOver { group, device }));
     }
 
     /// A member that was passed over has answered something of a group.

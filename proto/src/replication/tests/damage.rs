@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::stories::{attached, range};
-use super::usual;
 use super::world::World;
+use super::{GROUPS, usual};
 use crate::block::Content;
+use crate::ids::GroupCount;
 use crate::message::Message;
 use crate::replication::{GroupPhase, Notice};
 
@@ -205,6 +206,88 @@ fn damage_that_nobody_has_told_is_found_by_the_next_attachment() {
     let found: u64 = world.status(h).iter().map(|group| group.damage_repaired).sum();
     assert_eq!(found, 1);
     reads_well(&mut world, h);
+}
+
+/// The next attachment, of which member 2 can't say what it holds.
+fn attached_unlisted(meta_down: bool) -> (World, usize) {
+    let mut world = written();
+    world.devices[2].unlisted = true;
+    assert!(world.release(0));
+    let h = world.attach();
+    world.meta.down = meta_down;
+    (0..3).for_each(|d| world.connect(h, d));
+    (world, h)
+}
+
+#[test]
+fn a_member_that_can_not_say_what_it_holds_is_passed_over_and_comes_back_when_it_can() {
+    let (mut world, h) = attached_unlisted(false);
+    let began = world.now;
+    world.submit(h, range(2, 4), true);
+    world.run_until("the write is done", |world| world.is_idle(h));
+    assert!(world.now.saturating_since(began) < Duration::from_secs(2));
+    let damaged = world.devices[2].id;
+    assert!(world.meta.configs.iter().all(|config| config.stale == [damaged]));
+    let told = |notice: &Notice| matches!(notice, Notice::PassedOver { device, .. } if *device == damaged);
+    assert!(world.notices.iter().any(told), "{:?}", world.notices);
+    // It joins, leaves again, and does not keep the others from anything meanwhile.
+    for _ in 0..200 {
+        while world.deliver_any() {}
+        world.pass(Duration::from_millis(100));
+    }
+    assert!(
+        world
+            .meta
+            .configs
+            .iter()
+            .all(|config| !config.in_sync.contains(&damaged))
+    );
+    reads_well(&mut world, h);
+    world.devices[2].unlisted = false;
+    world.run_until("it is in sync again", |world| world.is_complete(h));
+    assert!(world.meta.configs.iter().all(|config| config.in_sync.len() == 3));
+    reads_well(&mut world, h);
+}
+
+#[test]
+fn with_meta_away_a_member_that_can_not_say_what_it_holds_is_asked_again() {
+    let (mut world, h) = attached_unlisted(true);
+    world.submit(h, range(2, 4), true);
+    for _ in 0..100 {
+        while world.deliver_any() {}
+        world.pass(Duration::from_millis(100));
+    }
+    assert!(!world.is_idle(h), "it can't be ejected");
+    world.devices[2].unlisted = false;
+    world.run_until("all three are compared", |world| world.is_idle(h));
+    assert!(world.meta.configs.iter().all(|config| config.in_sync.len() == 3));
+    reads_well(&mut world, h);
+}
+
+#[test]
+fn a_member_that_takes_no_copies_any_more_is_ejected_after_a_while() {
+    let mut world = written();
+    world.rot(1, 3);
+    world.devices[1].unlisted = true;
+    world.tell_damage(0, 1);
+    let damaged = world.devices[1].id;
+    let groups = GroupCount::new(GROUPS).unwrap();
+    let at = usize::from(groups.group_of(range(3, 1).chunk()).0);
+    let began = world.now;
+    world.run_until("it is ejected", |world| {
+        !world.meta.configs[at].in_sync.contains(&damaged)
+    });
+    let waited = world.now.saturating_since(began);
+    assert!(
+        waited >= usual().eject_after && waited < usual().eject_after * 2,
+        "{waited:?}"
+    );
+    let elsewhere = world.meta.configs.iter().enumerate().filter(|(g, _)| *g != at);
+    assert!(elsewhere.into_iter().all(|(_, config)| config.in_sync.len() == 3));
+    world.devices[1].unlisted = false;
+    world.run_until("it is in sync again", |world| world.is_complete(0));
+    assert!(!is_damaged(&world, 1));
+    reads_well(&mut world, 0);
 }
 
 /// Whatever comes back from device `d` to the holder, with the bytes of reads spoilt; how many answers that were.

@@ -27,6 +27,8 @@ pub(super) struct Device {
     pub(super) id: DeviceId,
     pub(super) alive: bool,
     pub(super) full: bool,
+    /// A part of its index is lost: it can't say what it holds, and takes no copies.
+    pub(super) unlisted: bool,
     pub(super) seal: Generation,
     pub(super) groups: Vec<GroupIndex>,
     pub(super) blocks: BTreeMap<(ChunkIndex, Layer, u32), Held>,
@@ -49,6 +51,7 @@ impl Device {
             },
             alive: true,
             full: false,
+            unlisted: false,
             seal: Generation::NONE,
             groups: Vec::new(),
             blocks: BTreeMap::new(),
@@ -142,6 +145,9 @@ impl Device {
             Message::Write(write) => {
                 self.write(write)?;
                 Ok(durable(self.commit))
+            }
+            Message::Copy(_) | Message::CopyHole(_) | Message::Collect(_) if self.unlisted => {
+                Err(FailureKind::Unreadable)
             }
             Message::Copy(copy) => {
                 self.copy(copy)?;

@@ -45,6 +45,12 @@ pub(super) enum Strike {
     Mend(u8),
     /// A node that was away is back.
     Return(u8),
+    /// A device is lost while a member is being ejected, if that comes to pass within so many looks.
+    Race {
+        kind: FaultKind,
+        node: u8,
+        looks: u32,
+    },
     /// The play about split holders goes on.
     Play,
 }
@@ -99,6 +105,7 @@ impl World {
         self.trace.event(now, &[50], format_args!("everything heals"));
         self.net.heal(now);
         self.collect_network();
+        self.call_back_who_is_needed();
         for node in 0..self.options.nodes {
             let tokens = self.disks[usize::from(node)].heal();
             self.unstick(node, tokens);
@@ -166,6 +173,7 @@ impl World {
             }
             Strike::Mend(node) => self.mend(node),
             Strike::Return(node) => self.come_back(node),
+            Strike::Race { kind, node, looks } => self.race(kind, node, looks),
             Strike::Play => self.go_on_playing()?,
         }
         Ok(())

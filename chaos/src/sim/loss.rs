@@ -18,6 +18,11 @@ use super::world::{SessionPhase, World};
 /// For so long after a loss nothing happens to other nodes: see `all_is_well`.
 const NOTICED_AFTER: Duration = Duration::from_secs(8);
 
+/// How often it is looked whether somebody is being ejected, when a device is to be lost at that moment.
+const RACE_LOOK: Duration = Duration::from_millis(5);
+/// How many times.
+const RACE_LOOKS_MAX: u32 = 2000;
+
 /// Nodes that do not run, and are not started when everything heals.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
@@ -43,12 +48,63 @@ impl World {
     /// One more loss, if every group can bear it. Whether it was done.
     pub(super) fn lose(&mut self, kind: FaultKind) -> bool {
         let node = self.faulting.rng.index(self.disks.len()) as u8;
-        let nodes: Vec<u8> = match kind {
-            FaultKind::DomainGone => (0..self.options.nodes)
-                .filter(|other| self.setup.rack(*other) == self.setup.rack(node))
-                .collect(),
+        if self.options.race && self.faulting.rng.permille(600) {
+            return self.begin_race(kind, node);
+        }
+        self.lose_now(kind, node)
+    }
+
+    fn lost_with(&self, kind: FaultKind, node: u8) -> Vec<u8> {
+        let same_rack = |other: &u8| self.setup.rack(*other) == self.setup.rack(node);
+        match kind {
+            FaultKind::DomainGone => (0..self.options.nodes).filter(same_rack).collect(),
             _ => vec![node],
-        };
+        }
+    }
+
+    /// Another node goes away for so long that it is ejected; at that moment this one is lost.
+    fn begin_race(&mut self, kind: FaultKind, node: u8) -> bool {
+        let nodes = self.lost_with(kind, node);
+        if !self.can_lose(&nodes) {
+            return false;
+        }
+        let others = (0..self.options.nodes)
+            .filter(|other| !nodes.contains(other) && !self.losses.holds(Process::Node(*other)))
+            .collect::<Vec<u8>>();
+        let other = Process::Node(*self.faulting.rng.pick(&others));
+        self.note(format_args!(
+            "{other} goes away, and when it is ejected, {}: node {node}",
+            kind.name()
+        ));
+        self.kill(other, false);
+        let away = self.faulting.rng.span(Duration::from_secs(2), Duration::from_secs(9));
+        self.later(away, Strike::Restart(other));
+        let looks = RACE_LOOKS_MAX;
+        self.later(RACE_LOOK, Strike::Race { kind, node, looks });
+        true
+    }
+
+    /// Looks whether somebody is being ejected now.
+    pub(super) fn race(&mut self, kind: FaultKind, node: u8, looks: u32) {
+        let changing = self
+            .open_statuses()
+            .any(|status| status.groups.iter().any(|group| group.changing));
+        if changing {
+            // A proposal may be on its way, be taken and committed, or its answer be on its way.
+            let late = self.faulting.rng.permille(500);
+            if !late {
+                self.lose_now(kind, node);
+                return;
+            }
+        }
+        if looks > 0 {
+            let looks = looks - 1;
+            self.later(RACE_LOOK, Strike::Race { kind, node, looks });
+        }
+    }
+
+    fn lose_now(&mut self, kind: FaultKind, node: u8) -> bool {
+        let nodes = self.lost_with(kind, node);
         if !self.can_lose(&nodes) {
             return false;
         }
@@ -110,13 +166,14 @@ impl World {
             kind,
             F::KillMeta | F::KillClient | F::TakeOver | F::HandOver | F::Release | F::Reset
         );
-        self.options.loss && self.now() < self.losses.noticed_at && !spares_nodes
+        self.options.loss && !self.options.race && self.now() < self.losses.noticed_at && !spares_nodes
     }
 
     /// Whether every group has all its copies on devices that are there, and two of them elsewhere: with more losses than one at
     /// a time acknowledged data may be gone, and that is promised to nobody.
     fn can_lose(&self, nodes: &[u8]) -> bool {
-        if nodes.iter().any(|node| self.losses.holds(Process::Node(*node))) || !self.all_is_well() {
+        let quiet = self.options.race || self.all_is_well();
+        if !quiet || nodes.iter().any(|node| self.losses.holds(Process::Node(*node))) {
             return false;
         }
         let Some(groups) = self.newest_groups() else {
@@ -137,15 +194,16 @@ impl World {
         })
     }
 
+    fn open_statuses(&self) -> impl Iterator<Item = cairn_client::core::api::VolumeStatus> + '_ {
+        let sessions = self.sessions.iter();
+        let open = sessions.filter(|session| session.phase == SessionPhase::Open);
+        open.filter_map(|session| self.client(session.client)?.status(session.handle))
+    }
+
     /// Whether nobody is about to be ejected, as far as holders know. Who is ejected just when another one is lost, before that is
-    /// noticed, leaves a group that can't go on by itself.
+    /// noticed, leaves a group that can't go on by itself: that is for seeds with `race`.
     fn all_is_well(&self) -> bool {
-        let open = self
-            .sessions
-            .iter()
-            .filter(|session| session.phase == SessionPhase::Open);
-        let mut status = open.filter_map(|session| self.client(session.client)?.status(session.handle));
-        status.all(|status| {
+        self.open_statuses().all(|status| {
             let mut groups = status.groups.iter();
             groups
                 .all(|group| !group.changing && group.members.iter().all(|member| member.connected && member.complete))
@@ -153,7 +211,7 @@ impl World {
     }
 
     /// The newest configuration of each group that any metadata server has applied; `None` while some can't be looked at.
-    fn newest_groups(&self) -> Option<BTreeMap<GroupId, &Group>> {
+    pub(super) fn newest_groups(&self) -> Option<BTreeMap<GroupId, &Group>> {
         if self.meta_states().count() < usize::from(self.options.metas) {
             return None;
         }

@@ -3,6 +3,7 @@
 pub mod actors;
 mod answers;
 pub mod batch;
+mod beyond;
 pub mod caller;
 #[cfg(feature = "canary")]
 pub mod canary;

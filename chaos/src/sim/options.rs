@@ -101,6 +101,8 @@ pub struct Options {
     pub lonely: bool,
     /// Devices are lost for good, one after the other: what was on them is made anew elsewhere.
     pub loss: bool,
+    /// Of these, whether devices may be lost at any moment, above all while another member is being ejected.
+    pub race: bool,
     /// Nodes stand in so many racks, and copies lie in distinct ones; in distinct hosts if zero.
     pub racks: u8,
     /// How long a device may be silent before its copies are made anew elsewhere.
@@ -155,6 +157,7 @@ impl Options {
             },
             lonely,
             loss,
+            race: loss && Rng::stream(seed, "race").permille(500),
             racks: 0,
             rebuild_after: Duration::from_secs(*rng.pick(&[1, 6, 10, 600])),
             ending: *rng.pick(&[Ending::Held, Ending::Held, Ending::Released, Ending::Abandoned]),

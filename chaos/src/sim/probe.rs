@@ -128,7 +128,7 @@ impl World {
 
     /// Whether a block has the operation's content, or what may have replaced it: something that was not answered before
     /// the operation was called.
-    fn covers(&self, op: &Op, block: u64, content: &Bytes) -> Result<(), String> {
+    pub(super) fn covers(&self, op: &Op, block: u64, content: &Bytes) -> Result<(), String> {
         let first = block * SECTORS_PER_BLOCK as u64;
         for (i, number) in (first..).take(SECTORS_PER_BLOCK).enumerate() {
             if !(op.sector..op.sector + op.sectors).contains(&number) {

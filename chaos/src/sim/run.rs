@@ -199,6 +199,7 @@ impl World {
         self.end_sessions()?;
         self.regain_copies()?;
         self.converge(Equal::Blocks)?;
+        self.check_survivors()?;
         self.check_bounds()?;
         self.check_waits()?;
         let volumes = &self.volumes;
@@ -281,10 +282,21 @@ impl World {
             if world.slots.iter().any(ended) {
                 return true;
             }
-            let of = |phase: SessionPhase| !matches!(phase, SessionPhase::Over | SessionPhase::Open);
+            let beyond = world.beyond_help();
             let mut sessions = world.sessions.iter();
             sessions.any(|session| {
-                session.phase != SessionPhase::Over && (!session.guest.in_flight.is_empty() || of(session.phase))
+                let under_way = session
+                    .guest
+                    .in_flight
+                    .values()
+                    .map(|(number, _)| world.history.op(*number));
+                let mut under_way = under_way.peekable();
+                let is_settled = matches!(session.phase, SessionPhase::Over | SessionPhase::Open);
+                session.phase != SessionPhase::Over
+                    && match under_way.peek() {
+                        None => !is_settled,
+                        Some(_) => !under_way.all(|op| world.can_not_end(&beyond, session.volume, op)),
+                    }
             })
         };
         if self.run_until(COMPLETE_BOUND, |world| !unfinished(world))? {
@@ -459,7 +471,8 @@ impl World {
         let state = self.meta_states().next().map(|(_, state)| state.clone());
         let Some(state) = state else { return Ok(None) };
         let possible = self.copies_possible();
-        for (id, group) in state.groups() {
+        let beyond = self.beyond_help();
+        for (id, group) in state.groups().iter().filter(|(id, _)| !beyond.contains_key(id)) {
             let (id, replicas) = (*id, state.volumes()[&id.volume].replicas);
             let known = group.in_sync.iter().filter_map(|member| self.setup.node_of(member));
             let there: Vec<u8> = known.filter(|node| !self.losses.holds(Process::Node(*node))).collect();

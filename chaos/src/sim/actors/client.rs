@@ -52,6 +52,17 @@ pub struct ClientSetup {
     pub key: ClusterKey,
 }
 
+/// How often an attachment is asked for anew when somebody else was faster, as production's client does.
+const ATTACH_TRIES: u32 = 4;
+
+/// A question for an attachment. First it is looked which generation was granted last; then the next one is asked for, which is
+/// granted only if there was none since.
+struct Attaching {
+    request: MetaRequest,
+    tries: u32,
+    has_looked: bool,
+}
+
 /// A client process.
 pub struct ClientActor {
     core: ClientCore,
@@ -62,6 +73,8 @@ pub struct ClientActor {
     links: BTreeMap<ConnId, Link>,
     conns: BTreeMap<Link, ConnId>,
     asked: BTreeMap<u64, MetaRequest>,
+    /// Attachments that were asked for.
+    attaching: BTreeMap<u64, Attaching>,
     opening: BTreeMap<u64, (VolumeHandle, VolumeId, bool)>,
     /// Reports that meta has not answered.
     reporting: BTreeSet<u64>,
@@ -81,6 +94,7 @@ impl ClientActor {
             links: BTreeMap::new(),
             conns: BTreeMap::new(),
             asked: BTreeMap::new(),
+            attaching: BTreeMap::new(),
             opening: BTreeMap::new(),
             reporting: BTreeSet::new(),
             node: None,
@@ -236,15 +250,9 @@ impl ClientActor {
     fn ask(&mut self, ctx: &mut Ctx<'_>, request: MetaRequest) {
         let volume = Selector::Id(request.id);
         let question = match &request.question {
-            MetaQuestion::Attach | MetaQuestion::Care => Request::Command(Command::Attach(Attach {
-                volume,
-                client: self.client,
-                address: ctx.me.to_string(),
-                force: true,
-                caretaker: request.question == MetaQuestion::Care,
-                displace: None,
-                after: None,
-            })),
+            MetaQuestion::Attach | MetaQuestion::Care => {
+                return self.look_to_attach(ctx, request, ATTACH_TRIES);
+            }
             MetaQuestion::Detach { generation } => Request::Command(Command::Detach(Detach {
                 volume,
                 generation: *generation,
@@ -260,6 +268,59 @@ impl ClientActor {
         };
         let call = self.call(ctx, question);
         self.asked.insert(call, request);
+    }
+
+    fn look_to_attach(&mut self, ctx: &mut Ctx<'_>, request: MetaRequest, tries: u32) {
+        let call = self.call(ctx, Request::Volume(request.id));
+        let looking = Attaching {
+            request,
+            tries,
+            has_looked: false,
+        };
+        self.attaching.insert(call, looking);
+    }
+
+    fn attach_went_on(&mut self, ctx: &mut Ctx<'_>, attaching: Attaching, answer: Option<Answer>) {
+        let Attaching {
+            request,
+            tries,
+            has_looked,
+        } = attaching;
+        match answer {
+            Some(Answer::Volume(Some(placed))) if !has_looked => {
+                let caretaker = request.question == MetaQuestion::Care;
+                let attach = Attach {
+                    volume: Selector::Id(request.id),
+                    client: self.client,
+                    address: ctx.me.to_string(),
+                    force: !caretaker,
+                    caretaker,
+                    displace: None,
+                    after: Some(placed.volume.generation),
+                };
+                let call = self.call(ctx, Request::Command(Command::Attach(attach)));
+                let attaching = Attaching {
+                    request,
+                    tries,
+                    has_looked: true,
+                };
+                self.attaching.insert(call, attaching);
+            }
+            // Somebody else was faster, or an earlier question of this client was granted after all.
+            Some(Answer::Refused(refusal)) if refusal.code == Code::StaleGeneration && tries > 1 => {
+                self.look_to_attach(ctx, request, tries - 1);
+            }
+            answer => {
+                let result = match answer {
+                    Some(Answer::Refused(refusal)) if refusal.code == Code::StaleGeneration => {
+                        Err(MetaError::Unreachable(refusal.message))
+                    }
+                    answer => self.meta_reply(ctx, &request, answer),
+                };
+                let request = request.request;
+                self.core.handle(ctx.now, Event::Meta(MetaAnswer { request, result }));
+            }
+        }
     }
 
     fn call(&mut self, ctx: &mut Ctx<'_>, request: Request) -> u64 {
@@ -283,6 +344,9 @@ impl ClientActor {
                 self.core.handle(ctx.now, Event::Advice(advice));
             }
             return;
+        }
+        if let Some(attaching) = self.attaching.remove(&call) {
+            return self.attach_went_on(ctx, attaching, answer);
         }
         if let Some(request) = self.asked.remove(&call) {
             let result = self.meta_reply(ctx, &request, answer);

@@ -108,17 +108,6 @@ pub const SCOPES: &[(Scope, &str)] = &[
         Scope {
             ejects: true,
             joins: true,
-            holders: 3,
-            changes: 2,
-            writes: [1, 1, 0, 0],
-            ..Scope::plain("three-joins")
-        },
-        "two take-overs, two changes, with the spare",
-    ),
-    (
-        Scope {
-            ejects: true,
-            joins: true,
             forgets: true,
             changes: 3,
             writes: [1, 0, 0, 0],
@@ -171,6 +160,17 @@ pub const DEEP: &[(Scope, &str)] = &[
             ..Scope::plain("deep-joins")
         },
         "a second holder takes over; members come and go; reads",
+    ),
+    (
+        Scope {
+            ejects: true,
+            joins: true,
+            holders: 3,
+            changes: 2,
+            writes: [1, 1, 0, 0],
+            ..Scope::plain("deep-three")
+        },
+        "two take-overs, two changes, with the spare",
     ),
     (
         Scope {

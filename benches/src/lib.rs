@@ -1,14 +1,20 @@
 #![doc = include_str!("../DESIGN.md")]
 //!
-//! Reading order: [`targets`] brings up what is measured, [`matrix`] runs the cases, [`report`] makes table and JSON.
+//! Reading order: [`targets`] brings up what is measured, [`ceph`] the peer that takes most of it; [`matrix`] runs the cases,
+//! [`cost`] says what they cost, [`report`] makes table and JSON, [`aims`] says what was aimed at and whether it was met.
+//! [`scale`] is what an idle cluster costs, and what an I/O costs as work grows.
 //! [`stall`] and [`rebuild`] are what guests feel of failures and of their repair.
 //! [`store`] is the store of one device beside the device itself.
 
 #![allow(clippy::disallowed_methods, reason = "this crate measures real time")]
 
+pub mod aims;
+pub mod ceph;
+pub mod cost;
 pub mod matrix;
 pub mod rebuild;
 pub mod report;
+pub mod scale;
 pub mod stall;
 pub mod store;
 pub mod targets;

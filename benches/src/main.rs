@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cairn_benches::matrix::{self, MatrixOptions};
 use cairn_benches::rebuild::{self, RebuildOptions};
+use cairn_benches::scale::{self, ScaleOptions};
 use cairn_benches::stall::{self, StallOptions};
 use cairn_benches::store::spin::{self, SpinOptions};
 use cairn_benches::store::{self, StoreOptions};
@@ -25,6 +26,8 @@ struct Arguments {
 enum Benches {
     /// The fio matrix on every target in turn. Example: cargo run --release -p cairn-benches -- fio --rounds 5
     Fio(FioArguments),
+    /// What an idle cluster costs, and an I/O as work grows. Example: cargo run --release -p cairn-benches -- scale
+    Scale(ScaleArguments),
     /// The longest I/O when something fails. Example: cargo run --release -p cairn-benches -- stall
     Stall(StallArguments),
     /// What guests feel of a rebuild. Example: cargo run --release -p cairn-benches -- rebuild --size 2G
@@ -35,6 +38,28 @@ enum Benches {
     Layouts(LayoutArguments),
     /// The store on a device that does nothing: what it costs itself. Prints JSON.
     Spin(SpinArguments),
+}
+
+#[derive(clap::Args)]
+struct ScaleArguments {
+    /// How often every case runs on every cluster; the spread is over the rounds.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Seconds per case.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    runtime: u32,
+    /// Bytes of the small volume; the large one has a hundred times as many, and three copies are written of it.
+    #[arg(long, default_value = "128M")]
+    size: ByteSize,
+    /// Only look at an idle cluster.
+    #[arg(long)]
+    idle: bool,
+    /// Where the files lie.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// The `cairn` program; built in the profile of this one when not given.
+    #[arg(long)]
+    cairn: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -147,7 +172,7 @@ struct FioArguments {
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=3600))]
     runtime: u32,
     /// What to measure, separated by commas; the first is compared with the others.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["cairn", "raw", "qemu-nbd"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["cairn", "raw", "raw-dsync3", "qemu-nbd"])]
     targets: Vec<Kind>,
     /// Only cases whose name contains one of these, separated by commas.
     #[arg(long, value_delimiter = ',')]
@@ -169,6 +194,14 @@ struct FioArguments {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Benches::Fio(arguments) => run_matrix(arguments),
+        Benches::Scale(arguments) => scale::run(&ScaleOptions {
+            rounds: arguments.rounds,
+            runtime_s: arguments.runtime,
+            size: arguments.size,
+            idle_only: arguments.idle,
+            dir: arguments.dir,
+            cairn: arguments.cairn,
+        }),
         Benches::Stall(arguments) => stall::run(&StallOptions {
             runtime_s: arguments.runtime,
             only: arguments.only,

@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cairn_chaos::live::fio::{self, Figures};
 use cairn_chaos::live::tools;
 use cairn_proto::units::ByteSize;
 
+use crate::aims;
+use crate::cost::{Counted, Cpu, CpuPerIo, Stages};
 use crate::report;
 use crate::targets::{Kind, Up, bring_up, build_cairn};
 
@@ -64,13 +66,14 @@ pub const CASES: [Case; 7] = [
 ];
 
 impl Case {
-    fn reads(&self) -> bool {
+    /// Whether it reads.
+    pub fn reads(&self) -> bool {
         matches!(self.rw, "read" | "randread")
     }
 }
 
 /// What one case gave on one target in one round.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Sample {
     /// Which case.
     pub case: &'static str,
@@ -80,8 +83,10 @@ pub struct Sample {
     pub round: u32,
     /// What fio reports.
     pub figures: Figures,
-    /// Busy time of the whole machine per I/O, in microseconds, fio's own included.
-    pub cpu_us_per_io: f64,
+    /// Processor time per I/O.
+    pub cpu: CpuPerIo,
+    /// Where the time of an I/O went; of Cairn only.
+    pub stages: Option<Stages>,
 }
 
 /// Runs the matrix, and prints the table.
@@ -126,6 +131,9 @@ pub fn run(options: &MatrixOptions) -> Result<(), String> {
         }
     }
     print!("{}", report::table(&samples, &options.targets, &cases));
+    print!("{}", report::processors(&samples, &options.targets, &cases));
+    print!("{}", report::stages(&samples, &cases));
+    print!("{}", aims::table(&samples));
     if let Some(path) = &options.json {
         let text = format!("{:#}\n", report::json(&samples));
         fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -146,7 +154,8 @@ fn in_turn(up: &[Up], round: u32) -> impl Iterator<Item = &Up> {
 /// Writes the whole span, untimed, so that reads never meet holes and overwrites never allocate for the first time.
 fn fill(up: &Up, size: ByteSize) -> Result<(), String> {
     let size = format!("--size={}", size.0);
-    let args = ["--rw=write", "--bs=1M", "--iodepth=8", &size];
+    let mut args = vec!["--rw=write", "--bs=1M", "--iodepth=8", &size];
+    args.extend(&up.args);
     fio::run("fill", &up.target, &args, FILL_BOUND)
         .map(|_| ())
         .map_err(|error| error.to_string())
@@ -164,50 +173,23 @@ fn measure(case: &Case, up: &Up, round: u32, size: ByteSize, runtime_s: u32) -> 
     let mut args: Vec<&str> = owned.iter().map(String::as_str).collect();
     args.extend(&up.args);
     let bound = Duration::from_secs(u64::from(runtime_s)) + CASE_GRACE;
-    let before = Busy::now();
+    let (counted, cpu) = (counted(up), Cpu::now(&up.roles));
     let report = fio::run(case.name, &up.target, &args, bound).map_err(|error| error.to_string())?;
-    let busy_us = before.micros_until_now();
     let figures = if case.reads() { report.read } else { report.write };
+    let cpu = cpu.per_io(&up.roles, figures.ios);
+    let stages = counted.and_then(|before| before.until(&self::counted(up)?, figures.mean_us, case.reads()));
     Ok(Sample {
         case: case.name,
         target: up.kind,
         round,
         figures,
-        cpu_us_per_io: busy_us / (figures.ios.max(1) as f64),
+        cpu,
+        stages,
     })
 }
 
-/// The machine's time as `/proc/stat` counts it: busy and all of it, in ticks of all processors.
-struct Busy {
-    busy: f64,
-    all: f64,
-    at: Instant,
-}
-
-impl Busy {
-    fn now() -> Busy {
-        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-        let first = stat.lines().next().unwrap_or_default();
-        let ticks: Vec<f64> = first
-            .split_whitespace()
-            .skip(1)
-            .filter_map(|word| word.parse().ok())
-            .collect();
-        // user nice system idle iowait irq softirq steal; guest time is part of user time.
-        let all: f64 = ticks.iter().take(8).sum();
-        let idle: f64 = ticks.iter().skip(3).take(2).sum();
-        Busy {
-            busy: all - idle,
-            all,
-            at: Instant::now(),
-        }
-    }
-
-    /// Busy microseconds of all processors together since then.
-    fn micros_until_now(&self) -> f64 {
-        let now = Busy::now();
-        let processors = std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64);
-        let share = (now.busy - self.busy) / (now.all - self.all).max(1.0);
-        share * processors * (now.at - self.at).as_secs_f64() * 1e6
-    }
+/// What the export has measured until now; `None` of a target without one, or when it does not say.
+fn counted(up: &Up) -> Option<Counted> {
+    let metrics = up.cluster.as_ref()?.metrics("export").ok()?;
+    Some(Counted::of(&metrics))
 }

@@ -112,8 +112,13 @@ fn write(target: &Target, options: &RebuildOptions) -> Result<Figures, String> {
 
 /// Attaches the volume, and keeps it.
 pub(crate) fn hold(socket: &Path) -> Result<Connection, String> {
-    let words = |error: std::io::Error| format!("the volume can't be attached: {error}");
-    let mut connection = Connection::open(socket, VOLUME).map_err(words)?;
+    hold_of(socket, VOLUME)
+}
+
+/// Attaches this volume, and keeps it.
+pub(crate) fn hold_of(socket: &Path, volume: &str) -> Result<Connection, String> {
+    let words = |error: std::io::Error| format!("{volume} can't be attached: {error}");
+    let mut connection = Connection::open(socket, volume).map_err(words)?;
     connection.ask(Command::Read, 0, 4096, &[], BOUND).map_err(words)?;
     Ok(connection)
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use crate::cost::Stages;
 use crate::matrix::{Case, Sample};
 use crate::store::stats::Spread;
 use crate::targets::Kind;
@@ -22,7 +23,7 @@ pub fn line(sample: &Sample) -> String {
         figures.p99_us,
         figures.p999_us,
         figures.max_us,
-        sample.cpu_us_per_io,
+        sample.cpu.machine_us,
     )
 }
 
@@ -48,7 +49,7 @@ pub fn table(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> String {
         for target in targets {
             let middle = |value: fn(&Sample) -> f64| Spread::of(of(*target).map(value)).median;
             let (iops, p99) = (middle(|s| s.figures.iops), middle(|s| s.figures.p99_us));
-            let _ = write!(out, " {iops:>10.0} {p99:>8.0} {:>8.0}", middle(|s| s.cpu_us_per_io));
+            let _ = write!(out, " {iops:>10.0} {p99:>8.0} {:>8.0}", middle(|s| s.cpu.machine_us));
         }
         for other in targets.iter().skip(1) {
             let pairs = of(targets[0]).filter_map(|mine| {
@@ -68,6 +69,79 @@ pub fn table(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> String {
     out
 }
 
+/// Processor time per I/O by process: medians of the rounds.
+pub fn processors(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> String {
+    let mut out = String::from(
+        "\nProcessor time per I/O, µs (median of the rounds): all of the machine = load + processes + the rest (kernel's own)\n",
+    );
+    for case in cases {
+        for target in targets {
+            let of = || samples.iter().filter(|s| s.case == case.name && s.target == *target);
+            let Some(first) = of().next() else { continue };
+            let middle = |value: &dyn Fn(&Sample) -> f64| Spread::of(of().map(value)).median;
+            let (all, load) = (middle(&|s| s.cpu.machine_us), middle(&|s| s.cpu.load_us));
+            let mut rest = all - load;
+            let _ = write!(
+                out,
+                "{:<18} {:<9} {all:>7.1} = load {load:.1}",
+                case.name,
+                target.name()
+            );
+            for role in first.cpu.roles_us.keys() {
+                let own = middle(&|s| s.cpu.roles_us[role]);
+                rest -= own;
+                let _ = write!(out, " + {role} {own:.1}");
+            }
+            let _ = writeln!(out, " + rest {rest:.1}");
+        }
+    }
+    out
+}
+
+/// Where the time of Cairn's I/O goes: medians of the rounds. Empty when no sample says.
+pub fn stages(samples: &[Sample], cases: &[Case]) -> String {
+    type Part = (&'static str, fn(&Stages) -> f64);
+    const PARTS: [Part; 6] = [
+        ("load+socket", |s| s.front_us),
+        ("client", |s| s.client_us),
+        ("network", |s| s.network_us),
+        ("node queue", |s| s.queue_us),
+        ("device", |s| s.device_us),
+        ("flush", |s| s.flush_us),
+    ];
+    let mut out = String::new();
+    for case in cases {
+        let of = || {
+            samples
+                .iter()
+                .filter(|s| s.case == case.name)
+                .filter_map(|s| Some((s, s.stages?)))
+        };
+        if of().next().is_none() {
+            continue;
+        }
+        if out.is_empty() {
+            out.push_str("\nWhere the time of an I/O of cairn goes, mean µs (median of the rounds); of writes the devices' parts are means of all copies\n");
+            let _ = write!(out, "{:<18} {:>11}", "case", "I/O");
+            for (name, _) in PARTS {
+                let _ = write!(out, " {name:>11}");
+            }
+            out.push('\n');
+        }
+        let mean = Spread::of(of().map(|(s, _)| s.figures.mean_us)).median;
+        let _ = write!(out, "{:<18} {mean:>11.0}", case.name);
+        for (_, part) in PARTS {
+            let _ = write!(
+                out,
+                " {:>11.0}",
+                Spread::of(of().map(|(_, stages)| part(&stages))).median
+            );
+        }
+        out.push('\n');
+    }
+    out
+}
+
 /// Every sample.
 pub fn json(samples: &[Sample]) -> Value {
     let rows = samples.iter().map(|sample| {
@@ -84,7 +158,17 @@ pub fn json(samples: &[Sample]) -> Value {
             "p99_us": figures.p99_us,
             "p999_us": figures.p999_us,
             "max_us": figures.max_us,
-            "cpu_us_per_io": sample.cpu_us_per_io,
+            "cpu_us_per_io": sample.cpu.machine_us,
+            "cpu_us_per_io_of_load": sample.cpu.load_us,
+            "cpu_us_per_io_of": sample.cpu.roles_us,
+            "stages_us": sample.stages.map(|stages| json!({
+                "front": stages.front_us,
+                "client": stages.client_us,
+                "network": stages.network_us,
+                "queue": stages.queue_us,
+                "device": stages.device_us,
+                "flush": stages.flush_us,
+            })),
         })
     });
     json!({ "version": 1, "samples": rows.collect::<Vec<_>>() })
@@ -95,6 +179,7 @@ mod tests {
     use cairn_chaos::live::fio::Figures;
 
     use super::*;
+    use crate::cost::CpuPerIo;
     use crate::matrix::CASES;
 
     #[test]
@@ -107,7 +192,8 @@ mod tests {
                 iops,
                 ..Figures::default()
             },
-            cpu_us_per_io: 1.0,
+            cpu: CpuPerIo::default(),
+            stages: None,
         };
         let samples = [
             sample(Kind::Cairn, 1, 100.0),

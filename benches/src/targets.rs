@@ -13,6 +13,9 @@ use cairn_chaos::live::wait::wait_until;
 use cairn_proto::units::ByteSize;
 use clap::ValueEnum;
 
+use crate::ceph::Ceph;
+use crate::cost::Role;
+
 /// How long a server may take to listen.
 const LISTEN_BOUND: Duration = Duration::from_secs(20);
 /// The volume that is measured.
@@ -27,8 +30,13 @@ pub enum Kind {
     Raw,
     /// The same, each write durable when answered (`O_DSYNC`).
     RawDsync,
+    /// Three such files, each with a writer of its own at the depth of the case: what three durable copies cost at the least. Its
+    /// rate is that of all three together.
+    RawDsync3,
     /// The same file as `raw`, over NBD by `qemu-nbd --cache=none`. A write is not durable when answered.
     QemuNbd,
+    /// An image of Ceph with three copies. A write is durable on all three when answered.
+    Ceph,
 }
 
 impl Kind {
@@ -38,7 +46,9 @@ impl Kind {
             Kind::Cairn => "cairn",
             Kind::Raw => "raw",
             Kind::RawDsync => "raw-dsync",
+            Kind::RawDsync3 => "3-dsync",
             Kind::QemuNbd => "qemu-nbd",
+            Kind::Ceph => "ceph",
         }
     }
 }
@@ -52,15 +62,21 @@ pub struct Up {
     pub target: Target,
     /// More arguments of fio.
     pub args: Vec<&'static str>,
+    /// Its processes.
+    pub roles: Vec<Role>,
+    /// The cluster, of [`Kind::Cairn`].
+    pub cluster: Option<Dev>,
     _server: Option<Guarded>,
-    _cluster: Option<Dev>,
+    _ceph: Option<Ceph>,
     _files: Option<tempfile::TempDir>,
 }
 
 /// Brings a target up in `dir`, with room for `size` bytes. `cairn` is the program, used by [`Kind::Cairn`] only.
 pub fn bring_up(kind: Kind, dir: &Path, size: ByteSize, cairn: &Path) -> Result<Up, String> {
-    if kind == Kind::Cairn {
-        return bring_up_cairn(dir, size, cairn);
+    match kind {
+        Kind::Cairn => return bring_up_cairn(dir, size, cairn),
+        Kind::Ceph => return bring_up_ceph(dir, size),
+        _ => {}
     }
     let words = |error: std::io::Error| format!("{} in {}: {error}", kind.name(), dir.display());
     let files = tempfile::Builder::new()
@@ -72,7 +88,13 @@ pub fn bring_up(kind: Kind, dir: &Path, size: ByteSize, cairn: &Path) -> Result<
         .and_then(|file| file.set_len(size.0))
         .map_err(words)?;
     let mut server = None;
+    let mut roles = Vec::new();
     let mut target = Target::File(image.clone());
+    if kind == Kind::RawDsync3 {
+        // One file for each writer; fio makes them, and they are written in full before anything is measured, as all are.
+        fs::remove_file(&image).map_err(words)?;
+        target = Target::FilePerJob(files.path().to_path_buf());
+    }
     if kind == Kind::QemuNbd {
         let program = tools::find("qemu-nbd").ok_or("qemu-nbd is not installed (package qemu-utils)")?;
         let socket = files.path().join("sock");
@@ -90,7 +112,9 @@ pub fn bring_up(kind: Kind, dir: &Path, size: ByteSize, cairn: &Path) -> Result<
             "-k",
         ]);
         command.arg(&socket).arg(&image).stdin(Stdio::null());
-        server = Some(Guarded::new(command.spawn().map_err(words)?));
+        let child = Guarded::new(command.spawn().map_err(words)?);
+        roles.push(("qemu-nbd", child.pid()));
+        server = Some(child);
         if !wait_until(LISTEN_BOUND, || socket.exists()) {
             return Err(format!(
                 "qemu-nbd did not listen on {} within {LISTEN_BOUND:?}",
@@ -102,13 +126,15 @@ pub fn bring_up(kind: Kind, dir: &Path, size: ByteSize, cairn: &Path) -> Result<
     Ok(Up {
         kind,
         target,
-        args: if kind == Kind::RawDsync {
-            vec!["--sync=dsync"]
-        } else {
-            Vec::new()
+        args: match kind {
+            Kind::RawDsync => vec!["--sync=dsync"],
+            Kind::RawDsync3 => vec!["--sync=dsync", "--numjobs=3"],
+            _ => Vec::new(),
         },
+        roles,
+        cluster: None,
         _server: server,
-        _cluster: None,
+        _ceph: None,
         _files: Some(files),
     })
 }
@@ -125,8 +151,36 @@ fn bring_up_cairn(dir: &Path, size: ByteSize, cairn: &Path) -> Result<Up, String
         kind: Kind::Cairn,
         target: Target::Nbd(cluster.uri(VOLUME)),
         args: Vec::new(),
+        roles: roles_of(&cluster),
+        cluster: Some(cluster),
         _server: None,
-        _cluster: Some(cluster),
+        _ceph: None,
+        _files: None,
+    })
+}
+
+/// The processes of a cluster by what they do.
+pub fn roles_of(cluster: &Dev) -> Vec<Role> {
+    let role = |part: &str| match part.split('-').next() {
+        Some("node") => "nodes",
+        Some("meta") => "metas",
+        Some("export") => "export",
+        _ => "other",
+    };
+    let pids = cluster.pids().into_iter();
+    pids.map(|(part, pid)| (role(&part), pid)).collect()
+}
+
+fn bring_up_ceph(dir: &Path, size: ByteSize) -> Result<Up, String> {
+    let ceph = Ceph::start(dir, size)?;
+    Ok(Up {
+        kind: Kind::Ceph,
+        target: ceph.target(),
+        args: Vec::new(),
+        roles: ceph.processes(),
+        cluster: None,
+        _server: None,
+        _ceph: Some(ceph),
         _files: None,
     })
 }

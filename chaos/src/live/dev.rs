@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::process::{self, CommandLine, Guarded};
+use super::scrape::scrape;
 use super::wait::wait_until;
 
 /// How long a cluster may take to say that it is ready, on a busy machine and a slow build.
@@ -282,6 +283,13 @@ impl Dev {
         let mut command = program(&self.options);
         command.arg("--config").arg(self.path().join("cairn.toml")).args(args);
         command
+    }
+
+    /// The metrics of a part, as it shows them now.
+    pub fn metrics(&self, part: &str) -> std::io::Result<String> {
+        let config = fs::read_to_string(self.path().join("conf").join(format!("{part}.toml")))?;
+        let address = config.lines().find_map(|line| line.strip_prefix("metrics = "));
+        scrape(address.unwrap_or_default().trim_matches('"'))
     }
 
     /// The process id of a part: `meta-1`, `node-2`, `export`. Panics when it has no readable pid file.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -16,6 +16,15 @@ pub enum Target {
     Nbd(String),
     /// A file or device, opened with `O_DIRECT`.
     File(PathBuf),
+    /// A file for each of several jobs in a directory, opened with `O_DIRECT`.
+    FilePerJob(PathBuf),
+    /// An image of Ceph's pool `rbd`.
+    Rbd {
+        /// The cluster's configuration file.
+        conf: PathBuf,
+        /// The image's name.
+        image: String,
+    },
 }
 
 impl Target {
@@ -27,6 +36,26 @@ impl Target {
                 "--direct=1".to_string(),
                 format!("--filename={}", path.display()),
             ],
+            Target::FilePerJob(directory) => vec![
+                "--ioengine=io_uring".to_string(),
+                "--direct=1".to_string(),
+                format!("--directory={}", directory.display()),
+                "--filename_format=image.$jobnum".to_string(),
+            ],
+            Target::Rbd { image, .. } => vec![
+                "--ioengine=rbd".to_string(),
+                "--clientname=admin".to_string(),
+                "--pool=rbd".to_string(),
+                format!("--rbdname={image}"),
+            ],
+        }
+    }
+
+    /// The environment that the engine needs.
+    fn env(&self) -> Option<(&'static str, &Path)> {
+        match self {
+            Target::Rbd { conf, .. } => Some(("CEPH_CONF", conf)),
+            Target::Nbd(_) | Target::File(_) | Target::FilePerJob(_) => None,
         }
     }
 }
@@ -96,6 +125,7 @@ pub fn start(name: &str, target: &Target, args: &[&str]) -> Running {
     let program = tools::find("fio").expect("fio is installed (package fio)");
     let mut command = Command::new(program);
     command.arg(format!("--name={name}")).args(target.args()).args(args);
+    command.envs(target.env());
     // Threads, not processes: a process of its own would outlive fio when that is killed.
     command.args([
         "--thread",

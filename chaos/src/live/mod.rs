@@ -1,7 +1,7 @@
 //! Real processes: a `cairn dev` cluster as a child, and what tests and benches do to it and beside it.
 //!
 //! Reading order: [`wait`] (conditions with a bound), [`process`] (any process, by its id), [`dev`] (the cluster),
-//! [`tools`] (programs that may be absent), [`fio`] (load and its figures), [`inject`] (what goes wrong around the
+//! [`scrape`] (metrics), [`tools`] (programs that may be absent), [`fio`] (load and its figures), [`inject`] (what goes wrong around the
 //! processes). Then what `chaos live` is made of: [`cluster`]
 //! (processes started one by one), [`nbd`], [`guest`] and [`ledger`] (load of which each sector says who wrote it, and what is
 //! known of it), [`run`] (faults, and what must be true after each), [`steps`] and [`scenarios`] (the faults), [`scenario`], [`operators`], [`report`].
@@ -28,6 +28,7 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod scenarios;
+pub mod scrape;
 pub mod steps;
 pub mod tools;
 pub mod vm;

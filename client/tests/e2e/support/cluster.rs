@@ -1,13 +1,12 @@
 //! What a cluster says of itself, and what its devices hold.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use cairn_chaos::live::dev::Dev;
+use cairn_chaos::live::scrape;
 use cairn_chaos::live::wait::wait_until;
 use serde_json::Value;
 
@@ -17,8 +16,6 @@ use super::stamped::BLOCK;
 
 /// How long the cluster may take to be whole again.
 pub(crate) const WHOLE_BOUND: Duration = Duration::from_secs(90);
-/// How long a process may take to show its metrics.
-const METRICS_BOUND: Duration = Duration::from_secs(10);
 /// Blocks of one read of a scan.
 const SCAN_BLOCKS: u64 = 256;
 
@@ -89,24 +86,10 @@ pub(crate) fn events(dev: &Dev) -> BTreeMap<String, usize> {
 
 /// The sum of all values of a metric of a part, as it counts them now; zero when it has counted nothing.
 pub(crate) fn metric(dev: &Dev, part: &str, name: &str) -> f64 {
-    let text = metrics(dev, part).unwrap_or_else(|error| panic!("the metrics of {part}: {error}"));
-    let values = text.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        (rest.starts_with([' ', '{'])).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
-    });
-    values.sum()
-}
-
-fn metrics(dev: &Dev, part: &str) -> std::io::Result<String> {
-    let config = std::fs::read_to_string(dev.path().join("conf").join(format!("{part}.toml")))?;
-    let address = config.lines().find_map(|line| line.strip_prefix("metrics = "));
-    let address = address.map(|address| address.trim_matches('"')).unwrap_or_default();
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(METRICS_BOUND))?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
+    let text = dev
+        .metrics(part)
+        .unwrap_or_else(|error| panic!("the metrics of {part}: {error}"));
+    scrape::sum(&text, name, "")
 }
 
 /// The file of a node's only device.

@@ -3,7 +3,7 @@
 //! A [`DiskOp`] maps one to one to a submission queue entry of io_uring, and in the simulator to an entry of a heap
 //! ordered by time. The driver owns the buffers of an operation from the moment it takes it until it completes it.
 //! Operations may complete in any order; a write is durable only when a flush that was *submitted after the write had
-//! completed* has completed (or, on a device without volatile cache, when it has completed).
+//! completed* has completed (or, if it was asked to be durable itself, or on a device without volatile cache, when it has completed).
 
 use std::fmt;
 
@@ -43,6 +43,8 @@ pub enum DiskOp {
         at: DeviceBlock,
         /// Whole, block-aligned blocks; at least one, at most [`WRITE_BUFFERS_MAX`].
         buffers: Vec<Bytes>,
+        /// Whether what it writes is durable when it completes. It says nothing of any other write.
+        durable: bool,
     },
     /// Make every write that has completed durable.
     Flush {

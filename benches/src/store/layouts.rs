@@ -197,11 +197,13 @@ impl Bench {
     fn write(&mut self, place: u64, blocks: u32, sync: bool) {
         let (token, at) = (DiskToken(0), DeviceBlock(place));
         let buffers = vec![self.content.next(blocks)];
-        if sync {
-            self.device.write_durably(token, at, buffers);
-        } else {
-            self.device.submit(DiskOp::Write { token, at, buffers });
-        }
+        let durable = sync;
+        self.device.submit(DiskOp::Write {
+            token,
+            at,
+            buffers,
+            durable,
+        });
     }
 
     fn wait(&mut self) -> Result<(), String> {

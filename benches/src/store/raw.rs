@@ -73,7 +73,12 @@ impl<D: Disk> Target for Raw<'_, D> {
         let op = if work.write {
             self.writes_in_flight += 1;
             let buffers: Vec<Bytes> = vec![self.content.next(work.blocks)];
-            DiskOp::Write { token, at, buffers }
+            DiskOp::Write {
+                token,
+                at,
+                buffers,
+                durable: false,
+            }
         } else {
             let blocks = work.blocks;
             DiskOp::Read { token, at, blocks }

@@ -83,6 +83,7 @@ impl Disk {
     pub fn submit(&mut self, op: DiskOp) -> (DiskToken, Duration) {
         let token = token_of(&op);
         let mean = match &op {
+            DiskOp::Write { durable: true, .. } => self.options.latency + self.options.flush_latency,
             DiskOp::Read { .. } | DiskOp::Write { .. } => self.options.latency,
             DiskOp::Flush { .. } => self.options.flush_latency,
         };

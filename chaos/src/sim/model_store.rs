@@ -98,6 +98,7 @@ impl ModelStore {
             token,
             at: DeviceBlock(lane as u64),
             buffers: vec![BlockBuf::zeroed(1).freeze()],
+            durable: false,
         };
         self.actions.push_back(StoreAction::Disk(op));
     }

@@ -5,8 +5,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use cairn_proto::disk::{DeviceBlock, DiskDone, DiskGeometry, DiskOp, DiskToken};
+use cairn_proto::disk::{DiskDone, DiskGeometry, DiskOp};
 
 use super::control::ControlQueue;
 use super::device::DeviceFile;
@@ -64,11 +63,6 @@ impl BareDevice {
     /// Gives an operation to the ring; the kernel takes it at the next [`wait`](Self::wait).
     pub fn submit(&mut self, op: DiskOp) {
         self.ring.disk(&self.file, op);
-    }
-
-    /// Writes, to be durable when it ends: another way to do what a write and a flush after it do.
-    pub fn write_durably(&mut self, token: DiskToken, at: DeviceBlock, buffers: Vec<Bytes>) {
-        self.ring.write_durably(&self.file, token, at, buffers);
     }
 
     /// The device's descriptor, to flush it past the ring.

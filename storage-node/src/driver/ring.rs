@@ -173,14 +173,14 @@ impl Ring {
                     done,
                 });
             }
-            DiskOp::Write { token, at, buffers } => self.write(file, token, at, buffers, false),
+            DiskOp::Write {
+                token,
+                at,
+                buffers,
+                durable,
+            } => self.write(file, token, at, buffers, durable),
             DiskOp::Flush { token } => self.start(InFlight::Flush { token, _file: file }),
         }
-    }
-
-    /// Writes, and flushes what was written before it ends.
-    pub(super) fn write_durably(&mut self, file: &Rc<OwnedFd>, token: DiskToken, at: DeviceBlock, buffers: Vec<Bytes>) {
-        self.write(file.clone(), token, at, buffers, true);
     }
 
     fn write(&mut self, file: Rc<OwnedFd>, token: DiskToken, at: DeviceBlock, buffers: Vec<Bytes>, sync: bool) {
@@ -484,7 +484,15 @@ mod tests {
             BlockBuf::copied_from(&[2; 2 * BLOCK_BYTES]).freeze(),
         ];
         let at = DeviceBlock(5);
-        ring.disk(&file, DiskOp::Write { token, at, buffers });
+        ring.disk(
+            &file,
+            DiskOp::Write {
+                token,
+                at,
+                buffers,
+                durable: false,
+            },
+        );
         disk(&mut ring).unwrap();
         ring.disk(&file, DiskOp::Flush { token });
         disk(&mut ring).unwrap();
@@ -504,7 +512,15 @@ mod tests {
         for i in 0..count {
             let (token, at) = (DiskToken(i), DeviceBlock(i));
             let buffers = vec![BlockBuf::copied_from(&i.to_le_bytes()).freeze()];
-            ring.disk(&file, DiskOp::Write { token, at, buffers });
+            ring.disk(
+                &file,
+                DiskOp::Write {
+                    token,
+                    at,
+                    buffers,
+                    durable: false,
+                },
+            );
         }
         for _ in 0..count {
             disk(&mut ring).unwrap();

@@ -156,6 +156,16 @@ impl Engine {
             flushing_since: None,
             freed_early,
         });
+        // One write is durable by itself in less time than a write and then a flush take, and with fewer wake-ups. Whatever else
+        // the batch relies on must be durable already: only a flush would take care of that.
+        let canary = self.limits.canary;
+        let is_enough = self.geometry.volatile_cache
+            && (self.io.unflushed.is_none() || canary.flush_nothing_else())
+            && !canary.ack_before_flush();
+        if writes.len() == 1 && is_enough {
+            let (place, buffers) = writes.into_iter().next().expect("there is one");
+            return self.write_durably(place, buffers);
+        }
         for (place, buffers) in writes {
             self.write(Purpose::BatchWrite, place, buffers);
         }

@@ -18,6 +18,9 @@ pub struct Canary {
     /// A block is moved although it was written since it was read.
     #[cfg(feature = "canary")]
     pub move_unchecked: bool,
+    /// A batch in one write takes care of itself alone, whatever else is not flushed.
+    #[cfg(feature = "canary")]
+    pub flush_nothing_else: bool,
 }
 
 macro_rules! switch {
@@ -39,4 +42,5 @@ impl Canary {
     switch!(reuse_too_early);
     switch!(forget_tombstones);
     switch!(move_unchecked);
+    switch!(flush_nothing_else);
 }

@@ -35,6 +35,8 @@ pub(super) enum Purpose {
     /// Record pages and data of the batch.
     BatchWrite,
     BatchFlush,
+    /// Record pages and data of a batch in one write that is durable when it ends.
+    DurableBatch,
     /// A piece of a request's read, by the read's number and the piece's.
     Read(u64, usize),
     /// A block of a piece that could not be read as a whole.
@@ -54,6 +56,30 @@ pub(super) enum Purpose {
     /// A piece of what the scrub or the mover reads.
     Walk(Walker, u64),
     MoveWrite,
+}
+
+impl Purpose {
+    /// Whether it is a write that only a flush makes durable.
+    fn is_write(self) -> bool {
+        match self {
+            Purpose::BatchWrite
+            | Purpose::CheckpointWrite
+            | Purpose::HeaderWrite
+            | Purpose::ZeroAhead
+            | Purpose::Mend
+            | Purpose::MoveWrite => true,
+            Purpose::BatchFlush
+            | Purpose::DurableBatch
+            | Purpose::Read(..)
+            | Purpose::ReadBlock(..)
+            | Purpose::Load(_)
+            | Purpose::CheckpointFlush
+            | Purpose::HeaderFlush
+            | Purpose::BelievedFlush
+            | Purpose::MendFlush
+            | Purpose::Walk(..) => false,
+        }
+    }
 }
 
 /// What stops a store whose index contradicts itself: `EUCLEAN`, "structure needs cleaning".
@@ -128,10 +154,14 @@ impl Engine {
     /// not chosen, if there is one, can't be chosen once its blocks are used for something else.
     fn end_recovery(&mut self, now: Time) {
         self.is_believing = false;
-        self.send_marker(now, MarkerKind::Recovered);
-        if let Some(place) = self.erase.take() {
-            self.batch.as_mut().expect("it was just sent").add_write();
+        // The erasing belongs to the batch, and goes first: so the batch sees that one flush is to cover both.
+        let erase = self.erase.take();
+        if let Some(place) = erase {
             self.write(Purpose::BatchWrite, place, vec![BlockBuf::zeroed(1).freeze()]);
+        }
+        self.send_marker(now, MarkerKind::Recovered);
+        if erase.is_some() {
+            self.batch.as_mut().expect("it was just sent").add_write();
         }
     }
 
@@ -182,6 +212,10 @@ impl Engine {
     pub(super) fn handle_disk(&mut self, now: Time, done: DiskDone) {
         let purpose = self.in_flight.remove(&done.token.0);
         let purpose = purpose.unwrap_or_else(|| panic!("{:?} is not in flight", done.token));
+        if purpose.is_write() {
+            self.io.unflushed.write_ended();
+        }
+        self.io.unflushed.flush_ended(done.token.0, done.result.is_ok());
         match purpose {
             Purpose::Read(read, piece) => self.read_done(read, piece, done.result),
             Purpose::ReadBlock(read, piece, block) => self.read_block_done(read, piece, block, done.result),
@@ -203,7 +237,7 @@ impl Engine {
         }
         match purpose {
             Purpose::BatchWrite => self.batch_write_done(now),
-            Purpose::BatchFlush => self.batch_durable(now),
+            Purpose::BatchFlush | Purpose::DurableBatch => self.batch_durable(now),
             Purpose::BelievedFlush => self.end_recovery(now),
             Purpose::CheckpointWrite => self.checkpoint_write_done(),
             Purpose::CheckpointFlush => self.checkpoint_flushed(),
@@ -270,8 +304,14 @@ impl Engine {
     }
 
     pub(super) fn write(&mut self, purpose: Purpose, place: u32, buffers: Vec<Bytes>) {
-        let token = self.io.write(place, buffers);
+        let token = self.io.write(place, buffers, false);
         self.in_flight.insert(token, purpose);
+    }
+
+    /// The one write of a batch, durable when it ends.
+    pub(super) fn write_durably(&mut self, place: u32, buffers: Vec<Bytes>) {
+        let token = self.io.write(place, buffers, true);
+        self.in_flight.insert(token, Purpose::DurableBatch);
     }
 
     pub(super) fn flush(&mut self, purpose: Purpose) {

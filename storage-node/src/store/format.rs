@@ -96,7 +96,7 @@ impl Formatter {
         };
         for (place, block) in writes {
             self.in_flight += 1;
-            self.io.write(place as u32, vec![block]);
+            self.io.write(place as u32, vec![block], false);
         }
     }
 

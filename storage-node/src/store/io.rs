@@ -9,6 +9,7 @@ use cairn_proto::time::Time;
 
 use super::api::{StoreAction, StoreReply, Ticket};
 use super::status::Counters;
+use super::unflushed::Unflushed;
 
 /// The queue of actions, and the numbers of operations.
 #[derive(Debug, Default)]
@@ -18,6 +19,7 @@ pub(super) struct Io {
     /// When something last came in, if what could begin was not looked for since.
     pub(super) stirred: Option<Time>,
     pub(super) counters: Counters,
+    pub(super) unflushed: Unflushed,
 }
 
 impl Io {
@@ -50,7 +52,8 @@ impl Io {
         token.0
     }
 
-    pub(super) fn write(&mut self, place: u32, buffers: Vec<Bytes>) -> u64 {
+    /// A write; with `durable` it is durable when it ends, without a flush.
+    pub(super) fn write(&mut self, place: u32, buffers: Vec<Bytes>, durable: bool) -> u64 {
         let token = self.token();
         debug_assert!(buffers.iter().all(|buffer| cairn_proto::buffer::is_aligned(buffer)));
         self.counters.device_writes += 1;
@@ -58,7 +61,11 @@ impl Io {
             token,
             at: DeviceBlock(place.into()),
             buffers,
+            durable,
         }));
+        if !durable {
+            self.unflushed.write_begun();
+        }
         token.0
     }
 
@@ -66,6 +73,7 @@ impl Io {
         let token = self.token();
         self.counters.device_flushes += 1;
         self.actions.push_back(StoreAction::Disk(DiskOp::Flush { token }));
+        self.unflushed.flush_begun(token.0);
         token.0
     }
 }

@@ -36,6 +36,7 @@ mod scrub_state;
 mod space;
 mod status;
 pub mod superblock;
+mod unflushed;
 mod window;
 mod zero_ahead;
 

@@ -141,8 +141,13 @@ impl MemoryDevice {
         let entry = self.take(token);
         let result = match entry.op {
             DiskOp::Read { at, blocks, .. } => self.read(at, blocks),
-            DiskOp::Write { at, buffers, .. } => {
+            DiskOp::Write {
+                at, buffers, durable, ..
+            } => {
                 self.write(at, &buffers);
+                if durable {
+                    self.settle_range(at, write_blocks(&buffers));
+                }
                 Bytes::new()
             }
             DiskOp::Flush { .. } => {
@@ -410,6 +415,13 @@ impl MemoryDevice {
         }
     }
 
+    /// What these blocks have is durable; nothing is said of others.
+    fn settle_range(&mut self, at: DeviceBlock, blocks: u64) {
+        let blocks = self.volatile.range(at.0..at.0 + blocks);
+        let covers: Vec<(u64, usize)> = blocks.map(|(at, block)| (*at, block.writes.len())).collect();
+        self.settle(&covers);
+    }
+
     fn make_all_durable(&mut self) {
         for (at, block) in std::mem::take(&mut self.volatile) {
             self.put_durable(at, block.seen);
@@ -459,6 +471,7 @@ mod tests {
             token: DiskToken(token),
             at: DeviceBlock(at),
             buffers,
+            durable: false,
         });
     }
 

@@ -84,6 +84,22 @@ fn moving_a_block_that_was_written_since_it_was_read_is_caught() {
 }
 
 #[test]
+fn relying_on_what_was_moved_and_not_flushed_is_caught() {
+    let caught = (0..6).any(|seed| {
+        let limits = StoreLimits {
+            canary: Canary {
+                flush_nothing_else: true,
+                ..Canary::default()
+            },
+            ..move_limits(seed)
+        };
+        let run = catch_unwind(AssertUnwindSafe(|| move_run(&limits, seed, 350, 0)));
+        !matches!(run, Ok(Ok(_)))
+    });
+    assert!(caught);
+}
+
+#[test]
 fn without_a_planted_bug_nothing_is_caught() {
     for seed in 0..2 {
         crash_run(300, &limits(Canary::default()), seed, 100).unwrap();

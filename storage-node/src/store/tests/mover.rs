@@ -317,7 +317,7 @@ fn a_power_cut_at_any_point_of_a_move_loses_nothing() {
 
 #[test]
 fn a_power_cut_at_any_point_of_making_room_loses_nothing() {
-    let evacuated: u32 = (0..3)
+    let evacuated: u32 = (0..4)
         .map(|seed| move_run(&move_limits(seed), seed, 200, 380).unwrap())
         .sum();
     assert!(evacuated > 200, "{evacuated} blocks were moved out of regions");

@@ -10,6 +10,8 @@ use fuser::{
     Request as FuseRequest, WriteFlags,
 };
 
+use rustix::fs::OFlags;
+
 use super::disk::{Answer, Disk, Request, Trouble};
 use super::media::Backing;
 use crate::live::inject::limits::{SHIM_REQUEST_BYTES, SHIM_REQUESTS_MAX};
@@ -23,11 +25,13 @@ const TTL: Duration = Duration::ZERO;
 pub(super) enum Ticket {
     Read(ReplyData),
     Write(ReplyWrite, u32),
+    /// A write that is to be durable when it is answered: a flush comes before that.
+    WriteThrough(ReplyWrite, u32),
     Flush(ReplyEmpty),
 }
 
 impl Ticket {
-    pub(super) fn answer(self, answer: Answer) {
+    fn answer(self, answer: Answer) {
         let errno = |trouble| match trouble {
             Trouble::Eio => Errno::EIO,
             Trouble::Enospc => Errno::ENOSPC,
@@ -36,8 +40,8 @@ impl Ticket {
         match (self, answer) {
             (Ticket::Read(reply), Ok(bytes)) => reply.data(&bytes),
             (Ticket::Read(reply), Err(trouble)) => reply.error(errno(trouble)),
-            (Ticket::Write(reply, length), Ok(_)) => reply.written(length),
-            (Ticket::Write(reply, _), Err(trouble)) => reply.error(errno(trouble)),
+            (Ticket::Write(reply, length) | Ticket::WriteThrough(reply, length), Ok(_)) => reply.written(length),
+            (Ticket::Write(reply, _) | Ticket::WriteThrough(reply, _), Err(trouble)) => reply.error(errno(trouble)),
             (Ticket::Flush(reply), Ok(_)) => reply.ok(),
             (Ticket::Flush(reply), Err(trouble)) => reply.error(errno(trouble)),
         }
@@ -77,10 +81,19 @@ impl Shared {
         let (result, answers) = what(&mut state.disk);
         drop(state);
         self.changed.notify_all();
-        for (ticket, answer) in answers {
-            ticket.answer(answer);
-        }
+        self.answer(answers);
         result
+    }
+
+    fn answer(&self, answers: Vec<(Ticket, Answer)>) {
+        for (ticket, answer) in answers {
+            match (ticket, answer) {
+                (Ticket::WriteThrough(reply, length), Ok(_)) => {
+                    self.submit(Request::Flush, Ticket::Write(reply, length));
+                }
+                (ticket, answer) => ticket.answer(answer),
+            }
+        }
     }
 
     /// Looks at the disk.
@@ -106,9 +119,7 @@ impl Shared {
             let answers = state.disk.due(now);
             if !answers.is_empty() {
                 drop(state);
-                for (ticket, answer) in answers {
-                    ticket.answer(answer);
-                }
+                self.answer(answers);
                 state = self.lock();
                 continue;
             }
@@ -221,12 +232,19 @@ impl Filesystem for ShimFs {
         offset: u64,
         data: &[u8],
         _: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let bytes = data.to_vec();
-        let ticket = Ticket::Write(reply, bytes.len() as u32);
+        let length = bytes.len() as u32;
+        // The flags of the file, and of this one write.
+        let is_durable = flags.0 as u32 & OFlags::DSYNC.bits() != 0;
+        let ticket = if is_durable {
+            Ticket::WriteThrough(reply, length)
+        } else {
+            Ticket::Write(reply, length)
+        };
         self.shared.submit(Request::Write { offset, bytes }, ticket);
     }
 

@@ -71,6 +71,28 @@ fn a_file_on_it_is_read_written_and_flushed_with_direct_io() {
 }
 
 #[test]
+fn a_write_that_asks_for_it_is_durable_when_it_ends() {
+    if !can_mount() {
+        return;
+    }
+    let place = place();
+    let file = open(&place.shim);
+    let bytes = vec![7; 4096];
+    let flags = rustix::io::ReadWriteFlags::DSYNC;
+    let written = rustix::io::pwritev2(&file, &[io::IoSlice::new(&bytes)], 8192, flags);
+    assert_eq!(written, Ok(4096));
+    let mut found = vec![0; 4096];
+    let below = File::open(&place.backing).unwrap();
+    below.read_exact_at(&mut found, 8192).unwrap();
+    assert!(found == bytes);
+    assert_eq!((place.shim.counters().writes, place.shim.counters().flushes), (1, 1));
+    // A flush that fails fails the write.
+    place.shim.add(Rule::always(Some(Kind::Flush), Effect::Eio)).unwrap();
+    let failed = rustix::io::pwritev2(&file, &[io::IoSlice::new(&bytes)], 8192, flags);
+    assert_eq!(failed, Err(rustix::io::Errno::IO));
+}
+
+#[test]
 fn commands_have_the_effects_they_name() {
     if !can_mount() {
         return;

@@ -1,5 +1,6 @@
 //! Planted bugs, one at a time: each must be found by the simulator or by chaos with real processes, or those prove nothing.
-//! A process that was built with them serves only with the one that its environment names.
+//! A process that was built with them serves only with the one that its environment names, or with none if it says so: the same
+//! program without any of them must pass what finds them.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -10,6 +11,8 @@ use cairn_storage_node::store::Canary as StoreCanary;
 
 /// Names the planted bug of a process.
 pub const VARIABLE: &str = "CAIRN_PLANTED";
+/// Its value for a process without any.
+pub const NONE: &str = "none";
 
 static CHOSEN: OnceLock<Planted> = OnceLock::new();
 
@@ -144,16 +147,19 @@ pub fn named(name: &str) -> Result<Planted, String> {
     })
 }
 
-/// Chooses, for the rest of the process, the bug that the environment names.
+/// Chooses, for the rest of the process, the bug that the environment names; `None` if it says [`NONE`].
 ///
 /// # Errors
-/// It names none, or more than one: such a process must not serve. In words.
-pub fn choose() -> Result<Planted, String> {
+/// It names nothing, or more than one: such a process must not serve. In words.
+pub fn choose() -> Result<Option<Planted>, String> {
     let refused = |words: &str| format!("this build has planted bugs (feature `canary`) and serves nothing: {words}");
     let name = std::env::var(VARIABLE)
         .map_err(|_| refused(&format!("only tests of the tests name one of them in {VARIABLE}")))?;
+    if name == NONE {
+        return Ok(None);
+    }
     let planted = named(&name).map_err(|words| refused(&words))?;
-    Ok(*CHOSEN.get_or_init(|| planted))
+    Ok(Some(*CHOSEN.get_or_init(|| planted)))
 }
 
 /// The bug that was chosen.
@@ -168,7 +174,7 @@ mod tests {
     #[test]
     fn exactly_one_bug_can_be_named() {
         assert_eq!(named("ack-before-flush"), Ok(Planted::AckBeforeFlush));
-        for name in ["", "all", "ack-before-flush,skip-reconcile"] {
+        for name in ["", NONE, "all", "ack-before-flush,skip-reconcile"] {
             assert!(named(name).unwrap_err().contains("skip-reconcile"), "{name}");
         }
     }

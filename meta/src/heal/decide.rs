@@ -254,6 +254,7 @@ fn assign(state: &State, view: &mut View, standings: &Standings, now: Time) {
     view.paused.retain(|volume, _| needy.contains_key(volume));
     needy.retain(|volume, _| may_be_cared_for(state, view, *volume, now));
     end_tasks(view, &needy, now);
+    renew_tasks(state, view);
     let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
     for task in view.tasks.values() {
         *load.entry(task.node).or_default() += 1;
@@ -344,6 +345,20 @@ fn end_tasks(view: &mut View, needy: &BTreeMap<VolumeId, usize>, now: Time) {
         .collect();
     view.tasks
         .retain(|volume, task| needy.contains_key(volume) && alive.contains(&task.node));
+}
+
+/// A guest takes a volume from its caretaker, and lets it go before anybody has looked here. The caretaker has ended its task, which
+/// is the same as long as it knows of no later grant; here it goes on, and nobody would do anything until it counts as stuck.
+/// The caretaker's own grant is the next one after that which the task knows.
+fn renew_tasks(state: &State, view: &mut View) {
+    for (volume, task) in &mut view.tasks {
+        let Some(known) = state.volumes().get(volume).filter(|known| known.holder.is_none()) else {
+            continue;
+        };
+        if known.generation.get() > task.generation_seen.get() + 1 {
+            task.generation_seen = known.generation;
+        }
+    }
 }
 
 /// Nodes that are alive and have a copy of the volume that counts and can be reached.

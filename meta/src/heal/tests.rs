@@ -413,6 +413,37 @@ fn a_guest_that_comes_back_ends_the_task() {
 }
 
 #[test]
+fn a_guest_that_comes_and_goes_between_two_looks_leaves_the_volume_to_its_caretaker() {
+    let mut story = Story::new();
+    story.dies(3);
+    story.pass(65);
+    let seen = |story: &Story| story.view.tasks_of(NodeId(1))[0].1;
+    let first = seen(&story);
+    story.attach(8, true);
+    let generation = story.attach(1, false);
+    story
+        .fixture
+        .apply(Detach {
+            volume: Selector::Id(VolumeId(1)),
+            generation,
+        })
+        .unwrap();
+    story.pass(1);
+    assert!(seen(&story) >= generation && generation > first, "it is told anew");
+    // Of its own grant, which it has let go, it need not be told.
+    let generation = story.attach(8, true);
+    story
+        .fixture
+        .apply(Detach {
+            volume: Selector::Id(VolumeId(1)),
+            generation,
+        })
+        .unwrap();
+    story.pass(1);
+    assert!(seen(&story) < generation);
+}
+
+#[test]
 fn a_caretaker_that_gets_nowhere_makes_room_for_others_and_is_tried_again_later() {
     let mut story = Story::new();
     story

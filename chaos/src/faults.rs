@@ -65,7 +65,7 @@ impl Fault {
         self
     }
 
-    /// It makes no sense with real processes: their connections keep order and repeat nothing, they share one clock, and nobody can
+    /// It makes no sense with real processes: their connections repeat nothing, they share one clock, and nobody can
     /// choose what each of them hears.
     const fn never_live(mut self) -> Fault {
         self.live = Injected::Never;
@@ -142,7 +142,7 @@ pub const CATALOGUE: &[Fault] = &[
         Injected::Yes,
         NOTHING,
     )
-    .never_live(),
+    .live(),
     fault(
         "network",
         "duplicate",
@@ -158,7 +158,7 @@ pub const CATALOGUE: &[Fault] = &[
         Injected::Yes,
         NOTHING,
     )
-    .never_live(),
+    .live(),
     fault(
         "network",
         "half-open",
@@ -279,7 +279,8 @@ pub const CATALOGUE: &[Fault] = &[
         "a sector is as it was before it was last written",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .live(),
     fault(
         "disk",
         "wiped",
@@ -328,21 +329,23 @@ pub const CATALOGUE: &[Fault] = &[
         PAUSE,
     )
     .live(),
-    fault("cluster", "node-lost", "a node is gone for good", Injected::Yes, PAUSE),
+    fault("cluster", "node-lost", "a node is gone for good", Injected::Yes, PAUSE).live(),
     fault(
         "cluster",
         "node-back",
         "a node comes back when its copies were made anew elsewhere",
         Injected::Yes,
         PAUSE,
-    ),
+    )
+    .live(),
     fault(
         "cluster",
         "domain-gone",
         "a whole failure domain is gone",
         Injected::Yes,
         NOTHING,
-    ),
+    )
+    .live(),
     fault(
         "cluster",
         "replaced",

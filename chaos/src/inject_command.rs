@@ -53,7 +53,7 @@ Needs root, or the program fusermount3.
 Commands, one per line, each answered by one line:
   on KIND EFFECT [WHEN] [RANGE]  from now on; KIND is read, write, flush or any; EFFECT is one of
                                    eio, enospc, delay MS [JITTER_MS], stick,
-                                   lose (done, says the answer), misdirect, rot (a bit flips);
+                                   lose (done, says the answer), misdirect, stale (all but a sector), rot (a bit flips);
                                    WHEN is always, once, times N or one-in N; RANGE is FIRST_BYTE..END
   heal                           ends all of that; what is stuck goes on
   power-cut [SEED|lose-all]      unflushed writes are kept, lost or torn; EIO until power-on

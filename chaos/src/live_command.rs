@@ -1,6 +1,6 @@
 //! `chaos live` and `chaos nightly`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -59,12 +59,19 @@ pub(crate) struct PlaceArgs {
     /// Storage nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
     nodes: u8,
+    /// Racks that nodes stand in, in turn, with copies of volumes in distinct racks [default: none]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(3..=9))]
+    racks: Option<u8>,
     /// Nodes use their device files directly; without faults of devices (power cuts kill all processes, and no more)
     #[arg(long)]
     no_shims: bool,
     /// Processes reach each other directly; without faults of the network
     #[arg(long)]
     no_proxies: bool,
+    /// Each process is in a network namespace of its own, where ways between two of them are cut, instead of behind a proxy. It needs
+    /// root and `ip`
+    #[arg(long, conflicts_with = "no_proxies")]
+    namespaces: bool,
     /// Devices call flushes done that they have not done: it must fail, or it proves nothing
     #[arg(long, conflicts_with = "no_shims")]
     lying_flushes: bool,
@@ -115,6 +122,7 @@ pub(crate) struct NightlyArgs {
 /// Steps of the walk of operators that begins a night.
 const NIGHTLY_STEPS: usize = 60;
 
+/// The night's words on standard output are one line with `--quiet`; its directory is kept if it failed; the exit code says how.
 pub(crate) fn nightly(args: &NightlyArgs) -> ExitCode {
     if let Err(code) = operators(&args.place, args.seed, NIGHTLY_STEPS) {
         return code;
@@ -125,7 +133,45 @@ pub(crate) fn nightly(args: &NightlyArgs) -> ExitCode {
         only: Vec::new(),
         span: Some(span),
     };
-    play(&args.place, args.seed, &plan, None)
+    let (outcome, dir) = match outcome(&args.place, args.seed, &plan, None) {
+        Ok(outcome) => outcome,
+        Err(code) => return code,
+    };
+    if args.place.json {
+        println!("{}", outcome.json(args.seed));
+    } else {
+        if !args.place.quiet {
+            println!("{}", outcome.table);
+        }
+        println!("{}", night(&outcome, args.seed));
+    }
+    end(&args.place, &outcome, &dir)
+}
+
+/// A night in one line.
+fn night(outcome: &Outcome, seed: u64) -> String {
+    let rows = outcome.table.rows();
+    let faults: u64 = rows.iter().map(|row| row.times).sum();
+    let ios: u64 = rows.iter().map(|row| row.tally.done).sum();
+    let minutes = outcome.took.as_secs_f64() / 60.0;
+    let what = format!(
+        "seed {seed}, {NIGHTLY_STEPS} steps of operators, {minutes:.1} minutes, {faults} faults of {} kinds, {ios} I/Os checked",
+        rows.len()
+    );
+    match (&outcome.failure, outcome.first_io.last()) {
+        (Some((failure, dir)), _) => {
+            let (kind, words) = (failure.kind.name(), &failure.words);
+            format!(
+                "night FAILED: {kind}: {words} ({what}); all that is known of it is in {}",
+                dir.display()
+            )
+        }
+        (None, Some(first_io)) => format!(
+            "night ok: {what}; the power of everything failed last, and all guests were answered {:.1} s after it was back",
+            first_io.as_secs_f64()
+        ),
+        (None, None) => format!("night ok: {what}"),
+    }
 }
 
 /// A walk of operators on a cluster of its own.
@@ -148,10 +194,12 @@ fn operators(place: &PlaceArgs, seed: u64, steps: usize) -> Result<(), ExitCode>
     let result = operators::play_and_shrink(&options, &steps, &mut timeline, &mut dirs);
     match result {
         Ok(()) => {
-            eprintln!(
-                "seed {seed}: a walk of {} steps of operators, all as it must be",
-                steps.len()
-            );
+            if !place.quiet {
+                eprintln!(
+                    "seed {seed}: a walk of {} steps of operators, all as it must be",
+                    steps.len()
+                );
+            }
             if !place.keep {
                 // What stays behind is in nobody's way.
                 let _ = std::fs::remove_dir_all(&dir);
@@ -249,6 +297,8 @@ pub(crate) fn outcome(
         has_shims: !place.no_shims,
         has_lying_flushes: place.lying_flushes,
         has_proxies: !place.no_proxies,
+        has_namespaces: place.namespaces,
+        racks: place.racks.unwrap_or(0),
         has_meta_disks: place.meta_disks,
         has_vm: place.guest,
         is_told: !place.quiet,
@@ -267,12 +317,17 @@ pub(crate) fn play(place: &PlaceArgs, seed: u64, plan: &Plan, bug: Option<&str>)
     } else {
         tell(&outcome, seed);
     }
+    end(place, &outcome, &dir)
+}
+
+/// The exit code; the directory goes unless it is wanted or there is something in it to be looked into.
+fn end(place: &PlaceArgs, outcome: &Outcome, dir: &Path) -> ExitCode {
     match &outcome.failure {
         Some((failure, _)) => ExitCode::from(failure.kind.exit_code()),
         None => {
             if !place.keep {
                 // What stays behind is in nobody's way.
-                let _ = std::fs::remove_dir_all(&dir);
+                let _ = std::fs::remove_dir_all(dir);
             }
             ExitCode::SUCCESS
         }

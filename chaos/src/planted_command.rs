@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use cairn_chaos::live::planted::{BOUND, HUNTS, Hunt, SOUND};
+use cairn_chaos::live::planted::{BOUND, HUNTS, Hunt, NONE, SOUND};
 use cairn_chaos::live::report::{Failure, FailureKind};
 use clap::Args;
 
@@ -18,9 +19,12 @@ pub(crate) struct PlantedArgs {
     /// Chooses what happens
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// A `cairn` without planted bugs, in which the same faults must find nothing
+    /// A `cairn` without planted bugs, in which the same faults must find nothing [default: the same program, told to have none]
     #[arg(long)]
     sound: Option<PathBuf>,
+    /// For how many seconds they are tried without the bug
+    #[arg(long, value_name = "SECONDS", default_value_t = SOUND.as_secs())]
+    sound_for: u64,
     #[command(flatten)]
     place: PlaceArgs,
 }
@@ -30,8 +34,8 @@ struct Row {
     hunt: &'static Hunt,
     /// How a run with the bug ended, and after how many seconds.
     found: (Option<Failure>, f64),
-    /// The same without it, if that was tried.
-    sound: Option<(Option<Failure>, f64)>,
+    /// The same without it.
+    sound: (Option<Failure>, f64),
 }
 
 impl Row {
@@ -41,12 +45,12 @@ impl Row {
             .0
             .as_ref()
             .is_some_and(|failure| self.hunt.shows_as.contains(&failure.kind));
-        is_found && self.sound.as_ref().is_none_or(|(failure, _)| failure.is_none())
+        is_found && self.sound.0.is_none()
     }
 
     fn line(&self) -> String {
-        let told = |(failure, seconds): &(Option<Failure>, f64)| {
-            let kind = failure.as_ref().map_or("nothing", |failure| failure.kind.name());
+        let told = |(failure, seconds): &(Option<Failure>, f64), good: &str| {
+            let kind = failure.as_ref().map_or(good, |failure| failure.kind.name());
             format!("{kind}, {seconds:.0} s")
         };
         format!(
@@ -54,8 +58,8 @@ impl Row {
             self.hunt.bug,
             self.hunt.component,
             self.hunt.faults.join(", "),
-            told(&self.found),
-            self.sound.as_ref().map_or_else(|| "not tried".to_string(), told)
+            told(&self.found, "nothing"),
+            told(&self.sound, "ok")
         )
     }
 }
@@ -83,8 +87,11 @@ pub(crate) fn run(args: &PlantedArgs) -> ExitCode {
             Err(code) => return code,
         }
     }
-    println!("| bug | component | faults | found as, after | a sound program, for |");
-    println!("|---|---|---|---|---|");
+    println!(
+        "| {:<20} | {:<11} | {:<34} | {:<18} | {:<18} |",
+        "bug", "component", "faults", "found as, after", "without it, for"
+    );
+    println!("|{:-<22}|{:-<13}|{:-<36}|{:-<20}|{:-<20}|", "", "", "", "", "");
     for row in &rows {
         println!("{}", row.line());
     }
@@ -103,7 +110,7 @@ pub(crate) fn run(args: &PlantedArgs) -> ExitCode {
 fn try_one(args: &PlantedArgs, hunt: &'static Hunt) -> Result<Row, ExitCode> {
     let name = hunt.bug;
     let found = play(args, hunt, true)?;
-    let sound = args.sound.is_some().then(|| play(args, hunt, false)).transpose()?;
+    let sound = play(args, hunt, false)?;
     let row = Row { hunt, found, sound };
     eprintln!("{name}: {}", if row.is_good() { "found" } else { "NOT AS IT MUST BE" });
     Ok(row)
@@ -111,18 +118,27 @@ fn try_one(args: &PlantedArgs, hunt: &'static Hunt) -> Result<Row, ExitCode> {
 
 fn play(args: &PlantedArgs, hunt: &Hunt, is_planted: bool) -> Result<(Option<Failure>, f64), ExitCode> {
     let mut place = args.place.clone();
-    let bug = is_planted.then_some(hunt.bug);
-    let span = if is_planted { BOUND } else { SOUND };
+    let bug = match (is_planted, &args.sound) {
+        (true, _) => Some(hunt.bug),
+        (false, None) => Some(NONE),
+        (false, Some(_)) => None,
+    };
+    let span = if is_planted {
+        BOUND
+    } else {
+        Duration::from_secs(args.sound_for)
+    };
     place.dir = place
         .dir
         .map(|dir| dir.join(if is_planted { hunt.bug } else { "sound" }));
-    if !is_planted {
-        place.program = args.sound.clone();
+    if !is_planted && args.sound.is_some() {
+        place.program.clone_from(&args.sound);
     }
     let (outcome, dir) = outcome(&place, args.seed, &hunt.plan(span), bug)?;
     let failure = outcome.failure.map(|(failure, _)| failure);
     if let Some(failure) = &failure {
-        eprintln!("{}: {}: {}", bug.unwrap_or("sound"), failure.kind.name(), failure.words);
+        let which = if is_planted { hunt.bug } else { "without it" };
+        eprintln!("{which}: {}: {}", failure.kind.name(), failure.words);
         if failure.kind == FailureKind::Setup {
             eprintln!("a build with the feature `canary` is needed: say --program FILE");
             return Err(ExitCode::from(failure.kind.exit_code()));

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::inject::netns::{Namespace, Network};
 use super::process::{self, Guarded};
 use super::wait::wait_for;
 
@@ -112,6 +113,31 @@ pub struct Cluster {
     devices: BTreeMap<u8, PathBuf>,
     /// Directories of metadata servers that are elsewhere.
     meta_dirs: BTreeMap<u8, PathBuf>,
+    /// Racks that nodes stand in, for those that stand in one.
+    racks: BTreeMap<u8, String>,
+    /// Each part in a network namespace of its own, if that is wanted. They go after the processes.
+    ways: Option<Ways>,
+}
+
+/// Network namespaces of parts.
+#[derive(Debug)]
+struct Ways {
+    network: Network,
+    of: BTreeMap<Part, Namespace>,
+}
+
+impl Ways {
+    fn join(&mut self, part: Part) -> Result<(), ClusterError> {
+        if self.of.contains_key(&part) {
+            return Ok(());
+        }
+        let namespace = self
+            .network
+            .join()
+            .map_err(|error| ClusterError(format!("{part} has no network namespace: {error}")))?;
+        self.of.insert(part, namespace);
+        Ok(())
+    }
 }
 
 impl Cluster {
@@ -141,7 +167,86 @@ impl Cluster {
             advertised: BTreeMap::new(),
             devices: BTreeMap::new(),
             meta_dirs: BTreeMap::new(),
+            racks: BTreeMap::new(),
+            ways: None,
         })
+    }
+
+    /// From now on each part is started in a network namespace of its own, where ways between two of them can be cut. Nothing
+    /// may run yet.
+    ///
+    /// # Errors
+    /// It needs root and `ip`.
+    pub fn use_namespaces(&mut self) -> Result<(), ClusterError> {
+        assert!(self.running.is_empty(), "what runs has its addresses already");
+        let network =
+            Network::new().map_err(|error| ClusterError(format!("network namespaces can't be made: {error}")))?;
+        let mut ways = Ways {
+            network,
+            of: BTreeMap::new(),
+        };
+        self.servers().into_iter().try_for_each(|part| ways.join(part))?;
+        self.ways = Some(ways);
+        Ok(())
+    }
+
+    /// Whether ways between parts can be cut, see [`Cluster::cut`].
+    pub fn has_namespaces(&self) -> bool {
+        self.ways.is_some()
+    }
+
+    /// Nothing from the one arrives at the other any more; nobody is told, and the other way stays open.
+    ///
+    /// # Errors
+    /// They are not in namespaces, or what `ip` says.
+    pub fn cut(&mut self, from: Part, to: Part) -> Result<(), ClusterError> {
+        let failed = |words: String| ClusterError(format!("the way from {from} to {to} can't be cut: {words}"));
+        let ways = self
+            .ways
+            .as_mut()
+            .ok_or_else(|| failed("there are no namespaces".into()))?;
+        let at = |part: Part| {
+            ways.of
+                .get(&part)
+                .copied()
+                .ok_or_else(|| failed(format!("{part} is in none")))
+        };
+        let (from, to) = (at(from)?, at(to)?);
+        ways.network.cut(from, to).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Pulls the cable of a part.
+    ///
+    /// # Errors
+    /// It is in no namespace, or what `ip` says.
+    pub fn pull_cable(&mut self, part: Part) -> Result<(), ClusterError> {
+        let failed = |words: String| ClusterError(format!("the cable of {part} can't be pulled: {words}"));
+        let ways = self
+            .ways
+            .as_mut()
+            .ok_or_else(|| failed("there are no namespaces".into()))?;
+        let at = ways
+            .of
+            .get(&part)
+            .copied()
+            .ok_or_else(|| failed("it is in none".into()))?;
+        ways.network.isolate(at).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Opens all ways.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn open_ways(&mut self) -> Result<(), ClusterError> {
+        let Some(ways) = &mut self.ways else { return Ok(()) };
+        ways.network
+            .heal()
+            .map_err(|error| ClusterError(format!("ways can't be opened again: {error}")))
+    }
+
+    /// From its next start on a node stands in this rack.
+    pub fn put_into_rack(&mut self, node: u8, rack: &str) {
+        self.racks.insert(node, rack.to_string());
     }
 
     /// Its directory.
@@ -171,6 +276,10 @@ impl Cluster {
             Part::Node(k) => (2, k, NODE_PORT),
             Part::Export(k) => (3, k, METRICS_PORT),
         };
+        let ways = self.ways.as_ref();
+        if let Some((ways, at)) = ways.and_then(|ways| Some((ways, *ways.of.get(&part)?))) {
+            return format!("{}:{port}", ways.network.address(at));
+        }
         let (second, third) = self.network;
         // Three kinds of parts share the last number.
         format!("127.{second}.{third}.{}:{port}", kind * 64 + k)
@@ -234,9 +343,16 @@ impl Cluster {
     }
 
     /// A storage node more, which is not started yet.
-    pub fn add_node(&mut self) -> Part {
+    ///
+    /// # Errors
+    /// There is no namespace for it.
+    pub fn add_node(&mut self) -> Result<Part, ClusterError> {
+        let node = Part::Node(self.options.nodes + 1);
+        if let Some(ways) = &mut self.ways {
+            ways.join(node)?;
+        }
         self.options.nodes += 1;
-        Part::Node(self.options.nodes)
+        Ok(node)
     }
 
     /// The NBD socket of an export.
@@ -263,7 +379,19 @@ impl Cluster {
 
     /// The `cairn` program, told nothing by the environment.
     fn program(&self) -> Command {
-        let mut command = Command::new(&self.options.program);
+        self.bare(Command::new(&self.options.program))
+    }
+
+    /// The same where a part is.
+    fn program_of(&self, part: Part) -> Command {
+        let ways = self.ways.as_ref();
+        match ways.and_then(|ways| Some((ways, *ways.of.get(&part)?))) {
+            Some((ways, at)) => self.bare(ways.network.command(at, &self.options.program)),
+            None => self.program(),
+        }
+    }
+
+    fn bare(&self, mut command: Command) -> Command {
         for variable in ["CAIRN_CONFIG", "CAIRN_META", "CAIRN_LOG"] {
             command.env_remove(variable);
         }
@@ -272,7 +400,7 @@ impl Cluster {
     }
 
     fn command(&self, part: Part) -> Command {
-        let mut command = self.program();
+        let mut command = self.program_of(part);
         let dir = &self.options.dir;
         let address = self.address(part);
         match part {
@@ -290,6 +418,9 @@ impl Cluster {
                 command.args(["node", "--name", &part.to_string(), "--listen", &address]);
                 command.arg("--device").arg(self.device(k));
                 command.args(["--device-size", &self.options.device_bytes.to_string()]);
+                if let Some(rack) = self.racks.get(&k) {
+                    command.args(["--rack", rack]);
+                }
                 command.args(["--meta", &self.meta_addresses()]);
             }
             Part::Export(k) => {
@@ -317,6 +448,9 @@ impl Cluster {
             .append(true)
             .open(self.log(part))
             .map_err(failed)?;
+        if let Some(ways) = &mut self.ways {
+            ways.join(part)?;
+        }
         let mut command = self.command(part);
         command
             .env(PARENT_VARIABLE, "1")
@@ -439,6 +573,27 @@ impl Cluster {
         words
     }
 
+    /// Nodes with devices that hold copies, as the metadata servers say.
+    pub fn holders(&self) -> Vec<Part> {
+        let listed = self.ask(&["node", "list"]).json;
+        let holds = |node: &Value| {
+            let devices = node["devices"].as_array().into_iter().flatten();
+            let groups = devices.filter_map(|device| device["groups"].as_u64()).sum::<u64>();
+            groups > 0
+        };
+        let named = |node: &Value| {
+            let name = node["name"].as_str()?.to_string();
+            self.nodes().find(|part| part.to_string() == name)
+        };
+        let nodes = listed["nodes"].as_array().into_iter().flatten();
+        nodes.filter(|node| holds(node)).filter_map(named).collect()
+    }
+
+    /// The rack that a node stands in, if it stands in one.
+    pub fn rack(&self, node: u8) -> Option<&str> {
+        self.racks.get(&node).map(String::as_str)
+    }
+
     /// Waits until there is no problem; the last ones seen when that takes longer than `bound`.
     pub fn wait_well(&self, bound: Duration) -> Result<Duration, Vec<String>> {
         let begun = Instant::now();
@@ -467,7 +622,11 @@ impl Cluster {
     /// Creates a volume.
     pub fn create_volume(&self, name: &str, size: &str) -> Result<Value, ClusterError> {
         let said = wait_for(READY_BOUND, || {
-            let said = self.ask(&["volume", "create", name, size]);
+            let mut args = vec!["volume", "create", name, size];
+            if !self.racks.is_empty() {
+                args.extend(["--spread", "rack"]);
+            }
+            let said = self.ask(&args);
             // Unreachable for now: whoever leads has only just begun.
             (said.code != Some(5)).then_some(said)
         });

@@ -16,11 +16,14 @@ use cairn_proto::limits::BLOCK_BYTES;
 use super::cluster::{Cluster, ClusterOptions, Part, Said};
 use super::nbd::{Command, Connection};
 use super::report::{Failure, FailureKind, Timeline};
+use super::wait::wait_until;
 use crate::checker::pattern::{SECTORS_PER_BLOCK, ZEROES, fill, writer_of};
 use crate::rng::Rng;
 
 /// How long one step may take, with a server missing.
 const STEP_BOUND: Duration = Duration::from_secs(60);
+/// How long it may take, with no node away, until all volumes have all copies: the holder of one may have died, and is given a minute.
+const WHOLE_BOUND: Duration = Duration::from_secs(120);
 /// The pause before something is asked once more.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Names that volumes have.
@@ -56,7 +59,7 @@ pub enum Step {
     Trim(u64, u64),
     /// Reads all blocks.
     Read(u64),
-    /// Kills a storage node, unless another is away, or starts it again.
+    /// Kills a storage node, unless another is away, or starts it again. All copies are there when it is killed.
     Node(u8),
     /// Kills a metadata server, unless another is away, or starts it again.
     Meta(u8),
@@ -260,10 +263,28 @@ impl World {
             )
         };
         if !self.away.iter().any(of_kind) {
+            if matches!(part, Part::Node(_)) {
+                self.wait_whole(part)?;
+            }
             self.cluster.kill(&[part]);
             self.away.push(part);
         }
         Ok(())
+    }
+
+    /// Who takes a node away waits until the one before has all copies again: a volume whose second copy goes meanwhile has no quorum.
+    fn wait_whole(&self, next: Part) -> Result<(), Failure> {
+        let lacks = || -> Vec<String> {
+            let problems = self.cluster.problems().into_iter();
+            problems
+                .filter(|words| words.starts_with("groups-") || words.starts_with("status:"))
+                .collect()
+        };
+        if wait_until(WHOLE_BOUND, || lacks().is_empty()) {
+            return Ok(());
+        }
+        let words = format!("{next} can't be taken away for {WHOLE_BOUND:?}: {}", lacks().join("; "));
+        Err(Failure::new(FailureKind::Unhealed, words))
     }
 
     /// Asks until the answer is one of who leads: what has just begun can't answer yet, and what somebody has just let go is

@@ -1,5 +1,5 @@
 //! Planted bugs that real processes are tried with: the scenario that must find each within a bounded time, and must find nothing
-//! in a sound program. The program is a build with the feature `canary`, told by its environment which bug it has.
+//! in a sound program. The program is a build with the feature `canary`, told by its environment which bug it has, or that it has none.
 
 use std::time::Duration;
 
@@ -8,6 +8,8 @@ use super::scenario::{Plan, Scenario};
 
 /// Names the planted bug of a process, see `cairn_client::planted`.
 pub const VARIABLE: &str = "CAIRN_PLANTED";
+/// What the same program is told that has none, see `cairn_client::planted`.
+pub const NONE: &str = "none";
 
 /// A bug, and what finds it.
 #[derive(Clone, Copy, Debug)]
@@ -98,5 +100,6 @@ mod tests {
             assert_eq!(planted.map(|bug| bug.component()), Ok(hunt.component));
         }
         assert_eq!(VARIABLE, cairn_client::planted::VARIABLE);
+        assert_eq!(NONE, cairn_client::planted::NONE);
     }
 }

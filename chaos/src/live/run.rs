@@ -65,6 +65,10 @@ pub struct RunOptions {
     pub has_lying_flushes: bool,
     /// Whether metadata servers and nodes are reached through proxies.
     pub has_proxies: bool,
+    /// Whether each process is in a network namespace of its own; there are no proxies then.
+    pub has_namespaces: bool,
+    /// Racks that nodes stand in, in turn; in none if it is zero. Copies of volumes are in distinct racks then.
+    pub racks: u8,
     /// Whether each metadata server has a disk of its own behind a shim.
     pub has_meta_disks: bool,
     /// Whether a virtual machine of QEMU works beside the guests, on a volume of its own.
@@ -132,6 +136,16 @@ impl Run {
     /// Starts the cluster, creates the volumes, starts exports and guests.
     pub fn begin(options: RunOptions) -> Result<Run, Failure> {
         let mut run = Run::new(&options)?;
+        if options.has_namespaces {
+            run.cluster.use_namespaces()?;
+        }
+        if options.racks > 0 {
+            let nodes = run.cluster.nodes().count() as u8;
+            (1..=nodes).for_each(|k| {
+                run.cluster
+                    .put_into_rack(k, &format!("rack-{}", (k - 1) % options.racks + 1))
+            });
+        }
         if options.has_shims {
             run.put_shims()?;
             if options.has_lying_flushes {
@@ -141,7 +155,7 @@ impl Run {
         if options.has_meta_disks {
             run.put_meta_disks()?;
         }
-        if options.has_proxies {
+        if options.has_proxies && !options.has_namespaces {
             run.put_proxies()?;
         }
         run.cluster.begin()?;
@@ -260,7 +274,7 @@ impl Run {
 
     /// A storage node more, with a shim and a proxy if the others have them. It is not started.
     pub fn add_node(&mut self) -> Result<Part, Failure> {
-        let node = self.cluster.add_node();
+        let node = self.cluster.add_node()?;
         if !self.shims.is_empty() {
             self.put_shim(node)?;
         }
@@ -313,6 +327,7 @@ impl Run {
                 Failure::new(FailureKind::Setup, words)
             })?;
         }
+        self.cluster.open_ways()?;
         Ok(())
     }
 

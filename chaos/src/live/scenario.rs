@@ -14,15 +14,15 @@ use super::steps::{self, Fault};
 const CALM: Duration = Duration::from_secs(2);
 /// How long strangers come unless told otherwise.
 const GARBAGE_SPAN: Duration = Duration::from_secs(180);
-/// Faults that are no part of a mix: they last too long, all guests wait for them (`corrupt-all`), or (the last one) they break what is known
-/// not to hold, see "Found" in DESIGN.md.
+/// Faults that are no part of a mix: they last too long.
 const LONG: &[&str] = &[
     "freeze-node-60s",
     "node-gone",
+    "node-back",
+    "node-lost",
+    "rack-gone",
     "device-wiped",
     "device-replaced",
-    "corrupt-all",
-    "misdirected-write",
 ];
 
 /// Which story.
@@ -92,15 +92,17 @@ pub fn quantiles(spans: &[Duration]) -> (u64, u64, u64) {
     (at(0), at(millis.len() / 2), at(millis.len().saturating_sub(1)))
 }
 
-/// The faults of these names, all if there are none; the first name that is no fault's.
+/// The faults of these names, all if there are none; the first name that is no fault's. A name that is a fault's own means that
+/// fault alone, one of the catalogue all faults that are of its kind.
 pub fn chosen(only: &[String]) -> Result<Vec<&'static Fault>, String> {
     for name in only {
         if !steps::all().any(|fault| fault.name == name || fault.catalogue == name) {
             return Err(name.clone());
         }
     }
-    let wanted =
-        |fault: &&Fault| only.is_empty() || only.iter().any(|name| fault.name == name || fault.catalogue == name);
+    let is_own = |name: &str| steps::all().any(|fault| fault.name == name);
+    let means = |name: &String, fault: &Fault| fault.name == name || (fault.catalogue == name && !is_own(name));
+    let wanted = |fault: &&Fault| only.is_empty() || only.iter().any(|name| means(name, fault));
     Ok(steps::all().filter(wanted).collect())
 }
 
@@ -209,6 +211,7 @@ mod tests {
         assert_eq!(names(&[]), Ok(steps::all().count()));
         assert_eq!(names(&["kill-meta-leader"]), Ok(1));
         assert_eq!(names(&["kill-meta"]), Ok(3));
+        assert_eq!(names(&["kill-node"]), Ok(1), "a fault's own name comes first");
         assert_eq!(names(&["zombie", "nonsense"]), Err("nonsense".to_string()));
         assert!(LONG.iter().all(|name| steps::all().any(|fault| fault.name == *name)));
     }

@@ -33,11 +33,41 @@ pub struct Fault {
     /// What guests may wait for at the most; `None` where a quorum is gone.
     pub stall_max: Option<Duration>,
     inject: fn(&mut Run) -> Result<(), Failure>,
+    /// What a run must have for it, beyond what its layer needs.
+    needs: Needs,
+}
+
+/// What a run must have for a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Needs {
+    /// What its layer needs.
+    Layer,
+    /// Processes in network namespaces.
+    Namespaces,
+    /// Racks with several nodes.
+    Racks,
 }
 
 impl Fault {
+    /// It cuts ways between two processes.
+    pub(super) const fn in_namespaces(mut self) -> Fault {
+        self.needs = Needs::Namespaces;
+        self
+    }
+
+    /// It concerns a whole rack.
+    pub(super) const fn with_racks(mut self) -> Fault {
+        self.needs = Needs::Racks;
+        self
+    }
+
     /// Whether a run has what it needs.
     pub fn is_possible(&self, run: &Run) -> bool {
+        match self.needs {
+            Needs::Namespaces => return run.cluster.has_namespaces(),
+            Needs::Racks => return run.cluster.rack(1).is_some(),
+            Needs::Layer => {}
+        }
         let layer = CATALOGUE
             .iter()
             .find(|entry| entry.name == self.catalogue)
@@ -68,6 +98,7 @@ pub(super) const fn fault(
         catalogue,
         stall_max,
         inject,
+        needs: Needs::Layer,
     }
 }
 

@@ -159,6 +159,7 @@ impl Vm {
         match self.stage {
             Stage::Works(until) => {
                 if has_ended {
+                    never_began(&console)?;
                     return Err(wrong(
                         FailureKind::GuestError,
                         "the machine has ended by itself",
@@ -190,6 +191,7 @@ impl Vm {
     }
 
     fn checked(&mut self, console: &str) -> Result<(), Failure> {
+        never_began(console)?;
         if !console.contains("GUEST-END status=0") {
             return Err(wrong(
                 FailureKind::Data,
@@ -273,6 +275,15 @@ fn complaints(console: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A machine that ended before its scenario said a word has not looked at its disk: whatever ended it, it was not that.
+fn never_began(console: &str) -> Result<(), Failure> {
+    if console.contains("GUEST ") || console.contains("GUEST-END") {
+        return Ok(());
+    }
+    let words = "the machine has ended before it looked at its disk";
+    Err(wrong(FailureKind::Setup, words, console))
+}
+
 fn wrong(kind: FailureKind, words: &str, console: &str) -> Failure {
     let lines: Vec<&str> = console.lines().collect();
     let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
@@ -297,5 +308,7 @@ mod tests {
             FailureKind::GuestError
         );
         assert_eq!(kind("GUEST mismatch b1-3: FAILED\n"), FailureKind::Data);
+        assert_eq!(never_began("Kernel panic\n").unwrap_err().kind, FailureKind::Setup);
+        assert!(never_began("GUEST synced a 1\n").is_ok());
     }
 }

@@ -34,6 +34,9 @@ pub const FAULTS: &[Fault] = &[
     fault("misdirected-write", "misdirected", Some(PAUSE_MAX), |run| {
         spoil(run, Kind::Write, Effect::Misdirect)
     }),
+    fault("stale-sector", "stale-sector", Some(PAUSE_MAX), |run| {
+        spoil(run, Kind::Write, Effect::Stale)
+    }),
     fault("lost-flush", "misdirected", Some(PAUSE_MAX), lost_flush),
     fault("device-rolled-back", "wiped", Some(PAUSE_MAX), rolled_back),
     fault("device-wiped", "wiped", Some(PAUSE_MAX), wiped),

@@ -19,6 +19,9 @@ use crate::live::zombie;
 pub const FAULTS: &[Fault] = &[
     fault("add-node", "add-node", Some(PAUSE_MAX), add_node),
     fault("node-gone", "node-gone", Some(PAUSE_MAX), node_gone),
+    fault("node-back", "node-back", Some(PAUSE_MAX), node_back),
+    fault("node-lost", "node-lost", Some(PAUSE_MAX), node_lost),
+    fault("rack-gone", "domain-gone", Some(PAUSE_MAX), rack_gone).with_racks(),
     fault("grey-node", "grey-node", Some(PAUSE_MAX), grey_node),
     fault("upgrade", "upgrade", WAITS, upgrade),
     fault("grow", "grow", Some(PAUSE_MAX), grow),
@@ -51,8 +54,55 @@ fn add_node(run: &mut Run) -> Result<(), Failure> {
     run.load(Duration::from_secs(3))
 }
 
-/// A node is gone: for so long that what it had is rebuilt on another one. Long after that it comes back.
+/// A node that holds copies is away for longer than guests like, and for less than it takes until its copies are made anew, again and again.
 fn node_gone(run: &mut Run) -> Result<(), Failure> {
+    for _ in 0..3 {
+        before(run)?;
+        let node = holder(run)?;
+        run.kill(&[node]);
+        let away = run.rng.span(run.rebuild_after() / 4, run.rebuild_after() * 3 / 4);
+        run.load(away)?;
+        run.start(node)?;
+        run.load(Duration::from_secs(1))?;
+    }
+    Ok(())
+}
+
+/// A node is away for so long that what it had is made anew on another one. Long after that it comes back.
+fn node_back(run: &mut Run) -> Result<(), Failure> {
+    let node = gone_until_rebuilt(run)?;
+    run.start(node)?;
+    run.load(Duration::from_secs(3))
+}
+
+/// A node is gone for good. Its successor has its name and an empty device.
+fn node_lost(run: &mut Run) -> Result<(), Failure> {
+    let node = gone_until_rebuilt(run)?;
+    if let Part::Node(k) = node
+        && let Some(shim) = run.shims.get(&k)
+    {
+        shim.wipe()
+            .map_err(|error| Failure::new(FailureKind::Setup, error.to_string()))?;
+        run.timeline.note(format!("{node} is new, with an empty device"));
+    }
+    run.start(node)?;
+    run.load(Duration::from_secs(3))
+}
+
+/// A node that holds copies.
+fn holder(run: &mut Run) -> Result<Part, Failure> {
+    let holders = run.cluster.holders();
+    if holders.is_empty() {
+        return Err(Failure::new(
+            FailureKind::Operation,
+            "no node holds copies, says the cluster",
+        ));
+    }
+    Ok(*run.rng.pick(&holders))
+}
+
+/// Kills a node that holds copies, and waits until all volumes are whole without it.
+fn gone_until_rebuilt(run: &mut Run) -> Result<Part, Failure> {
     if run.cluster.nodes().count() < 4 {
         add_node(run)?;
         run.cluster
@@ -60,10 +110,15 @@ fn node_gone(run: &mut Run) -> Result<(), Failure> {
             .map_err(|problems| unhealed("with a node more", &problems))?;
     }
     before(run)?;
-    let nodes: Vec<Part> = run.cluster.nodes().collect();
-    // Not the newest, on which nothing is.
-    let node = *run.rng.pick(&nodes[..nodes.len() - 1]);
+    let node = holder(run)?;
     run.kill(&[node]);
+    whole_without(run, &[node])?;
+    Ok(node)
+}
+
+/// Waits until all volumes are whole although these are gone.
+fn whole_without(run: &mut Run, gone: &[Part]) -> Result<(), Failure> {
+    let names = gone.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let begun = std::time::Instant::now();
     // That a node is silent remains, of course.
     let of_volumes = |words: &String| !words.starts_with("node-silent") && !words.contains("devices are alive");
@@ -72,16 +127,53 @@ fn node_gone(run: &mut Run) -> Result<(), Failure> {
     while !left(run).is_empty() {
         run.load(Duration::from_millis(500))?;
         if begun.elapsed() > WELL_BOUND + run.rebuild_after() {
-            return Err(unhealed(&format!("{node} is gone for good"), &left(run)));
+            return Err(unhealed(&format!("{names} gone for good"), &left(run)));
         }
     }
+    let holders = run.cluster.holders();
     run.timeline.note(format!(
-        "without {node} all volumes are whole again after {:.1} s",
-        begun.elapsed().as_secs_f64()
+        "without {names} all volumes are whole again after {:.1} s, and copies are on {}",
+        begun.elapsed().as_secs_f64(),
+        holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     ));
-    run.load(Duration::from_secs(2))?;
-    run.start(node)?;
-    run.load(Duration::from_secs(3))
+    if let Some(node) = gone.iter().find(|node| holders.contains(node)) {
+        return Err(unhealed(&names, &[format!("{node} is said to hold copies")]));
+    }
+    run.load(Duration::from_secs(2))
+}
+
+/// A whole rack loses its power, for longer than it takes until copies are made anew where that is possible. Then it comes back.
+fn rack_gone(run: &mut Run) -> Result<(), Failure> {
+    before(run)?;
+    let nodes: Vec<Part> = run.cluster.nodes().collect();
+    let rack_of = |run: &Run, node: &Part| match node {
+        Part::Node(k) => run.cluster.rack(*k).map(str::to_string),
+        _ => None,
+    };
+    let one = holder(run)?;
+    let rack = rack_of(run, &one);
+    let gone: Vec<Part> = nodes
+        .iter()
+        .copied()
+        .filter(|node| rack_of(run, node) == rack)
+        .collect();
+    let mut racks: Vec<_> = nodes.iter().filter_map(|node| rack_of(run, node)).collect();
+    racks.sort_unstable();
+    racks.dedup();
+    run.timeline.note(format!(
+        "the power of {} fails",
+        rack.unwrap_or_else(|| one.to_string())
+    ));
+    super::disk::cut(run, &gone, None)?;
+    if racks.len() > 3 {
+        whole_without(run, &gone)?;
+    } else {
+        // There is nowhere else to go: two copies are left, and they do.
+        let span = run.rebuild_after() + Duration::from_secs(5);
+        run.load(span)?;
+    }
+    run.start_all(&gone)?;
+    run.load(Duration::from_secs(2))
 }
 
 fn unhealed(when: &str, problems: &[String]) -> Failure {
@@ -238,7 +330,14 @@ fn fio_verify(run: &mut Run) -> Result<(), Failure> {
         "--verify=crc32c",
         "--verify_fatal=1",
     ]);
-    command.args(["--do_verify=1", "--fsync=32", "--rate_iops=400"]);
+    // A thread, not a process: that would outlive fio when it is killed. A limit of operations would count the smallest of them.
+    command.args([
+        "--do_verify=1",
+        "--fsync=32",
+        "--rate=4m",
+        "--thread",
+        "--verify_state_save=0",
+    ]);
     command
         .arg(format!("--randseed={}", run.rng.word() >> 1))
         .arg(format!("--uri={uri}"));

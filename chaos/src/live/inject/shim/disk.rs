@@ -88,6 +88,8 @@ pub struct Counters {
     pub lost: u64,
     /// Writes that landed elsewhere.
     pub misdirected: u64,
+    /// Writes of which one sector stayed as it was.
+    pub stale: u64,
     /// Bits that rotted.
     pub rotten: u64,
     /// Power cuts.
@@ -106,7 +108,7 @@ impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "reads {} writes {} flushes {} eio {} enospc {} powerless {} delayed {} stuck {} lost {} misdirected {} rotten {} \
+            "reads {} writes {} flushes {} eio {} enospc {} powerless {} delayed {} stuck {} lost {} misdirected {} stale {} rotten {} \
              cuts {} cut-kept {} cut-lost {} replaced {} broken {}",
             self.reads,
             self.writes,
@@ -118,6 +120,7 @@ impl fmt::Display for Counters {
             self.stuck,
             self.lost,
             self.misdirected,
+            self.stale,
             self.rotten,
             self.cuts,
             self.cut_kept,
@@ -135,6 +138,7 @@ enum Outcome {
     Fail(Trouble),
     Lose,
     Misdirect,
+    Stale,
     Rot,
 }
 
@@ -274,6 +278,7 @@ impl<M: Media, T> Disk<M, T> {
                 Effect::Enospc => Some(Outcome::Fail(Trouble::Enospc)),
                 Effect::Lose => Some(Outcome::Lose),
                 Effect::Misdirect => Some(Outcome::Misdirect),
+                Effect::Stale => Some(Outcome::Stale),
                 Effect::Rot => Some(Outcome::Rot),
             };
             // The first rule that decides what becomes of it does; a rule that strikes in vain is not used up.
@@ -303,7 +308,7 @@ impl<M: Media, T> Disk<M, T> {
                 self.counters.lost += 1;
                 return Ok(Vec::new());
             }
-            Outcome::Normal | Outcome::Misdirect | Outcome::Rot => {}
+            Outcome::Normal | Outcome::Misdirect | Outcome::Stale | Outcome::Rot => {}
         }
         self.do_it(request, outcome).map_err(|_| {
             self.counters.broken += 1;
@@ -328,7 +333,10 @@ impl<M: Media, T> Disk<M, T> {
                     Outcome::Misdirect => self.elsewhere(offset, bytes.len() as u64),
                     _ => offset,
                 };
-                self.cache.write(at, &bytes)?;
+                match outcome {
+                    Outcome::Stale => self.write_but_one_sector(at, &bytes)?,
+                    _ => self.cache.write(at, &bytes)?,
+                }
                 self.counters.writes += 1;
                 Ok(Vec::new())
             }
@@ -349,6 +357,22 @@ impl<M: Media, T> Disk<M, T> {
         self.counters.misdirected += 1;
         let own = offset / length;
         (own + 1 + self.rng.below(places - 1)) % places * length
+    }
+
+    /// Writes all but one of the sectors that it touches.
+    fn write_but_one_sector(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let sector = SECTOR as u64;
+        let (first, end) = (offset / sector, (offset + bytes.len() as u64).div_ceil(sector));
+        if first == end {
+            return Ok(());
+        }
+        let start = (first + self.rng.below(end - first)) * sector;
+        let within = |at: u64| at.saturating_sub(offset).min(bytes.len() as u64) as usize;
+        let (before, after) = (within(start), within(start + sector));
+        self.cache.write(offset, &bytes[..before])?;
+        self.cache.write(offset + after as u64, &bytes[after..])?;
+        self.counters.stale += 1;
+        Ok(())
     }
 
     /// Flips a bit of this byte, in the cache or below.

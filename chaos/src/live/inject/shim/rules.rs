@@ -39,6 +39,8 @@ pub enum Effect {
     Lose,
     /// A write lands somewhere else, at a multiple of its own length, and succeeds.
     Misdirect,
+    /// Of a write one sector of 512 bytes stays as it was, and it succeeds.
+    Stale,
     /// Of what is read a bit flips before, and stays so.
     Rot,
 }
@@ -89,7 +91,7 @@ impl Rule {
     /// Whether it strikes this one; counts it if so.
     pub(super) fn strikes(&mut self, kind: Kind, touched: &Range<u64>, rng: &mut Rng) -> bool {
         let of_kind = match self.effect {
-            Effect::Enospc | Effect::Misdirect => kind == Kind::Write,
+            Effect::Enospc | Effect::Misdirect | Effect::Stale => kind == Kind::Write,
             Effect::Rot => kind == Kind::Read,
             Effect::Lose => kind != Kind::Read,
             Effect::Eio | Effect::Delay { .. } | Effect::Stick => true,
@@ -130,6 +132,7 @@ impl fmt::Display for Rule {
             Effect::Stick => f.write_str("stick")?,
             Effect::Lose => f.write_str("lose")?,
             Effect::Misdirect => f.write_str("misdirect")?,
+            Effect::Stale => f.write_str("stale")?,
             Effect::Rot => f.write_str("rot")?,
         }
         match self.when {
@@ -145,7 +148,7 @@ impl fmt::Display for Rule {
 }
 
 /// How a rule is written, for a person.
-pub const RULE_WORDS: &str = "read|write|flush|any eio|enospc|delay MS [JITTER_MS]|stick|lose|misdirect|rot \
+pub const RULE_WORDS: &str = "read|write|flush|any eio|enospc|delay MS [JITTER_MS]|stick|lose|misdirect|stale|rot \
                               [always|once|times N|one-in N] [FIRST_BYTE..END]";
 
 impl FromStr for Rule {
@@ -167,6 +170,7 @@ impl FromStr for Rule {
             Some("stick") => Effect::Stick,
             Some("lose") => Effect::Lose,
             Some("misdirect") => Effect::Misdirect,
+            Some("stale") => Effect::Stale,
             Some("rot") => Effect::Rot,
             Some("delay") => Effect::Delay {
                 fixed: span(words.next().ok_or_else(unknown)?)?,
@@ -240,6 +244,7 @@ mod tests {
             "flush stick times 1",
             "write lose always 0..4096",
             "write misdirect one-in 100 4096..8192",
+            "write stale one-in 9",
             "read rot times 1",
         ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);

@@ -172,6 +172,30 @@ fn a_misdirected_write_lands_elsewhere() {
 }
 
 #[test]
+fn of_a_stale_write_one_sector_stays_as_it_was() {
+    for offset in [4096, 4096 + 100] {
+        let mut disk = disk();
+        disk.add("write stale once".parse().unwrap()).unwrap();
+        assert!(done(write(&mut disk, offset, 9)));
+        let (_, all) = disk
+            .submit(
+                now(),
+                Request::Read {
+                    offset: 0,
+                    length: 16384,
+                },
+                0,
+            )
+            .unwrap();
+        let all = all.unwrap();
+        let old = all[offset as usize..][..4096].iter().filter(|byte| **byte == 0).count();
+        assert!((1..=SECTOR).contains(&old), "{old} bytes are old");
+        assert_eq!(all.iter().filter(|byte| **byte == 9).count(), 4096 - old);
+        assert_eq!(disk.counters().stale, 1);
+    }
+}
+
+#[test]
 fn rot_flips_bits_for_good_where_data_is() {
     let mut disk = disk();
     assert!(done(write(&mut disk, 0, 0)));

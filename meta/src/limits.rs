@@ -122,6 +122,9 @@ pub const DAMAGED_VOLUMES_MAX: usize = 64;
 pub const HOLDER_SILENCE_MS: u64 = 60_000;
 /// After this long without a report another caretaker may take over from a caretaker. It reports every 10 s at the least.
 pub const CARETAKER_SILENCE_MS: u64 = 30_000;
+/// How long a volume must have been given back with copies that are not equal before a caretaker is asked: whoever gave
+/// it back, or somebody else, may attach it at once, and that makes them equal too.
+pub const UNSETTLED_PAUSE_MS: u64 = 5000;
 /// Over how long the speed of a repair is measured at the least.
 pub const RATE_SAMPLE_MS: u64 = 1500;
 /// How often a device's inventory is looked at anew at the most because copies somewhere became superfluous.

@@ -186,6 +186,8 @@ pub enum MetaQuestion {
     Detach {
         /// Which attachment.
         generation: Generation,
+        /// Whether every in-sync copy of every group holds all that was written. Else somebody must make them equal.
+        settled: bool,
     },
     /// Where are the volume's devices now, and how are its groups? Answered as meta is after the question.
     Refresh,

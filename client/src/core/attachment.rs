@@ -258,6 +258,13 @@ impl ClientCore {
         if volume.close_by.is_none() || volume.layer.operations() > 0 {
             return;
         }
+        if !volume.is_releasing && volume.is_settling() {
+            let until = *volume.settle_by.get_or_insert(now + self.config.limits.settle_timeout);
+            if now < until {
+                return;
+            }
+        }
+        (volume.is_releasing, volume.settle_by) = (true, None);
         match &mut volume.phase {
             Phase::Attached(coordinator) => {
                 coordinator.handle(now, replication::Event::Release);
@@ -275,7 +282,8 @@ impl ClientCore {
             return;
         };
         let generation = coordinator.generation();
-        let request = self.ask_meta(handle, MetaQuestion::Detach { generation });
+        let settled = volume.is_settled();
+        let request = self.ask_meta(handle, MetaQuestion::Detach { generation, settled });
         let volume = self.volumes.get_mut(&handle).expect("the caller has it");
         volume.phase = Phase::Detaching { request };
         volume.look_at = None;

@@ -24,6 +24,9 @@ pub struct CoreLimits {
     pub refresh_interval: Duration,
     /// How long a volume may take to be closed in order; what is left then ends as it is.
     pub close_timeout: Duration,
+    /// How long a release waits for members of which an answer to the last writes is still on its way, so that nobody has
+    /// to make the copies equal afterwards.
+    pub settle_timeout: Duration,
     /// How often meta is told how an attached volume is while a group of it is not whole.
     pub report_interval: Duration,
     /// How often while all are whole.
@@ -48,6 +51,7 @@ impl CoreLimits {
         retry_max: Duration::from_secs(2),
         refresh_interval: Duration::from_secs(2),
         close_timeout: Duration::from_secs(10),
+        settle_timeout: Duration::from_millis(100),
         report_interval: Duration::from_secs(2),
         report_interval_whole: Duration::from_secs(10),
         care_whole_for: Duration::from_secs(5),

@@ -508,6 +508,31 @@ fn closing_releases_the_members_and_tells_meta() {
 }
 
 #[test]
+fn meta_is_told_whether_the_copies_are_equal_when_a_volume_is_released() {
+    let settled = |bench: &Bench| match bench.asked.last() {
+        Some(MetaQuestion::Detach { settled, .. }) => *settled,
+        other => panic!("not released: {other:?}"),
+    };
+    let mut bench = Bench::new();
+    bench.write(1, 0);
+    bench.tell(Event::CloseVolume { volume: V });
+    assert!(settled(&bench));
+
+    let mut bench = Bench::new();
+    bench.write(1, 0);
+    bench.nodes.get_mut(&device(3)).unwrap().mute = true;
+    bench.write(2, 0);
+    assert!(bench.replies[&OpId(2)].is_ok(), "two copies are enough");
+    bench.tell(Event::CloseVolume { volume: V });
+    assert!(!bench.sent.contains_key("Release"), "the third answer is waited for");
+    bench.pass(CoreLimits::DEFAULT.settle_timeout);
+    assert_eq!(bench.sent["Release"], 3, "but not for long");
+    bench.refuse = true;
+    bench.lose(device(3));
+    assert!(bench.closed && !settled(&bench));
+}
+
+#[test]
 fn closing_what_can_not_be_served_ends_after_a_while_with_a_reply_for_everything() {
     let mut bench = Bench::new();
     bench.refuse = true;

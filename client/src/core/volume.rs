@@ -49,6 +49,10 @@ pub(super) struct Volume {
     pub(super) asked: Option<MetaRequestId>,
     /// When closing ends, in order or not.
     pub(super) close_by: Option<Time>,
+    /// Until when a release waits for members that are a little late, once it could begin.
+    pub(super) settle_by: Option<Time>,
+    /// Whether the release has begun.
+    pub(super) is_releasing: bool,
     /// Whether it is only repaired.
     pub(super) is_care: bool,
     /// When it is to be looked at whether meta is to be told how it is.
@@ -73,6 +77,8 @@ impl Volume {
             refreshed_at: None,
             asked: None,
             close_by: None,
+            settle_by: None,
+            is_releasing: false,
             is_care: false,
             look_at: None,
             reported_at: None,
@@ -116,10 +122,16 @@ impl Volume {
             Phase::Attached(coordinator) => coordinator.poll_timeout(),
             _ => None,
         };
-        [phase, self.refresh_due(limits), self.close_by, self.look_at]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            phase,
+            self.refresh_due(limits),
+            self.close_by,
+            self.settle_by,
+            self.look_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Whether every group has all its copies, in sync and equal.
@@ -129,6 +141,27 @@ impl Volume {
         };
         let replicas = usize::from(self.description.replicas);
         coordinator.status().iter().all(|group| is_whole(group, replicas))
+    }
+
+    /// Whether every in-sync copy of every group holds all that was written, so that nothing is left to do when the
+    /// attachment ends.
+    pub(super) fn is_settled(&self) -> bool {
+        let Phase::Attached(coordinator) = &self.phase else {
+            return false;
+        };
+        coordinator.status().iter().all(is_settled)
+    }
+
+    /// Whether it may become [settled](Self::is_settled) by itself within moments: all groups are served, all members in
+    /// sync can be spoken to, and what is not answered yet is on its way.
+    pub(super) fn is_settling(&self) -> bool {
+        let Phase::Attached(coordinator) = &self.phase else {
+            return false;
+        };
+        let status = coordinator.status();
+        let is_up =
+            |group: &GroupStatus| group.phase == GroupPhase::Serving && in_sync(group).all(|member| member.joined);
+        !status.iter().all(is_settled) && status.iter().all(is_up)
     }
 
     pub(super) fn status(&self) -> VolumeStatus {
@@ -153,9 +186,22 @@ impl Volume {
     }
 }
 
+fn in_sync(group: &GroupStatus) -> impl Iterator<Item = &MemberStatus> {
+    group.members.iter().filter(|member| member.role == MemberRole::InSync)
+}
+
+/// Whether the in-sync copies of a group are equal and sound, and nothing is on its way to them.
+fn is_settled(group: &GroupStatus) -> bool {
+    let is_even = |member: &MemberStatus| {
+        member.complete && member.joined && member.lacking_blocks == 0 && member.damaged_blocks == 0
+    };
+    group.phase == GroupPhase::Serving
+        && !group.changing
+        && in_sync(group).all(|member| is_even(member) && member.outstanding == 0)
+}
+
 /// Whether a group has all the copies that it should have, in sync and equal, and nobody is to be filled.
 fn is_whole(group: &GroupStatus, replicas: usize) -> bool {
-    let in_sync = |member: &&MemberStatus| member.role == MemberRole::InSync;
     let sound = |member: &MemberStatus| {
         let equal = member.complete && member.joined && member.damaged_blocks == 0;
         match member.role {
@@ -166,6 +212,6 @@ fn is_whole(group: &GroupStatus, replicas: usize) -> bool {
     };
     group.phase == GroupPhase::Serving
         && !group.changing
-        && group.members.iter().filter(in_sync).count() >= replicas
+        && in_sync(group).count() >= replicas
         && group.members.iter().all(sound)
 }

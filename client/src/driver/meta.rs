@@ -259,10 +259,14 @@ async fn ask(client: &MetaClient, identity: &Identity, request: &MetaRequest) ->
         MetaQuestion::Attach | MetaQuestion::Care => {
             attach(client, identity, volume, request.question == MetaQuestion::Care).await
         }
-        MetaQuestion::Detach { generation } => {
-            let generation = generation.get();
+        MetaQuestion::Detach { generation, settled } => {
+            let (generation, settled) = (generation.get(), *settled);
             client
-                .detach(v1::DetachRequest { volume, generation })
+                .detach(v1::DetachRequest {
+                    volume,
+                    generation,
+                    settled,
+                })
                 .await
                 .map_err(failed)?;
             Ok(MetaReply::Detached)

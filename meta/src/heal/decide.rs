@@ -250,7 +250,7 @@ fn is_actionable(volume: &Volume, group: &Group, standings: &Standings) -> bool 
 
 /// Whom to ask to take care of volumes that no living guest holds: those with the fewest copies first.
 fn assign(state: &State, view: &mut View, standings: &Standings, now: Time) {
-    let mut needy = needy(state, view, standings);
+    let mut needy = needy(state, view, standings, now);
     view.paused.retain(|volume, _| needy.contains_key(volume));
     needy.retain(|volume, _| may_be_cared_for(state, view, *volume, now));
     end_tasks(view, &needy, now);
@@ -288,7 +288,7 @@ fn assign(state: &State, view: &mut View, standings: &Standings, now: Time) {
 }
 
 /// Volumes for which a coordinator could do something, with the copies that the worst of its groups has.
-fn needy(state: &State, view: &View, standings: &Standings) -> BTreeMap<VolumeId, usize> {
+fn needy(state: &State, view: &View, standings: &Standings, now: Time) -> BTreeMap<VolumeId, usize> {
     let mut needy: BTreeMap<VolumeId, usize> = BTreeMap::new();
     let mut add = |volume: VolumeId, group: &Group| {
         let copies = group.in_sync.iter().filter(|device| standings.is_well(device)).count();
@@ -304,6 +304,15 @@ fn needy(state: &State, view: &View, standings: &Standings) -> BTreeMap<VolumeId
     for volume in damaged {
         for (_, group) in state.groups_of(volume) {
             add(volume, group);
+        }
+    }
+    for volume in state.volumes().keys().filter(|id| view.is_unsettled(**id, state, now)) {
+        // While one is away it is waited for: a coordinator that goes on without it would have to eject it.
+        let mut members = state.groups_of(*volume).flat_map(|(_, group)| &group.in_sync);
+        if members.all(|device| standings.is_well(device)) {
+            for (_, group) in state.groups_of(*volume) {
+                add(*volume, group);
+            }
         }
     }
     needy

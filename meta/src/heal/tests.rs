@@ -1,5 +1,7 @@
 //! What the leader decides, without a leader.
 
+mod settling;
+
 use std::time::Duration;
 
 use cairn_proto::ids::*;
@@ -91,6 +93,17 @@ impl Story {
             })
             .unwrap();
         self.fixture.0.volumes()[&volume].generation
+    }
+
+    /// The holder gives the volume back.
+    fn detach(&mut self, settled: bool) {
+        let generation = self.fixture.0.volumes()[&VolumeId(1)].generation;
+        let detach = Detach {
+            volume: by_name("v"),
+            generation,
+            settled,
+        };
+        self.fixture.apply(detach).unwrap();
     }
 
     /// The holder changes the configuration.
@@ -340,6 +353,8 @@ fn a_volume_that_nobody_holds_gets_a_caretaker_when_something_can_be_done() {
     story.configure(&[1, 2], &[4]);
     story.configure(&[1, 2, 4], &[]);
     story.pass_with(Some(1), 2);
+    story.detach(true);
+    story.pass(1);
     assert_eq!(story.keeper(), None, "nothing is left to do");
 }
 
@@ -426,6 +441,7 @@ fn a_guest_that_comes_and_goes_between_two_looks_leaves_the_volume_to_its_careta
         .apply(Detach {
             volume: Selector::Id(VolumeId(1)),
             generation,
+            settled: true,
         })
         .unwrap();
     story.pass(1);
@@ -437,6 +453,7 @@ fn a_guest_that_comes_and_goes_between_two_looks_leaves_the_volume_to_its_careta
         .apply(Detach {
             volume: Selector::Id(VolumeId(1)),
             generation,
+            settled: true,
         })
         .unwrap();
     story.pass(1);
@@ -454,14 +471,7 @@ fn a_caretaker_that_gets_nowhere_makes_room_for_others_and_is_tried_again_later(
     story.attach(8, true);
     story.pass_with(Some(1), CARE_STUCK_MS.0 / 1000 + 2);
     assert_eq!(story.keeper(), None);
-    let generation = story.fixture.0.volumes()[&VolumeId(1)].generation;
-    story
-        .fixture
-        .apply(Detach {
-            volume: by_name("v"),
-            generation,
-        })
-        .unwrap();
+    story.detach(true);
     story.pass(CARE_PAUSE_MS.0 / 1000 - 10);
     assert_eq!(story.keeper(), None);
     story.pass(20);

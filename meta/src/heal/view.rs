@@ -9,7 +9,7 @@ use cairn_proto::time::Time;
 
 use crate::limits::{
     ATTACHMENTS_HEARD_MAX, CARETAKER_SILENCE_MS, DAMAGED_VOLUMES_MAX, HELD_VOLUMES_MAX, HOLDER_SILENCE_MS,
-    NODE_SILENCE_MS, RATE_SAMPLE_MS,
+    NODE_SILENCE_MS, RATE_SAMPLE_MS, UNSETTLED_PAUSE_MS,
 };
 use crate::state::model::State;
 
@@ -109,9 +109,13 @@ struct Heard {
 pub struct View {
     pub(crate) leader_since: Time,
     devices: BTreeMap<DeviceId, Heard>,
+    /// Devices that their node has not brought along when it was started anew, until they are heard of again.
+    left: BTreeSet<DeviceId>,
     nodes: BTreeMap<NodeId, Time>,
     /// Which grant of each volume that is held this leader has seen, and since when.
     grants: BTreeMap<VolumeId, (Generation, Time)>,
+    /// Volumes that nobody holds and whose copies may be unequal, after which grant, and since when this leader knows.
+    loose: BTreeMap<VolumeId, (Generation, Time)>,
     attachments: BTreeMap<VolumeId, Attachment>,
     /// The highest generation that a node has said a living connection shows, and when it last did.
     held: BTreeMap<VolumeId, (Generation, Time)>,
@@ -146,6 +150,18 @@ impl View {
             heard.since = now;
         }
         heard.last = now;
+        self.left.remove(&device);
+    }
+
+    /// A node was started, and serves these devices. Others that it had are not served by anybody from now on: that need
+    /// not be found out by their silence.
+    pub fn heard_start(&mut self, node: NodeId, served: &BTreeSet<DeviceId>, state: &State, now: Time) {
+        for device in served {
+            self.heard_device(*device, now);
+        }
+        let devices = state.devices().iter().filter(|(_, device)| device.node == node);
+        self.left
+            .extend(devices.map(|(id, _)| *id).filter(|id| !served.contains(id)));
     }
 
     /// What a node said of attachments with living connections, and of volumes with damage. Only volumes that exist are
@@ -234,12 +250,23 @@ impl View {
             })
             .collect();
 
+        let loose = std::mem::take(&mut self.loose);
+        let unsettled = state.volumes().iter().filter(|(_, known)| !known.settled);
+        let free = unsettled.filter(|(_, known)| known.holder.is_none());
+        self.loose = free
+            .map(|(volume, known)| {
+                let seen = loose.get(volume).filter(|seen| seen.0 == known.generation);
+                (*volume, seen.copied().unwrap_or((known.generation, now)))
+            })
+            .collect();
+
         let generation = |volume: &VolumeId| state.volumes().get(volume).map(|volume| volume.generation);
         self.attachments
             .retain(|volume, known| generation(volume) == Some(known.report.generation));
         self.held
             .retain(|volume, (shown, _)| generation(volume) == Some(*shown));
         self.devices.retain(|device, _| state.devices().contains_key(device));
+        self.left.retain(|device| state.devices().contains_key(device));
         self.nodes.retain(|node, _| state.nodes().contains_key(node));
         self.damaged.retain(|node, volumes| {
             volumes.retain(|volume| state.volumes().contains_key(volume));
@@ -256,7 +283,7 @@ impl View {
 
     /// Whether the device seems to be served by somebody.
     pub fn is_served(&self, device: &DeviceId, now: Time) -> bool {
-        self.silence(device, now) < ms(NODE_SILENCE_MS)
+        self.silence(device, now) < ms(NODE_SILENCE_MS) && !self.left.contains(device)
     }
 
     /// For how long the device has been heard of without a pause; `None` while it is silent.
@@ -321,6 +348,21 @@ impl View {
             HOLDER_SILENCE_MS
         };
         silent_for(bound).then_some(holder.generation)
+    }
+
+    /// Whether the copies of a volume may be unequal, and nobody is about who would see to it: it was given back so, and
+    /// nobody has attached it for a moment; or its holder has died; or a caretaker is at it.
+    pub(crate) fn is_unsettled(&self, volume: VolumeId, state: &State, now: Time) -> bool {
+        let Some(known) = state.volumes().get(&volume).filter(|known| !known.settled) else {
+            return false;
+        };
+        match &known.holder {
+            None => {
+                let since = self.loose.get(&volume).map(|(_, since)| *since);
+                since.is_some_and(|since| now.saturating_since(since) >= ms(UNSETTLED_PAUSE_MS))
+            }
+            Some(holder) => holder.caretaker || self.displaceable(volume, state, now).is_some(),
+        }
     }
 
     /// When anything was last seen to move in the groups of a volume, and whether copies are being compared.

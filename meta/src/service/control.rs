@@ -216,6 +216,7 @@ impl Control for ControlService {
         let detach = command::Detach {
             volume: selector(request.volume).map_err(refuse)?,
             generation: generation(request.generation).map_err(refuse)?,
+            settled: request.settled,
         };
         let answer = self.handle.propose(|_| Ok(detach.into()), |_, _| DetachResponse {});
         answer.await.map(Response::new)

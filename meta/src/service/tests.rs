@@ -267,6 +267,7 @@ async fn a_single_server_does_all_that_clients_and_nodes_ask() {
         .detach(DetachRequest {
             volume: by_name("a"),
             generation: 2,
+            settled: true,
         })
         .await
         .unwrap();

@@ -197,6 +197,8 @@ record! {
         pub volume: Selector,
         /// Which was granted.
         pub generation: Generation,
+        /// Every in-sync copy of every group holds all that was written.
+        pub settled: bool,
     }
 }
 

@@ -251,6 +251,7 @@ fn what_happens_to_a_volume_is_told_with_its_cause() {
     let detach = Detach {
         volume: by_name("v"),
         generation: Generation::new(3).unwrap(),
+        settled: true,
     };
     fixture.apply(detach.clone()).unwrap();
     fixture.apply(detach).unwrap();

@@ -92,6 +92,9 @@ record! {
         pub holder: Option<Holder>,
         /// Unix time of the proposer, in milliseconds.
         pub created_ms: u64,
+        /// All in-sync copies were equal when the last attachment ended, or there never was one. False from each grant on
+        /// until it is given back in order, with nothing lacking.
+        pub settled: bool,
     }
 }
 

@@ -110,7 +110,14 @@ fn any_command() -> impl Strategy<Value = Command> {
             }
             .into()
         }),
-        (any_selector(), any_generation()).prop_map(|(volume, generation)| Detach { volume, generation }.into()),
+        (any_selector(), any_generation(), any::<bool>()).prop_map(|(volume, generation, settled)| {
+            Detach {
+                volume,
+                generation,
+                settled,
+            }
+            .into()
+        }),
         (
             any_selector(),
             any_generation(),

@@ -288,6 +288,7 @@ fn generations_only_grow_and_the_last_holder_alone_counts() {
     let detach = |generation| Detach {
         volume: by_name("v"),
         generation: Generation::new(generation).unwrap(),
+        settled: true,
     };
     fixture.apply(detach(2)).unwrap();
     assert!(

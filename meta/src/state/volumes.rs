@@ -126,6 +126,7 @@ impl State {
             generation: Generation::NONE,
             holder: None,
             created_ms: time_ms,
+            settled: true,
         };
         self.names.insert(name.clone(), id);
         self.volumes.insert(id, volume.clone());
@@ -238,6 +239,7 @@ impl State {
             )
         })?;
         volume.generation = generation;
+        volume.settled = false;
         let former = volume.holder.replace(Holder {
             client: command.client,
             address: command.address.clone(),
@@ -265,6 +267,7 @@ impl State {
         // An older grant has ended already: there is nothing left to give back.
         let is_last = command.generation == volume.generation;
         if let Some(holder) = volume.holder.take_if(|_| is_last) {
+            volume.settled = command.settled;
             let name = volume.name.clone();
             let (kind, message) = match holder.caretaker {
                 true => (
@@ -276,7 +279,11 @@ impl State {
                     format!("{} has given volume `{name}` back", say(&holder)),
                 ),
             };
-            self.note(Event::new(time_ms, kind, message).of_volume(id, &name));
+            let cause = match command.settled {
+                true => "",
+                false => "some copies lack what was written last: a node makes them equal",
+            };
+            self.note(Event::new(time_ms, kind, message).of_volume(id, &name).because(cause));
         }
         Ok(Outcome::Done)
     }

@@ -253,9 +253,10 @@ impl ClientActor {
             MetaQuestion::Attach | MetaQuestion::Care => {
                 return self.look_to_attach(ctx, request, ATTACH_TRIES);
             }
-            MetaQuestion::Detach { generation } => Request::Command(Command::Detach(Detach {
+            MetaQuestion::Detach { generation, settled } => Request::Command(Command::Detach(Detach {
                 volume,
                 generation: *generation,
+                settled: *settled,
             })),
             MetaQuestion::Refresh => Request::Volume(request.id),
             MetaQuestion::Configure { generation, changes } => {

@@ -123,6 +123,10 @@ fn problems(world: &World<'_>, totals: &Totals, unwell: &[VolumeCondition]) -> V
 }
 
 fn device_problem(world: &World<'_>, id: &DeviceId, device: &Device) -> Option<(&'static str, String)> {
+    if matches!(device.state, DeviceState::Replaced | DeviceState::Removed) {
+        // Whatever was wrong with it: what counts from now on is whether its copies are elsewhere.
+        return None;
+    }
     let found = convert::to_device(id, world, 0)?;
     let node = world.state.nodes().get(&device.node).map_or("?", |node| &node.name);
     if device.forgot {
@@ -143,10 +147,9 @@ fn device_problem(world: &World<'_>, id: &DeviceId, device: &Device) -> Option<(
             ),
         ));
     }
-    if let Some(scrub) = found
-        .scrub
-        .filter(|scrub| scrub.damaged_blocks + scrub.damaged_metadata > 0)
-    {
+    // What a device said before it fell silent is of no use: it may be gone for good, with its damage.
+    let scrub = found.scrub.filter(|_| found.seems_alive);
+    if let Some(scrub) = scrub.filter(|scrub| scrub.damaged_blocks + scrub.damaged_metadata > 0) {
         let metadata = match scrub.damaged_metadata {
             0 => String::new(),
             parts => format!(" and {parts} parts of its own metadata"),

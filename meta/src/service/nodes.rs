@@ -1,10 +1,12 @@
 //! The service of storage nodes.
 
+use std::collections::BTreeSet;
+
 use cairn_proto::capability::ClusterKey;
 use cairn_proto::control::v1::nodes_server::Nodes;
 use cairn_proto::control::v1::*;
 use cairn_proto::control::{Code, TOKEN_KEY, TokenPurpose};
-use cairn_proto::ids::{CommitSeq, DeviceUuid, Epoch, Generation, GroupId, GroupIndex, NodeId, VolumeId};
+use cairn_proto::ids::{CommitSeq, DeviceId, DeviceUuid, Epoch, Generation, GroupId, GroupIndex, NodeId, VolumeId};
 use tonic::{Request, Response, Status};
 
 use super::control::unauthenticated;
@@ -107,9 +109,10 @@ impl Nodes for NodesService {
                     unreachable!("not the outcome of a registration: {outcome:?}")
                 };
                 world.soft.heard_node(node, world.now);
-                for device in devices.iter().filter(|device| device.refusal.is_none()) {
-                    world.soft.heard_served(device.id, world.now);
-                }
+                let served = devices.iter().filter(|device| device.refusal.is_none());
+                let served: BTreeSet<DeviceId> = served.map(|device| device.id).collect();
+                let (state, now) = (world.state, world.now);
+                world.soft.heal.heard_start(node, &served, state, now);
                 let device = |device: crate::state::DeviceOutcome| DeviceOutcome {
                     id: Some(to_device_id(&device.id)),
                     code: device

@@ -206,3 +206,53 @@ async fn a_device_that_is_gone_is_replaced_and_all_of_it_is_told() {
     drop(beating);
     cluster.stop(1).await.unwrap();
 }
+
+/// The codes of the problems that status tells.
+async fn problems(client: &MetaClient) -> Vec<String> {
+    let status = client.status().await.unwrap();
+    status.problems.into_iter().map(|problem| problem.code).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_device_in_the_place_of_another_is_told_at_once_and_the_damage_of_the_former_no_more() {
+    let mut cluster = Cluster::start(1).await;
+    let client = cluster.client();
+    let mut node_id = 0;
+    for number in 1..=3 {
+        node_id = client.register_node(registration(number)).await.unwrap().node_id;
+    }
+    client.create_volume(create("a")).await.unwrap();
+    let beat = |damaged_blocks| HeartbeatRequest {
+        node_id,
+        run_id: vec![3; 16],
+        devices: vec![DeviceHeartbeat {
+            id: device(3).id,
+            capacity_bytes: 1 << 40,
+            scrub: Some(DeviceScrub {
+                pass: 1,
+                damaged_blocks,
+                ..DeviceScrub::default()
+            }),
+            ..DeviceHeartbeat::default()
+        }],
+        ..HeartbeatRequest::default()
+    };
+    client.heartbeat(beat(0)).await.unwrap();
+    assert_eq!(problems(&client).await, Vec::<String>::new());
+    client.heartbeat(beat(7)).await.unwrap();
+    assert_eq!(problems(&client).await, ["device-damaged"]);
+
+    // Another disk, within the time after which a device counts as silent.
+    let mut other = registration(3);
+    other.devices = vec![device(9)];
+    client.register_node(other).await.unwrap();
+    assert_eq!(problems(&client).await, ["groups-degraded"], "a copy is missing");
+    // The former one comes back, and is formatted anew.
+    client.register_node(registration(3)).await.unwrap();
+    assert_eq!(problems(&client).await, ["device-damaged"]);
+    let mut anew = registration(3);
+    anew.devices[0].id.as_mut().unwrap().incarnation = 2;
+    client.register_node(anew).await.unwrap();
+    assert_eq!(problems(&client).await, ["groups-degraded"]);
+    cluster.stop(1).await.unwrap();
+}

@@ -189,6 +189,8 @@ calls! {
     list_devices(ListDevicesRequest) -> ListDevicesResponse, ControlClient, None, true;
     /// Has devices verify all that they hold.
     scrub_devices(ScrubDevicesRequest) -> ScrubDevicesResponse, ControlClient, None, true;
+    /// Empties a node, or ends that.
+    drain_node(DrainNodeRequest) -> DrainNodeResponse, ControlClient, None, true;
     /// What a holder says of its volumes.
     report_attachments(ReportAttachmentsRequest) -> ReportAttachmentsResponse, ControlClient, None, true;
     /// What has happened.

@@ -90,7 +90,17 @@ pub const HEAL_INTERVAL_MS: u64 = 1000;
 /// Spares that are being filled at the same time: in the cluster, and on one device. Each begins with reading all of a
 /// copy, so more at once would make each of them late, and guests wait.
 pub const REBUILDS_MAX: (usize, usize) = (32, 4);
-/// Lost copies for which it is looked whether there is a spare, each time that somebody asks how the cluster is.
+/// Copies that move at the same time because their node is emptied.
+pub const DRAINS_MAX: usize = 16;
+/// Copies that move at the same time because they stand too close to each other.
+pub const SPREADS_MAX: usize = 2;
+/// How often it is looked whether copies could stand further apart.
+pub const SPREAD_LOOK_MS: u64 = 10_000;
+/// For how long all that have a part in it must have been heard of without a pause: a device that goes to and fro between
+/// two nodes moves nothing.
+pub const SPREAD_SETTLED_MS: u64 = 60_000;
+/// Copies for which it is looked whether there is a place, each time that somebody asks how the cluster is, and each time
+/// that it is looked which copies are to move.
 pub const SPARE_LOOKS_MAX: usize = 256;
 /// Volumes that are not well in one answer about the cluster, at the most.
 pub const UNHEALTHY_MAX: usize = 100;
@@ -149,5 +159,6 @@ const _: () = assert!(HEARTBEAT_TICKS < ELECTION_TICKS);
 const _: () = assert!(NODE_HEARTBEAT_MS as u64 * 3 < NODE_SILENCE_MS);
 const _: () = assert!(PIECE_BYTES_MAX < RPC_BYTES_MAX);
 const _: () = assert!(REBUILDS_MAX.1 <= REBUILDS_MAX.0 && CARE_PER_NODE_MAX <= 4);
+const _: () = assert!(SPREADS_MAX <= DRAINS_MAX && DRAINS_MAX <= REBUILDS_MAX.0);
 const _: () = assert!(NODE_SILENCE_MS < SILENCE_NOTED_MS.0);
 const _: () = assert!(NODE_SILENCE_MS < CARETAKER_SILENCE_MS && CARETAKER_SILENCE_MS <= HOLDER_SILENCE_MS);

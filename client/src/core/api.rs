@@ -6,7 +6,7 @@ use cairn_proto::checksum::ChecksumAlgorithm;
 use cairn_proto::ids::{ClientId, ClusterId, DeviceId, Generation, GroupCount, Layer, VolumeId};
 use cairn_proto::message::{Envelope, Purpose};
 pub use cairn_proto::replication::{
-    ChangeOutcome, ConfigChange, Grant, GroupConfig, GroupPhase, GroupStatus, MemberRole, MemberStatus, Notice,
+    ChangeOutcome, ConfigChange, Grant, GroupConfig, GroupPhase, GroupStatus, MemberRole, MemberStatus, Move, Notice,
 };
 use cairn_proto::units::ByteSize;
 

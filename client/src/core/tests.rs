@@ -256,8 +256,10 @@ fn configure(configs: &mut [GroupConfig], change: &ConfigChange) -> ChangeOutcom
     let stale = named.filter(|device| !members.contains(device)).copied().collect();
     let mut in_sync = change.in_sync.clone();
     in_sync.sort_unstable();
+    let is_open = |moving: &Move| in_sync.contains(&moving.from) && !in_sync.contains(&moving.to);
     *now = GroupConfig {
         epoch: Epoch(now.epoch.0 + 1),
+        moving: now.moving.filter(is_open),
         in_sync,
         joining: change.joining.clone(),
         stale,

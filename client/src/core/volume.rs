@@ -212,6 +212,7 @@ fn is_whole(group: &GroupStatus, replicas: usize) -> bool {
     };
     group.phase == GroupPhase::Serving
         && !group.changing
+        && !group.moving
         && in_sync(group).count() >= replicas
         && group.members.iter().all(sound)
 }

@@ -20,7 +20,7 @@ use super::limits::{ADDRESSES_MAX, ATTACH_TRIES, META_CONCURRENCY_MAX, REPORTED_
 use super::mailbox::{Command, Mailbox};
 use crate::core::api::{
     Advice, AttachmentReport, ChangeOutcome, ConfigChange, ConnId, DeviceEntry, Grant, GroupConfig, GroupPhase,
-    GroupStatus, MemberRole, MemberStatus, MetaAnswer, MetaError, MetaQuestion, MetaReply, MetaRequest,
+    GroupStatus, MemberRole, MemberStatus, MetaAnswer, MetaError, MetaQuestion, MetaReply, MetaRequest, Move,
     VolumeDescription,
 };
 use crate::nbd::limits::LISTED_EXPORTS_MAX;
@@ -411,6 +411,13 @@ fn group_config(group: &v1::GroupConfig) -> Result<GroupConfig, MetaError> {
         joining: members(&group.joining)?,
         stale: members(&group.stale)?,
         rescue: members(&group.rescue)?,
+        moving: match (&group.moving_from, &group.moving_to) {
+            (Some(from), Some(to)) => Some(Move {
+                from: device_id(from)?,
+                to: device_id(to)?,
+            }),
+            _ => None,
+        },
     })
 }
 

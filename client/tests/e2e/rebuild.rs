@@ -1,9 +1,11 @@
 //! A node goes for good, or for a while: its copies are made anew on another one, or get what they have missed and no more.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cairn_chaos::live::dev::{Dev, DevOptions};
+use cairn_chaos::live::process::CommandLine;
 use cairn_chaos::live::wait::{wait_for, wait_until};
 
 use crate::support::cluster::{
@@ -11,7 +13,7 @@ use crate::support::cluster::{
 };
 use crate::support::nbd::Nbd;
 use crate::support::stamped::{BLOCK, Stamped};
-use crate::support::{Random, cairn, heavy, start_with};
+use crate::support::{Random, cairn, heavy, run, start_with};
 
 /// What data was copied, as the holder of a volume counts it.
 const COPIED_BYTES: &str = "cairn_client_copied_bytes_total";
@@ -203,6 +205,172 @@ fn a_short_absence_moves_no_copy_and_the_node_gets_only_what_it_missed() {
     assert_equal_copies(&mut dev, &mut regions, &hosts, &away);
     dev.kill(&spare);
     assert!(held_on(&dev, &spare).is_empty());
+}
+
+/// The copies in sync that the groups of the volume have at the least; 3 while that can't be asked.
+fn in_sync_copies(dev: &Dev) -> u64 {
+    let shown = json(dev, &["volume", "show", "demo"]);
+    let groups = shown["health"]["groups"].as_array();
+    let counts = groups
+        .into_iter()
+        .flatten()
+        .filter_map(|group| group["copies_in_sync"].as_u64());
+    counts.min().unwrap_or(3)
+}
+
+/// A storage node is started beside those of the cluster, with a configuration like theirs: that is all that it takes.
+fn add_node(dev: &mut Dev, like: &str, name: &str) {
+    let config = |name: &str| dev.path().join("conf").join(format!("{name}.toml"));
+    let listener = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = |line: &str| match line.split_once(" = ") {
+        Some((key @ ("listen" | "metrics"), _)) => format!("{key} = \"{}\"", listener().local_addr().unwrap()),
+        _ => line.replace(like, name),
+    };
+    let text = std::fs::read_to_string(config(like)).unwrap();
+    let text: Vec<String> = text.lines().map(own).collect();
+    std::fs::write(config(name), text.join("\n")).unwrap();
+    std::fs::create_dir(dev.path().join(name)).unwrap();
+    let mut line = CommandLine::of(dev.pid(like)).expect("it runs");
+    for arg in &mut line.args {
+        if *arg == *config(like) {
+            *arg = config(name).into();
+        }
+    }
+    dev.restart(name, &line);
+}
+
+#[test]
+fn a_node_that_is_added_takes_over_all_of_one_that_is_drained_under_load_and_no_copy_is_missing_at_any_time() {
+    let _turn = heavy();
+    let mut dev = start_with(DevOptions::new(cairn()).volumes(&["demo:128M"]));
+    let (gone, wanted) = ("node-2", ["node-1", "node-3", "node-4"].map(str::to_string));
+    let mut regions = regions(25);
+    let mut nbd = connect(&dev);
+    for region in &mut regions {
+        region.write_all(&mut nbd).unwrap();
+    }
+    let drain = |dev: &Dev| run(&mut dev.cairn(&["node", "drain", gone, "--yes"]));
+    let refused = drain(&dev);
+    assert!(
+        !refused.status.success() && refused.err.contains("add a node"),
+        "{refused:#?}"
+    );
+    assert_eq!(
+        json(&dev, &["status"])["drains"],
+        serde_json::json!([]),
+        "nothing was changed"
+    );
+    under_load(&mut dev, &mut regions, |dev| {
+        add_node(dev, "node-3", "node-4");
+        assert!(
+            wait_until(WHOLE_BOUND, || drain(dev).status.success()),
+            "{:#?}",
+            drain(dev)
+        );
+        // What was asked for is remembered by the metadata servers, not by who leads.
+        let metas = ["meta-1", "meta-2", "meta-3"];
+        let lines = metas.map(|meta| dev.kill(meta));
+        for (meta, line) in metas.iter().zip(&lines) {
+            dev.restart(meta, line);
+        }
+        let state = |dev: &Dev| json(dev, &["status"])["drains"][0]["state"].clone();
+        let empty = wait_until(WHOLE_BOUND, || {
+            let is_empty = state(dev) == "empty";
+            assert!(in_sync_copies(dev) >= 3, "a copy is missing");
+            is_empty
+        });
+        assert!(empty, "{}", json(dev, &["status"]));
+        wait_hosts(dev, &BTreeSet::from(wanted.clone()));
+    });
+    assert_eq!(metric(&dev, "export", "cairn_client_operation_errors_total"), 0.0);
+    let kinds = events(&dev);
+    assert!(
+        !kinds.contains_key("replaced") && kinds.contains_key("moving"),
+        "{kinds:?}"
+    );
+    drop(nbd);
+    let used = || json(&dev, &["node", "show", gone])["devices"][0]["used_bytes"].as_u64();
+    let data = REGIONS.iter().map(|(_, count)| count * BLOCK).sum::<u64>();
+    // What is left is the store's own.
+    let dropped = wait_until(WHOLE_BOUND, || used().is_some_and(|bytes| bytes < data));
+    assert!(dropped, "{gone} holds {:?}", used());
+    wait_healthy(&dev);
+    dev.kill(gone);
+    assert!(held_on(&dev, gone).is_empty(), "{:?}", held_on(&dev, gone));
+    assert_equal_copies(&mut dev, &mut regions, &BTreeSet::from(wanted), "node-4");
+}
+
+/// Steps on a region until told to stop; when the connection breaks it is made anew, as guests do. How often it was.
+fn step_over_reconnects(socket: &Path, region: &mut Stamped, over: &AtomicBool) -> u32 {
+    let mut connections = 0;
+    while !over.load(Ordering::Acquire) {
+        let Some(mut nbd) = wait_for(WHOLE_BOUND, || Nbd::connect(socket, "demo").ok()) else {
+            panic!("nobody serves the volume");
+        };
+        connections += 1;
+        // An error that the server reports is a panic; a broken connection ends the loop.
+        while !over.load(Ordering::Acquire) && region.step(&mut nbd).is_ok() {}
+    }
+    connections
+}
+
+/// The export dies in the middle of a rebuild. Whoever goes on compares, and copies only what is not there yet.
+#[test]
+fn a_rebuild_goes_on_from_where_it_was_when_the_export_is_started_again() {
+    const FILLED: u64 = 32_768;
+    const SPAN: u64 = 256;
+    let _turn = heavy();
+    let args = ["--nodes", "4", "--rebuild-after", "3s"];
+    let mut dev = start_with(DevOptions::new(cairn()).volumes(&["demo:256M"]).args(&args));
+    let (hosts, spare) = hosts(&dev);
+    let gone = hosts.first().expect("three hosts").clone();
+    let data = |first: u64| -> Vec<u8> { (first..first + SPAN).flat_map(|block| content(block, 1)).collect() };
+    let mut nbd = connect(&dev);
+    for first in (0..FILLED).step_by(SPAN as usize) {
+        nbd.write(first * BLOCK, &data(first));
+    }
+    drop(nbd);
+    let mut region = Stamped::new(FILLED + 1000, 200, 31);
+    let over = AtomicBool::new(false);
+    let filled = (FILLED * BLOCK) as f64;
+    let copied = |dev: &Dev| metric(dev, "export", COPIED_BYTES);
+    dev.kill(&gone);
+    let socket = dev.socket();
+    let ((before, after), connections) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| step_over_reconnects(&socket, &mut region, &over));
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let begun = wait_for(WHOLE_BOUND, || Some(copied(&dev)).filter(|bytes| *bytes > filled / 4.0));
+            let begun = begun.expect("the rebuild begins");
+            let line = dev.kill("export");
+            assert!(
+                !events(&dev).contains_key("admitted"),
+                "it was over after {begun} bytes"
+            );
+            dev.restart("export", &line);
+            wait_hosts(&dev, &replaced(&hosts, &gone, &spare));
+            (begun, copied(&dev))
+        }));
+        over.store(true, Ordering::Release);
+        let connections = load.join().unwrap();
+        match ended {
+            Ok(ended) => (ended, connections),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    });
+    eprintln!("{before} and {after} bytes were copied of {filled}, over {connections} connections");
+    assert!(connections >= 2, "the guest saw no restart");
+    assert!(
+        before + after < filled * 1.4,
+        "{before} and {after} bytes were copied of {filled}"
+    );
+    assert_eq!(metric(&dev, "export", "cairn_client_operation_errors_total"), 0.0);
+    let mut nbd = connect(&dev);
+    region.check(&mut nbd);
+    for first in (0..FILLED).step_by(SPAN as usize) {
+        let read = nbd.read(first * BLOCK, (SPAN * BLOCK) as u32);
+        assert!(read == data(first), "blocks from {first} on differ");
+    }
+    assert_on_device(&dev, &spare, &mut nbd, 0..2048);
 }
 
 /// A volume whose blocks are written one by one, in a scattered order, each with a content of its own.

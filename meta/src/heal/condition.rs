@@ -224,7 +224,8 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn has_spare(&mut self, volume: &Volume, group: &Group, lost: &DeviceId) -> bool {
+    /// Whether there is a device that could take this one's place in the group, as far as it is looked.
+    pub fn has_spare(&mut self, volume: &Volume, group: &Group, lost: &DeviceId) -> bool {
         // Beyond the bound it is said to wait, which is true as well.
         let Some(left) = self.spare_looks.checked_sub(1) else {
             return true;

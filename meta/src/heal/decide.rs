@@ -10,6 +10,7 @@ use std::time::Duration;
 use cairn_proto::ids::{DeviceId, GroupId, NodeId, VolumeId};
 use cairn_proto::time::Time;
 
+use super::moves::moves;
 use super::view::{Task, View};
 use crate::limits::{
     CARE_PAUSE_MS, CARE_PER_NODE_MAX, CARE_STUCK_MS, NODE_SILENCE_MS, REBUILD_AFTER_MS, REBUILDS_MAX, REPORTS_MAX,
@@ -100,11 +101,12 @@ pub fn decide(state: &State, view: &mut View, now: Time, settings: &HealSettings
     if !notes.is_empty() {
         commands.push(NoteDevices { devices: notes }.into());
     }
-    commands.extend(
-        replacements(state, view, &standings, now)
-            .into_iter()
-            .map(Command::from),
-    );
+    let replaced = replacements(state, view, &standings, now);
+    let is_calm = replaced.is_empty();
+    commands.extend(replaced.into_iter().map(Command::from));
+    if is_calm {
+        commands.extend(moves(state, view, &standings, now));
+    }
     commands
 }
 
@@ -139,14 +141,13 @@ enum Want {
 }
 
 /// What is wanted for a group, if anything: one step at a time, since each changes the epoch.
-fn want(volume: &Volume, group: &Group, standings: &Standings) -> Option<Want> {
-    let replicas = usize::from(volume.replicas);
+fn want(state: &State, volume: &Volume, group: &Group, standings: &Standings) -> Option<Want> {
+    // Who takes the place of a member in sync comes beside it until it has done so.
+    let replicas = usize::from(volume.replicas) + usize::from(group.moving.is_some());
     let mut others = group.joining.iter().chain(&group.stale);
-    let lost: Vec<DeviceId> = others
-        .clone()
-        .filter(|device| standings.is_lost(device))
-        .copied()
-        .collect();
+    // One of a node that is to hold nothing need not be filled either.
+    let is_lost = |device: &DeviceId| standings.is_lost(device) || state.is_draining(device);
+    let lost: Vec<DeviceId> = others.clone().filter(|device| is_lost(device)).copied().collect();
     let rest = others.clone().count() - lost.len();
     let can_go = |device: &&DeviceId| !group.rescue.contains(device);
     if group.in_sync.len() + rest >= replicas {
@@ -156,10 +157,7 @@ fn want(volume: &Volume, group: &Group, standings: &Standings) -> Option<Want> {
         return lost.iter().chain(surplus).find(can_go).copied().map(Want::Release);
     }
     // Those of the rescue set stay, and a spare comes beside them.
-    others
-        .find(|device| standings.is_lost(device))
-        .copied()
-        .map(Want::Spare)
+    others.find(|device| is_lost(device)).copied().map(Want::Spare)
 }
 
 /// Which members are to be replaced, groups with the fewest copies first, no more at once than the limits allow.
@@ -174,7 +172,7 @@ fn replacements(state: &State, view: &View, standings: &Standings, now: Time) ->
             *filling.entry(*device).or_default() += 1;
         }
         let volume = &state.volumes()[&id.volume];
-        if let Some(want) = want(volume, group, standings) {
+        if let Some(want) = want(state, volume, group, standings) {
             let copies = group.in_sync.iter().filter(|device| standings.is_well(device)).count();
             wanted.push((copies, *id, volume, group, want));
         }
@@ -221,7 +219,10 @@ fn replacements(state: &State, view: &View, standings: &Standings, now: Time) ->
 
 fn why_lost(state: &State, view: &View, standings: &Standings, device: &DeviceId, now: Time) -> String {
     if !standings.is_lost(device) {
-        return "the group has all its copies on others".to_string();
+        return match state.is_draining(device) {
+            true => "its node is to hold nothing".to_string(),
+            false => "the group has all its copies on others".to_string(),
+        };
     }
     match state.devices().get(device).map(|device| device.state) {
         Some(DeviceState::Failed) => "it can't acknowledge writes".to_string(),
@@ -235,7 +236,7 @@ fn why_lost(state: &State, view: &View, standings: &Standings, device: &DeviceId
 fn is_actionable(volume: &Volume, group: &Group, standings: &Standings) -> bool {
     let fill = group.joining.iter().chain(&group.stale);
     let replicas = usize::from(volume.replicas);
-    let missing = group.in_sync.len() < replicas || !group.joining.is_empty();
+    let missing = group.in_sync.len() < replicas || !group.joining.is_empty() || group.moving.is_some();
     if missing && fill.clone().any(|device| standings.is_well(device)) {
         return true;
     }

@@ -2,6 +2,7 @@
 
 pub mod condition;
 pub mod decide;
+mod moves;
 #[cfg(test)]
 mod tests;
 pub mod view;

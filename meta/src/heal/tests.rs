@@ -1,5 +1,6 @@
 //! What the leader decides, without a leader.
 
+mod moving;
 mod settling;
 
 use std::time::Duration;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use cairn_proto::ids::{DeviceId, Epoch, Generation, GroupIndex, NodeId, VolumeId};
+use cairn_proto::ids::{DeviceId, Epoch, Generation, GroupId, GroupIndex, NodeId, VolumeId};
 use cairn_proto::time::Time;
 
 use crate::limits::{
@@ -120,6 +120,10 @@ pub struct View {
     /// The highest generation that a node has said a living connection shows, and when it last did.
     held: BTreeMap<VolumeId, (Generation, Time)>,
     damaged: BTreeMap<NodeId, BTreeSet<VolumeId>>,
+    /// When it was last looked whether copies could stand further apart.
+    pub(crate) spread_looked: Option<Time>,
+    /// From which group on that goes on.
+    pub(crate) spread_from: Option<GroupId>,
     pub(crate) tasks: BTreeMap<VolumeId, Task>,
     /// Volumes whose caretaker got nowhere, when they may be tried again, and how long they had to wait.
     pub(crate) paused: BTreeMap<VolumeId, (Time, Duration)>,

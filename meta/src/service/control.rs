@@ -343,6 +343,21 @@ impl Control for ControlService {
         read.await.map(Response::new)
     }
 
+    async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Answered<DrainNodeResponse> {
+        let DrainNodeRequest { node_id, drain } = request.into_inner();
+        let node = NodeId(node_id);
+        let answer = self.handle.propose(
+            move |world| {
+                let silent = world.soft.silent(world.state, world.now);
+                Ok(command::DrainNode { node, drain, silent }.into())
+            },
+            move |_, world| DrainNodeResponse {
+                copies: world.state.copies_on(node).count() as u64,
+            },
+        );
+        answer.await.map(Response::new)
+    }
+
     async fn scrub_devices(&self, request: Request<ScrubDevicesRequest>) -> Answered<ScrubDevicesResponse> {
         let request = request.into_inner();
         if request.devices.len() > DEVICES_PER_NODE_MAX {

@@ -197,6 +197,8 @@ pub(super) fn to_group(index: GroupIndex, group: &Group) -> v1::GroupConfig {
         stale: to_device_ids(&group.stale),
         rescue: to_device_ids(&group.rescue),
         rebuilding: to_device_ids(&group.rebuilding),
+        moving_from: group.moving.as_ref().map(|moving| to_device_id(&moving.from)),
+        moving_to: group.moving.as_ref().map(|moving| to_device_id(&moving.to)),
     }
 }
 
@@ -345,6 +347,7 @@ pub(super) fn to_node(id: NodeId, node: &Node, world: &World<'_>, devices: Vec<v
         heard_ms_ago: world.soft.heard_ms_ago(id, world.now),
         version: node.version.clone(),
         devices,
+        draining: node.draining.is_some(),
     }
 }
 

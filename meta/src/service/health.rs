@@ -1,14 +1,14 @@
 //! How the cluster is, in numbers and in words.
 
-use cairn_proto::control::v1::{Problem, StatusResponse, VolumeHealth};
-use cairn_proto::ids::{DeviceId, VolumeId};
+use cairn_proto::control::v1::{Drain, Problem, StatusResponse, VolumeHealth};
+use cairn_proto::ids::{DeviceId, NodeId, VolumeId};
 use cairn_proto::units::ByteSize;
 
 use super::convert;
 use super::driver::World;
 use crate::heal::condition::{Look, RepairState, Totals, VolumeCondition};
 use crate::limits::UNHEALTHY_MAX;
-use crate::state::model::{Device, DeviceState};
+use crate::state::model::{self, Device, DeviceState, Node};
 
 /// Problems in one answer at the most.
 const PROBLEMS_MAX: usize = 100;
@@ -63,8 +63,37 @@ pub(super) fn status(world: &World<'_>) -> StatusResponse {
         .map(|condition| convert::to_volume_health(condition, state, false))
         .collect();
     let rebuild_after = world.soft.heal_settings.rebuild_after.as_millis();
+    answer.drains = drains(world);
     answer.rebuild_after_ms = u64::try_from(rebuild_after).unwrap_or(u64::MAX);
     answer
+}
+
+/// How far nodes are emptied.
+fn drains(world: &World<'_>) -> Vec<Drain> {
+    let (state, mut look) = (world.state, look(world));
+    let draining = state
+        .nodes()
+        .iter()
+        .filter_map(|(id, node)| Some((*id, node, node.draining.as_ref()?)));
+    let drain = |(id, node, draining): (NodeId, &Node, &model::Drain)| {
+        let mut drain = Drain {
+            node_id: id.0,
+            node: node.name.clone(),
+            since_unix_ms: draining.since_ms,
+            copies_at_start: draining.copies,
+            ..Drain::default()
+        };
+        for (group_id, group, device) in state.copies_on(id) {
+            drain.copies_left += 1;
+            let moves = group.moving.as_ref().is_some_and(|moving| moving.from == device);
+            drain.copies_moving += u64::from(moves);
+            let waits = !moves && group.has(&device);
+            let volume = &state.volumes()[&group_id.volume];
+            drain.copies_without_place += u64::from(waits && !look.has_spare(volume, group, &device));
+        }
+        drain
+    };
+    draining.map(drain).collect()
 }
 
 fn problems(world: &World<'_>, totals: &Totals, unwell: &[VolumeCondition]) -> Vec<Problem> {

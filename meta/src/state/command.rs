@@ -308,6 +308,36 @@ record! {
     }
 }
 
+record! {
+    /// Has another device take the place of a member that is in sync, without a moment in which a copy is missing.
+    pub struct MoveMember {
+        /// Of which volume.
+        pub volume: VolumeId,
+        /// Which group.
+        pub index: GroupIndex,
+        /// Of the configuration that is to be replaced.
+        pub epoch: Epoch,
+        /// Who is to leave.
+        pub from: DeviceId,
+        /// Who takes its place.
+        pub to: DeviceId,
+        /// Why, for people.
+        pub cause: String,
+    }
+}
+
+record! {
+    /// Empties a node, or ends that.
+    pub struct DrainNode {
+        /// Which one.
+        pub node: NodeId,
+        /// Whether it is to hold nothing.
+        pub drain: bool,
+        /// Devices that the proposer holds for dead: they can't take anything.
+        pub silent: Vec<DeviceId>,
+    }
+}
+
 macro_rules! commands {
     ($($(#[$doc:meta])* $name:ident = $tag:literal,)*) => {
         /// A change of the state.
@@ -373,6 +403,10 @@ commands! {
     ReplaceMember = 14,
     /// Writes down who is silent, and who is back.
     NoteDevices = 15,
+    /// Has another device take the place of a member in sync.
+    MoveMember = 16,
+    /// Empties a node, or ends that.
+    DrainNode = 17,
 }
 
 /// Why bytes are no command.

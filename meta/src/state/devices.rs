@@ -38,6 +38,7 @@ impl State {
             }
         };
         let node = Node {
+            draining: self.nodes.get(&id).and_then(|node| node.draining.clone()),
             name: command.name.clone(),
             run: command.run,
             domain: command.domain.clone(),

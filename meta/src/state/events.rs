@@ -64,6 +64,12 @@ numbered! {
         MemberAdded = 24,
         /// A metadata server was removed.
         MemberRemoved = 25,
+        /// A copy is to be on another device.
+        Moving = 26,
+        /// A node is to hold nothing.
+        NodeDraining = 27,
+        /// A node is not emptied any more.
+        NodeUndrained = 28,
     }
 }
 
@@ -96,6 +102,9 @@ impl EventKind {
             EventKind::NodeAdded => "node-added",
             EventKind::MemberAdded => "member-added",
             EventKind::MemberRemoved => "member-removed",
+            EventKind::Moving => "moving",
+            EventKind::NodeDraining => "node-draining",
+            EventKind::NodeUndrained => "node-undrained",
         }
     }
 }

@@ -9,7 +9,7 @@ use cairn_proto::limits::MEMBERS_MAX;
 use crate::limits::{CHANGES_MAX, STALE_MAX};
 use crate::state::command::{ConfigureGroups, GroupChange};
 use crate::state::events::{Event, EventKind, group_words};
-use crate::state::model::{DeviceState, Group, State, Volume};
+use crate::state::model::{DeviceState, Group, Move, State, Volume};
 use crate::state::{Outcome, Refusal};
 
 impl State {
@@ -231,8 +231,13 @@ fn succeed(now: &Group, quorum: usize, in_sync: Vec<DeviceId>, joining: Vec<Devi
     stale.drain(..forgotten);
     let mut rebuilding = now.rebuilding.clone();
     rebuilding.retain(|device| joining.contains(device) || stale.contains(device));
+    let is_open = |moving: &Move| {
+        let waits = joining.contains(&moving.to) || stale.contains(&moving.to);
+        in_sync.contains(&moving.from) && waits
+    };
     Group {
         epoch: Epoch(now.epoch.0 + 1),
+        moving: now.moving.clone().filter(is_open),
         rebuilding,
         in_sync,
         joining,

@@ -4,9 +4,9 @@ use cairn_proto::control::Code;
 use cairn_proto::ids::*;
 
 use crate::limits::{REPORTS_MAX, STALE_MAX, TEXT_BYTES_MAX};
-use crate::state::command::{NoteDevices, ReplaceMember};
+use crate::state::command::{MoveMember, NoteDevices, ReplaceMember};
 use crate::state::events::{Event, EventKind};
-use crate::state::model::{DeviceState, Group, State, Volume};
+use crate::state::model::{DeviceState, Group, Move, State, Volume};
 use crate::state::{Outcome, Refusal, placement};
 
 impl State {
@@ -20,31 +20,11 @@ impl State {
             spare,
             ..
         } = *command;
-        if command.cause.len() > TEXT_BYTES_MAX {
-            return Err(Refusal::new(
-                Code::InvalidArgument,
-                format!("a cause has at most {TEXT_BYTES_MAX} bytes"),
-            ));
-        }
         let id = GroupId {
             volume: volume_id,
             index,
         };
-        let (Some(volume), Some(now)) = (self.volumes.get(&volume_id), self.groups.get(&id)) else {
-            return Err(Refusal::new(
-                Code::VolumeNotFound,
-                format!("there is no group {id} any more"),
-            ));
-        };
-        if now.epoch != command.epoch {
-            return Err(Refusal::new(
-                Code::StaleEpoch,
-                format!(
-                    "group {id} has epoch {} by now, not {}: look at it again",
-                    now.epoch, command.epoch
-                ),
-            ));
-        }
+        let (volume, now) = self.group_at(id, command.epoch, &command.cause)?;
         let group = self.replaced(id, volume, now, lost, spare)?;
         let name = volume.name.clone();
         let (kind, message) = match spare {
@@ -74,6 +54,32 @@ impl State {
         Ok(Outcome::Configured(vec![(index, group, None)]))
     }
 
+    /// The group that a proposal of the leader is about, if it is still as the leader saw it.
+    fn group_at(&self, id: GroupId, epoch: Epoch, cause: &str) -> Result<(&Volume, &Group), Refusal> {
+        if cause.len() > TEXT_BYTES_MAX {
+            return Err(Refusal::new(
+                Code::InvalidArgument,
+                format!("a cause has at most {TEXT_BYTES_MAX} bytes"),
+            ));
+        }
+        let (Some(volume), Some(now)) = (self.volumes.get(&id.volume), self.groups.get(&id)) else {
+            return Err(Refusal::new(
+                Code::VolumeNotFound,
+                format!("there is no group {id} any more"),
+            ));
+        };
+        if now.epoch != epoch {
+            return Err(Refusal::new(
+                Code::StaleEpoch,
+                format!(
+                    "group {id} has epoch {} by now, not {epoch}: look at it again",
+                    now.epoch
+                ),
+            ));
+        }
+        Ok((volume, now))
+    }
+
     /// The configuration that follows.
     fn replaced(
         &self,
@@ -99,6 +105,11 @@ impl State {
             // Its data may be the last of an acknowledged write: when it comes back it must find itself named.
             next.stale.push(lost);
         }
+        // Whoever takes the place of the one that was to take a member's place does so for that member.
+        next.moving = next.moving.and_then(|moving| match moving.to == lost {
+            true => spare.map(|to| Move { to, ..moving }),
+            false => Some(moving),
+        });
         let Some(spare) = spare else {
             let named = next.in_sync.len() + next.joining.len() + next.stale.len();
             if is_kept || named < usize::from(volume.replicas) {
@@ -106,6 +117,23 @@ impl State {
             }
             return Ok(next);
         };
+        self.check_spare(id, volume, now, &next, spare)?;
+        next.stale.push(spare);
+        next.rebuilding.push(spare);
+        next.rebuilding.sort_unstable();
+        Ok(next)
+    }
+
+    /// Whether a device may be filled for a group that is `now`, and will be `without` the one whose place it takes.
+    fn check_spare(
+        &self,
+        id: GroupId,
+        volume: &Volume,
+        now: &Group,
+        without: &Group,
+        spare: DeviceId,
+    ) -> Result<(), Refusal> {
+        let refuse = |why: String| Err(Refusal::new(Code::InvalidConfiguration, format!("group {id}: {why}")));
         match self.devices.get(&spare) {
             Some(device) if device.state == DeviceState::Active && !device.forgot => {}
             Some(_) => return refuse(format!("{spare} can't be a spare: it has failed, or was replaced")),
@@ -116,22 +144,64 @@ impl State {
                 ));
             }
         }
-        if spare == lost || now.named().any(|device| *device == spare) {
+        if now.named().any(|device| *device == spare) {
             return refuse(format!("{spare} is named already, so it can't be a spare"));
         }
-        if next.stale.len() >= STALE_MAX {
+        if without.stale.len() >= STALE_MAX {
             return refuse(format!("it has {STALE_MAX} stale members already"));
         }
-        if !placement::is_apart(self, volume.spread, &next, spare) {
+        if !placement::is_apart(self, volume.spread, without, spare) {
             return refuse(format!(
                 "{spare} stands too close to another member: the copies of the volume stand on distinct {}s",
                 format!("{:?}", volume.spread).to_lowercase()
             ));
         }
-        next.stale.push(spare);
-        next.rebuilding.push(spare);
+        Ok(())
+    }
+
+    /// Notes that another device is to take the place of a member that is in sync. It is the holder that fills it, and that
+    /// lets the one go when the other holds everything.
+    pub(super) fn move_member(&mut self, time_ms: u64, command: &MoveMember) -> Result<Outcome, Refusal> {
+        let MoveMember {
+            volume: volume_id,
+            index,
+            from,
+            to,
+            ..
+        } = *command;
+        let id = GroupId {
+            volume: volume_id,
+            index,
+        };
+        let (volume, now) = self.group_at(id, command.epoch, &command.cause)?;
+        let refuse = |why: &str| Err(Refusal::new(Code::InvalidConfiguration, format!("group {id}: {why}")));
+        if !now.in_sync.contains(&from) {
+            return refuse("only a member in sync can give its place to another");
+        }
+        if now.in_sync.len() < usize::from(volume.replicas) || now.moving.is_some() {
+            return refuse("it lacks a copy, or one is being moved already");
+        }
+        let mut next = now.clone();
+        next.in_sync.retain(|device| *device != from);
+        self.check_spare(id, volume, now, &next, to)?;
+        next.in_sync = now.in_sync.clone();
+        next.epoch = Epoch(now.epoch.0 + 1);
+        next.stale.push(to);
+        next.rebuilding.push(to);
         next.rebuilding.sort_unstable();
-        Ok(next)
+        next.moving = Some(Move { from, to });
+        let name = volume.name.clone();
+        let message = format!(
+            "the copy of group {index} of volume `{name}` on {} moves to {}",
+            self.device_words(&from),
+            self.device_words(&to)
+        );
+        let event = Event::new(time_ms, EventKind::Moving, message);
+        let mut event = event.of_volume(volume_id, &name).because(&command.cause);
+        event.group = Some(index);
+        self.note_device(event, to);
+        self.groups.insert(id, next.clone());
+        Ok(Outcome::Configured(vec![(index, next, None)]))
     }
 
     /// Who has fallen silent, and who is back.

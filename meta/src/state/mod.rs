@@ -6,6 +6,7 @@
 pub(crate) mod codec;
 pub mod command;
 mod devices;
+mod drain;
 pub mod events;
 mod groups;
 mod healing;
@@ -124,6 +125,8 @@ impl State {
             Command::UpdateMember(command) => self.update_member(command),
             Command::ReplaceMember(command) => self.replace_member(time_ms, command),
             Command::NoteDevices(command) => self.note_devices(time_ms, command),
+            Command::MoveMember(command) => self.move_member(time_ms, command),
+            Command::DrainNode(command) => self.drain_node(time_ms, command),
         };
         debug_assert_eq!(self.check_invariants(), Ok(()), "after {:?}", logged.command);
         outcome
@@ -208,6 +211,10 @@ impl State {
             let is_filled = |device: &DeviceId| group.joining.contains(device) || group.stale.contains(device);
             if !group.rebuilding.iter().all(is_filled) {
                 return fail(format!("group {id} rebuilds on a device that is not to be filled"));
+            }
+            let is_open = |moving: &model::Move| group.in_sync.contains(&moving.from) && is_filled(&moving.to);
+            if !group.moving.as_ref().is_none_or(is_open) {
+                return fail(format!("group {id} moves a copy that is no copy, or to nobody"));
             }
             if let Some(device) = group.named().find(|device| !self.devices.contains_key(device)) {
                 return fail(format!("group {id} names the unknown device {device}"));

@@ -99,6 +99,17 @@ record! {
 }
 
 record! {
+    /// A member of `I` that gives its place to another device. The coordinator fills that one, and admits it by the same
+    /// change that ejects the former.
+    pub struct Move {
+        /// In sync.
+        pub from: DeviceId,
+        /// Joining or stale, and rebuilding.
+        pub to: DeviceId,
+    }
+}
+
+record! {
     /// The configuration of one group. Every list is sorted and names nobody twice.
     pub struct Group {
         /// Grows by one with each change.
@@ -113,6 +124,8 @@ record! {
         pub rescue: Vec<DeviceId>,
         /// Those joining or stale that have taken the place of a lost device, and were never in sync since.
         pub rebuilding: Vec<DeviceId>,
+        /// A copy that is to be elsewhere, while it is not.
+        pub moving: Option<Move>,
     }
 }
 
@@ -141,6 +154,16 @@ record! {
 }
 
 record! {
+    /// A node that is to hold nothing.
+    pub struct Drain {
+        /// Unix time of the proposer, in milliseconds.
+        pub since_ms: u64,
+        /// Copies that it had then.
+        pub copies: u64,
+    }
+}
+
+record! {
     /// A storage node.
     pub struct Node {
         /// As the operator names hosts apart.
@@ -153,6 +176,8 @@ record! {
         pub version: String,
         /// The highest feature level that it understands.
         pub feature_level: u32,
+        /// An operator wants it to hold nothing: it gets no new copies, and those that it has are made elsewhere.
+        pub draining: Option<Drain>,
     }
 }
 

@@ -89,7 +89,7 @@ fn candidates(
         .iter()
         .filter(|(id, device)| device.state == DeviceState::Active && !device.forgot && !is_silent(id));
     let candidate = |(id, device): (&DeviceId, &Device)| {
-        let node = state.nodes.get(&device.node)?;
+        let node = state.nodes.get(&device.node).filter(|node| node.draining.is_none())?;
         let candidate = Candidate {
             id: *id,
             domain: node.domain.clone(),
@@ -220,7 +220,7 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     fn new(state: &State, volume: &Volume, group: &'a Group, lost: DeviceId) -> Place<'a> {
         let mut left = group.clone();
-        for list in [&mut left.joining, &mut left.stale] {
+        for list in [&mut left.in_sync, &mut left.joining, &mut left.stale] {
             // One of the rescue set stays named.
             list.retain(|device| *device != lost);
         }
@@ -253,6 +253,16 @@ fn closeness(a: &Candidate, b: &Candidate) -> usize {
         .into_iter()
         .take_while(|level| domain_at(a, *level) == domain_at(b, *level))
         .count()
+}
+
+/// The same for two devices; as far apart as can be where one is not known.
+pub(crate) fn closeness_of(state: &State, a: &DeviceId, b: &DeviceId) -> usize {
+    let levels = [Spread::Room, Spread::Rack, Spread::Host];
+    let is_same = |level: &Spread| {
+        let (a, b) = (domain_of_device(state, a, *level), domain_of_device(state, b, *level));
+        a.is_some() && a == b
+    };
+    levels.into_iter().take_while(is_same).count()
 }
 
 /// The least loaded device, then again and again the one that is furthest from those chosen, the least loaded first.

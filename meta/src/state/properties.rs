@@ -140,6 +140,21 @@ fn any_command() -> impl Strategy<Value = Command> {
             }
             .into()
         }),
+        (0..3u8, 0..5u64, any_device(), any_device()).prop_map(|(index, epoch, from, to)| {
+            MoveMember {
+                volume: VolumeId(1),
+                index: GroupIndex(index),
+                epoch: Epoch(epoch),
+                from,
+                to,
+                cause: "elsewhere".into(),
+            }
+            .into()
+        }),
+        (0..4u64, any::<bool>(), any_devices()).prop_map(|(node, drain, silent)| {
+            let node = NodeId(node);
+            DrainNode { node, drain, silent }.into()
+        }),
         (any_device(), any::<bool>()).prop_map(|(id, silent)| {
             let cause = String::new();
             let devices = vec![DeviceNote { id, silent, cause }];

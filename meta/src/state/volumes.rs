@@ -104,6 +104,7 @@ impl State {
                 stale: vec![],
                 rescue: vec![],
                 rebuilding: vec![],
+                moving: None,
             };
             self.groups.insert(
                 GroupId {

@@ -288,6 +288,8 @@ pub struct GroupStatus {
     pub epoch: Epoch,
     /// Whether another configuration is wanted, or asked of meta.
     pub changing: bool,
+    /// Whether a copy is to be elsewhere, and is not yet.
+    pub moving: bool,
     /// Blocks that were found damaged on a member since the attachment began.
     pub damage_found: u64,
     /// Those of them that were written anew from another member.

@@ -16,6 +16,18 @@ pub struct GroupConfig {
     pub stale: Vec<DeviceId>,
     /// The last `I` that had at least the write quorum of members; its data is kept (rule 20).
     pub rescue: Vec<DeviceId>,
+    /// A copy that is to be elsewhere, while that is not so yet.
+    pub moving: Option<Move>,
+}
+
+/// A member of `I` gives its place to another device: that one is filled, and admitted by the same change that ejects the
+/// former. So the group has all its copies all the time, and never two in one failure domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Move {
+    /// Who is in sync.
+    pub from: DeviceId,
+    /// Who takes its place: joining, or stale until it joins.
+    pub to: DeviceId,
 }
 
 impl GroupConfig {

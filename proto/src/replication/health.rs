@@ -31,7 +31,7 @@ impl Coordinator {
                     || health.troubled_since.is_some()
                     || health.refuses.is_some()
             };
-            few || !group.joining.is_empty() || writers.iter().any(lagging)
+            few || group.config.moving.is_some() || !group.joining.is_empty() || writers.iter().any(lagging)
         })
     }
 
@@ -119,13 +119,27 @@ impl Coordinator {
         };
         if let Some(place) = joining.iter().find(equal) {
             let one = Mask::one(place);
-            return Some((in_sync.or(one), joining.minus(one)));
+            return Some((in_sync.or(one).minus(self.gives_place_to(g, place)), joining.minus(one)));
         }
-        if group.writers().len() >= usize::from(self.settings.replicas) {
-            return None;
-        }
-        let place = (0..group.replicas.len()).find(|place| self.may_rejoin(g, *place))?;
+        // Beyond the copies that there should be only who takes the place of one of them.
+        let full = group.writers().len() >= usize::from(self.settings.replicas);
+        let wanted = |place: &usize| !full || !self.gives_place_to(g, *place).is_empty();
+        let place = (0..group.replicas.len()).find(|place| wanted(place) && self.may_rejoin(g, *place))?;
         Some((in_sync, joining.or(Mask::one(place))))
+    }
+
+    /// The member of `I` that gives its place to this one, if meta wants that.
+    fn gives_place_to(&self, g: usize, place: usize) -> Mask {
+        let group = &self.groups[g];
+        let device = |place: usize| self.members[group.replicas[place].member].device;
+        let Some(moving) = group.config.moving.filter(|moving| moving.to == device(place)) else {
+            return Mask::NONE;
+        };
+        group
+            .in_sync
+            .iter()
+            .filter(|place| device(*place) == moving.from)
+            .collect()
     }
 
     /// `I` without members that have been in trouble for too long, if it is large enough without them and can go on.

@@ -33,7 +33,7 @@ pub use api::{
     Action, ChangeOutcome, ConfigChange, Event, GroupPhase, GroupStatus, MemberRole, MemberStatus, MetaAsk, MetaTold,
     Notice, OpError, OpToken, Operation, Outcome, ReadOutcome, RequestId,
 };
-pub use config::{Grant, GroupConfig, VolumeSettings};
+pub use config::{Grant, GroupConfig, Move, VolumeSettings};
 pub use limits::ReplicationLimits;
 pub use pace::{GuestLoad, Pace};
 

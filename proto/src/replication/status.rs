@@ -48,6 +48,7 @@ impl Coordinator {
             stable: group.stable,
             epoch: group.config.epoch,
             changing: group.change.is_some(),
+            moving: group.config.moving.is_some(),
             damage_found: group.damage_found,
             damage_repaired: group.damage_repaired,
         }

@@ -14,7 +14,7 @@ use cairn_meta::state::{Outcome, Refusal};
 use cairn_proto::capability::{Capability, ClusterKey, Rights};
 use cairn_proto::control::Code;
 use cairn_proto::ids::{ClientId, ClusterId, DeviceId, GroupIndex, NodeId, VolumeId};
-use cairn_proto::replication::GroupConfig;
+use cairn_proto::replication::{GroupConfig, Move};
 use cairn_proto::time::Time;
 use cairn_proto::units::ByteSize;
 
@@ -457,6 +457,10 @@ fn group_config(group: Group) -> GroupConfig {
         joining: group.joining,
         stale: group.stale,
         rescue: group.rescue,
+        moving: group.moving.map(|moving| Move {
+            from: moving.from,
+            to: moving.to,
+        }),
     }
 }
 

@@ -59,6 +59,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             Some(NodeCommand::List) => commands::node::list(global),
             Some(NodeCommand::Show(args)) => commands::node::show(global, args),
             Some(NodeCommand::Scrub(args)) => commands::node::scrub(global, args),
+            Some(NodeCommand::Drain(args)) => commands::drain::drain(global, args),
+            Some(NodeCommand::Undrain(args)) => commands::drain::undrain(global, args),
             None => process::node::run(global, args),
         },
         Command::Status(args) => commands::status::run(global, args),

@@ -87,6 +87,39 @@ fn a_newer_configuration_is_asked_for_when_meta_says_that_there_is_one() {
 }
 
 #[test]
+fn a_copy_moves_with_one_change_and_all_copies_are_there_all_the_time() {
+    let mut bench = caring(|bench| {
+        let empty = Node {
+            cluster: CLUSTER,
+            ..Node::default()
+        };
+        bench.nodes.insert(device(4), empty);
+        bench.configs[1].stale = vec![device(4)];
+        bench.configs[1].moving = Some(Move {
+            from: device(3),
+            to: device(4),
+        });
+    });
+    bench.pass(seconds(30));
+    assert_eq!(bench.configs[1].in_sync, [device(1), device(2), device(4)]);
+    assert_eq!(
+        (bench.configs[1].stale.clone(), bench.configs[1].moving),
+        (vec![device(3)], None)
+    );
+    let changes = bench.asked.iter().filter_map(|question| match question {
+        MetaQuestion::Configure { changes, .. } => Some(changes),
+        _ => None,
+    });
+    let counts: Vec<(usize, usize)> = changes
+        .flatten()
+        .map(|change| (change.in_sync.len(), change.joining.len()))
+        .collect();
+    assert_eq!(counts, [(3, 1), (3, 0)]);
+    assert_eq!(bench.configs[0].epoch, Epoch(1), "the other group stays as it is");
+    assert!(bench.closed, "it is whole, and released");
+}
+
+#[test]
 fn a_volume_is_taken_care_of_until_it_has_been_whole_for_a_while() {
     let mut bench = caring(|bench| {
         bench.configs[0].in_sync.pop();

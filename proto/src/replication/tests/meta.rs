@@ -73,6 +73,7 @@ impl Meta {
             joining,
             stale,
             rescue: Vec::new(),
+            moving: None,
         };
         ChangeOutcome::Committed(now.clone())
     }

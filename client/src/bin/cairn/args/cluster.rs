@@ -95,6 +95,10 @@ pub(crate) enum NodeCommand {
     Show(ShowNode),
     /// Have a node verify all that its devices hold, now
     Scrub(ScrubNode),
+    /// Empty a node while it serves on: its copies are made elsewhere, and it gets no new ones
+    Drain(DrainNode),
+    /// Let a node hold copies again
+    Undrain(UndrainNode),
     /// Look at a device that no node serves: what it holds, and whether all of it can be read
     Inspect(InspectDevice),
     /// Format a device, or make it blank
@@ -104,6 +108,25 @@ pub(crate) enum NodeCommand {
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  cairn node show node-1")]
 pub(crate) struct ShowNode {
+    /// Its name or number
+    pub(crate) node: String,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "No volume has a copy less at any time. It is refused when some copy has no place elsewhere. When `cairn status` says that the\nnode holds nothing it may be stopped for good.\n\nExample:\n  cairn node drain node-1 --yes"
+)]
+pub(crate) struct DrainNode {
+    /// Its name or number
+    pub(crate) node: String,
+    /// Do not ask. Needed where there is no terminal to ask on
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "What was made elsewhere stays there.\n\nExample:\n  cairn node undrain node-1")]
+pub(crate) struct UndrainNode {
     /// Its name or number
     pub(crate) node: String,
 }

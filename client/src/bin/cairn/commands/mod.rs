@@ -2,6 +2,7 @@
 
 pub(crate) mod completion;
 pub(crate) mod device;
+pub(crate) mod drain;
 pub(crate) mod events;
 pub(crate) mod health;
 pub(crate) mod node;

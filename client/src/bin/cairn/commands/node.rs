@@ -112,6 +112,8 @@ struct NodeRecord {
     heard_ms_ago: Option<u64>,
     version: String,
     domain: DomainRecord,
+    /// It is to hold nothing.
+    draining: bool,
     devices: Vec<DeviceRecord>,
 }
 
@@ -211,6 +213,7 @@ impl From<v1::Node> for NodeRecord {
             alive: node.seems_alive,
             heard_ms_ago: node.heard_ms_ago,
             version: node.version,
+            draining: node.draining,
             domain: DomainRecord {
                 room: domain.room,
                 rack: domain.rack,
@@ -256,6 +259,14 @@ impl From<v1::Device> for DeviceRecord {
 
 impl NodeRecord {
     fn state(&self) -> String {
+        let state = self.up_or_down();
+        match self.draining {
+            true => format!("{state}, draining"),
+            false => state,
+        }
+    }
+
+    fn up_or_down(&self) -> String {
         match (self.alive, self.heard_ms_ago) {
             (true, _) => "up".to_string(),
             (false, Some(ms)) => format!("down for {}", ago(ms)),
@@ -295,6 +306,27 @@ pub(crate) async fn all(meta: &MetaClient) -> Result<Vec<v1::Node>, ClientError>
             return Ok(nodes);
         }
     }
+}
+
+/// A node that a command is about.
+pub(crate) struct Named {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) draining: bool,
+    /// Groups that its devices are members of.
+    pub(crate) copies: u64,
+}
+
+/// The node of this name or number.
+pub(crate) fn find_named(global: &Global, wanted: &str) -> Result<Named, Failure> {
+    let listing = listing(global)?;
+    let node = find(&listing.nodes, wanted)?;
+    Ok(Named {
+        id: node.id,
+        name: node.name.clone(),
+        draining: node.draining,
+        copies: node.devices.iter().map(|device| device.groups).sum(),
+    })
 }
 
 /// By name; by number where no node has that name.
@@ -420,6 +452,7 @@ mod tests {
                 }),
                 ..v1::Device::default()
             }],
+            draining: false,
         }
         .into()
     }
@@ -471,7 +504,10 @@ mod tests {
     fn nodes_have_stable_keys_for_programs() {
         let json = serde_json::to_value(node(1, "node-1", true)).unwrap();
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
-        assert_eq!(keys(&json), "alive devices domain heard_ms_ago id name version");
+        assert_eq!(
+            keys(&json),
+            "alive devices domain draining heard_ms_ago id name version"
+        );
         assert_eq!(
             keys(&json["devices"][0]),
             "addresses alive capacity_bytes groups incarnation scrub state trouble used_bytes uuid write_cache"

@@ -4,6 +4,7 @@ use cairn_proto::control::v1;
 use cairn_proto::units::ByteSize;
 use serde::Serialize;
 
+use super::drain::{self, DrainRecord};
 use super::health::{self, HealthRecord};
 use super::{block_on, percent, uuid_text};
 use crate::args::{Global, Status};
@@ -46,6 +47,7 @@ struct StatusRecord {
     repairs: u64,
     unhealthy: Vec<HealthRecord>,
     rebuild_after_ms: Option<u64>,
+    drains: Vec<DrainRecord>,
     nodes: u64,
     devices: u64,
     devices_alive: u64,
@@ -96,6 +98,7 @@ impl From<v1::StatusResponse> for StatusRecord {
             groups_below_quorum: status.groups_below_quorum,
             repairs: status.repairs,
             unhealthy: status.unhealthy.into_iter().map(HealthRecord::from).collect(),
+            drains: status.drains.into_iter().map(DrainRecord::from).collect(),
             rebuild_after_ms: Some(status.rebuild_after_ms).filter(|ms| *ms > 0),
             nodes: status.nodes,
             devices: status.devices,
@@ -155,6 +158,11 @@ fn describe(status: &StatusRecord) -> String {
     if !repairs.is_empty() {
         text.push_str("\nrepairs:\n");
         text.push_str(&repairs);
+    }
+    let drains = drain::table(&status.drains);
+    if !drains.is_empty() {
+        text.push_str("\nnodes that are emptied:\n");
+        text.push_str(&drains);
     }
     let mut table = Table::new(&["META", "ADDRESS", "STATE"]);
     for member in &status.members {
@@ -277,7 +285,7 @@ mod tests {
         let keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(
             keys.join(" "),
-            "answered_by capacity_bytes cluster_id devices devices_alive groups groups_below_quorum groups_degraded \
+            "answered_by capacity_bytes cluster_id devices devices_alive drains groups groups_below_quorum groups_degraded \
              leader_address leader_id members nodes problems rebuild_after_ms repairs term unhealthy used_bytes version \
              volumes volumes_unhealthy"
         );

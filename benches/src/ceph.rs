@@ -201,6 +201,11 @@ impl Ceph {
         self.ceph(&["osd", "pool", "application", "enable", "rbd", "rbd"])?;
         let bytes = format!("{}B", self.image);
         self.run("rbd", &["create", "--size", &bytes, IMAGE])?;
+        self.wait_well()
+    }
+
+    /// Waits until every placement group has all its copies.
+    pub fn wait_well(&self) -> Result<(), String> {
         let well = wait_until(READY_BOUND, || {
             let states = self
                 .ceph(&["pg", "dump", "pgs_brief", "--format", "json"])

@@ -70,6 +70,9 @@ struct StallArguments {
     /// Only faults whose name contains one of these, separated by commas.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Then Ceph under the same load, with one of its OSDs frozen and killed; takes Debian's packages of Ceph, and root.
+    #[arg(long)]
+    ceph: bool,
     /// Where the files lie.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -205,6 +208,7 @@ fn main() -> ExitCode {
         Benches::Stall(arguments) => stall::run(&StallOptions {
             runtime_s: arguments.runtime,
             only: arguments.only,
+            ceph: arguments.ceph,
             dir: arguments.dir,
             cairn: arguments.cairn,
         }),

@@ -151,14 +151,16 @@ fn in_turn(up: &[Up], round: u32) -> impl Iterator<Item = &Up> {
     up[first..].iter().chain(&up[..first])
 }
 
-/// Writes the whole span, untimed, so that reads never meet holes and overwrites never allocate for the first time.
+/// Writes the whole span, untimed, so that reads never meet holes and overwrites never allocate for the first time. Twice: a target that
+/// never writes in place has used all the room that it will use only when each block was overwritten.
 fn fill(up: &Up, size: ByteSize) -> Result<(), String> {
     let size = format!("--size={}", size.0);
     let mut args = vec!["--rw=write", "--bs=1M", "--iodepth=8", &size];
     args.extend(&up.args);
-    fio::run("fill", &up.target, &args, FILL_BOUND)
-        .map(|_| ())
-        .map_err(|error| error.to_string())
+    for _ in 0..2 {
+        fio::run("fill", &up.target, &args, FILL_BOUND).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 fn measure(case: &Case, up: &Up, round: u32, size: ByteSize, runtime_s: u32) -> Result<Sample, String> {

@@ -11,7 +11,9 @@ use cairn_chaos::live::inject::proxy::{self, Proxy};
 use cairn_chaos::live::inject::shim::{Effect, Rule, Shim};
 use cairn_chaos::live::process;
 use cairn_chaos::live::tools;
+use cairn_proto::units::ByteSize;
 
+use crate::ceph::Ceph;
 use crate::rebuild::hold;
 use crate::targets::build_cairn;
 
@@ -31,6 +33,8 @@ const BEFORE: Duration = Duration::from_secs(3);
 const AWAY: Duration = Duration::from_secs(4);
 /// How long a run may take beyond its time: I/O that never ends must not hold this up.
 const LATE_MAX: Duration = Duration::from_secs(60);
+/// Seconds of the run in which an OSD of Ceph is frozen, at the least: it is waited for some 50 of them.
+const CEPH_FROZEN_S: u32 = 75;
 /// How long the cluster may take to be well before the next fault.
 const WELL_BOUND: Duration = Duration::from_secs(120);
 
@@ -43,6 +47,8 @@ pub struct StallOptions {
     pub only: Vec<String>,
     /// Where the files lie.
     pub dir: Option<PathBuf>,
+    /// Ceph too: one of its OSDs frozen, then killed.
+    pub ceph: bool,
     /// The `cairn` program; built when not given.
     pub cairn: Option<PathBuf>,
 }
@@ -119,16 +125,64 @@ pub fn run(options: &StallOptions) -> Result<(), String> {
         let report = world
             .measure(options.runtime_s, act)
             .map_err(|why| format!("{name}: {why}"))?;
-        println!(
-            "{name:40} {:>9.0} {:>9.0} {:>9.0} {:>9.0}",
-            report.read.max_us / 1e3,
-            report.write.max_us / 1e3,
-            report.write.p99_us,
-            report.read.iops + report.write.iops
-        );
+        line(name, &report);
         world.heal()?;
     }
-    Ok(())
+    drop(world);
+    if options.ceph {
+        beside(&dir, options.runtime_s)
+    } else {
+        Ok(())
+    }
+}
+
+/// The same load on Ceph, with one of its three OSDs frozen and then killed.
+fn beside(dir: &Path, runtime_s: u32) -> Result<(), String> {
+    let size: ByteSize = SIZE.parse().expect("a size");
+    let ceph = Ceph::start(dir, size)?;
+    let target = ceph.target();
+    let span = format!("--size={}", size.0);
+    let fill = ["--rw=write", "--bs=1M", "--iodepth=8", &span];
+    fio::run("fill", &target, &fill, WELL_BOUND).map_err(words)?;
+    let pid = ceph.osd_pid(2).ok_or("Ceph has no third OSD")?;
+    let measure = |name: &str, runtime_s: u32, act: &dyn Fn()| {
+        let running = fio::start("stall", &target, &load(&format!("--runtime={runtime_s}"), &span));
+        std::thread::sleep(BEFORE);
+        act();
+        let bound = Duration::from_secs(runtime_s.into()) + LATE_MAX;
+        let report = running.finish(bound).map_err(|why| format!("{name}: {why}"))?;
+        line(name, &report);
+        Ok::<(), String>(())
+    };
+    measure("ceph: nothing", runtime_s, &|| {})?;
+    measure("ceph: OSD frozen", runtime_s.max(CEPH_FROZEN_S), &|| {
+        process::freeze(pid)
+    })?;
+    process::resume(pid);
+    ceph.wait_well()?;
+    measure("ceph: OSD killed", runtime_s, &|| process::kill(pid))
+}
+
+fn load<'a>(runtime: &'a str, size: &'a str) -> [&'a str; 7] {
+    [
+        "--rw=randrw",
+        "--rwmixread=30",
+        "--bs=4k",
+        "--iodepth=4",
+        "--time_based",
+        runtime,
+        size,
+    ]
+}
+
+fn line(name: &str, report: &Report) {
+    println!(
+        "{name:40} {:>9.0} {:>9.0} {:>9.0} {:>9.0}",
+        report.read.max_us / 1e3,
+        report.write.max_us / 1e3,
+        report.write.p99_us,
+        report.read.iops + report.write.iops
+    );
 }
 
 impl World {
@@ -181,18 +235,9 @@ impl World {
     /// Reads and writes at depth 4, with the fault in the middle.
     fn measure(&mut self, runtime_s: u32, act: Act) -> Result<Report, String> {
         let (runtime, size) = (format!("--runtime={runtime_s}"), format!("--size={SIZE}"));
-        let load = [
-            "--rw=randrw",
-            "--rwmixread=30",
-            "--bs=4k",
-            "--iodepth=4",
-            "--time_based",
-            &runtime,
-            &size,
-        ];
         // The attachment itself is not what is measured.
         let _held = hold(&self.cluster.socket(1))?;
-        let running = fio::start("stall", &self.target, &load);
+        let running = fio::start("stall", &self.target, &load(&runtime, &size));
         std::thread::sleep(BEFORE);
         act(self)?;
         let bound = Duration::from_secs(runtime_s.into()) + LATE_MAX;

@@ -432,7 +432,7 @@ fn config_error(run: &mut Run) -> Result<(), Failure> {
             "--listen",
             &elsewhere,
             "--dir",
-            &of_dir("meta-1"),
+            &run.cluster.meta_dir(1).display().to_string(),
             "--cluster-key",
             &key,
             "--member",

@@ -224,6 +224,11 @@ impl<M: Media, T> Disk<M, T> {
     /// Takes a request; the answer if it has one at once, otherwise it comes from [`Disk::due`], [`Disk::heal`] or
     /// [`Disk::power_cut`].
     pub fn submit(&mut self, now: Instant, request: Request, ticket: T) -> Option<(T, Answer)> {
+        self.submit_after(now, Duration::ZERO, request, ticket)
+    }
+
+    /// The same with a request that takes so long at the least.
+    pub fn submit_after(&mut self, now: Instant, least: Duration, request: Request, ticket: T) -> Option<(T, Answer)> {
         if !self.powered {
             self.counters.powerless += 1;
             return Some((ticket, Err(Trouble::Eio)));
@@ -232,6 +237,8 @@ impl<M: Media, T> Disk<M, T> {
             return Some((ticket, Err(Trouble::Outside)));
         };
         let (wait, stuck, outcome) = self.judge(&request, &touched);
+        let delayed = !wait.is_zero();
+        let wait = wait.max(least);
         if !stuck && wait.is_zero() {
             return Some((ticket, self.carry_out(request, outcome)));
         }
@@ -239,7 +246,7 @@ impl<M: Media, T> Disk<M, T> {
             self.counters.stuck += 1;
             Due::Healed
         } else {
-            self.counters.delayed += 1;
+            self.counters.delayed += u64::from(delayed);
             Due::At(now + wait)
         };
         self.submitted += 1;

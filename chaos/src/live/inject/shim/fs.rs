@@ -20,6 +20,9 @@ const DEVICE_INODE: INodeNo = INodeNo(2);
 /// Whatever is known of the file may change by commands: nothing is cached.
 const TTL: Duration = Duration::ZERO;
 
+/// From the writing to the end of the flush of a write that is to be durable: as on a real device, the power can go between the two.
+const FLUSH_TIME: Duration = Duration::from_millis(1);
+
 /// Where an answer goes.
 #[derive(Debug)]
 pub(super) enum Ticket {
@@ -89,7 +92,15 @@ impl Shared {
         for (ticket, answer) in answers {
             match (ticket, answer) {
                 (Ticket::WriteThrough(reply, length), Ok(_)) => {
-                    self.submit(Request::Flush, Ticket::Write(reply, length));
+                    let (now, ticket) = (Instant::now(), Ticket::Write(reply, length));
+                    self.with(|disk| {
+                        (
+                            (),
+                            disk.submit_after(now, FLUSH_TIME, Request::Flush, ticket)
+                                .into_iter()
+                                .collect(),
+                        )
+                    });
                 }
                 (ticket, answer) => ticket.answer(answer),
             }

@@ -154,12 +154,18 @@ impl History {
     /// acknowledged, and no later attachment has completed anything on the block. (Who has read or written it has found all
     /// members equal before, or made them so.) `asker` is the operation that wants to know: of another attachment.
     pub fn is_open_and_newest(&self, writer: OpNumber, block: u64, asker: OpNumber) -> bool {
+        let asker = self.op(asker);
+        let is_other = |write: &Op| (write.volume, write.session) != (asker.volume, asker.session);
+        self.is_open_at_the_end(writer, block) && is_other(self.op(writer))
+    }
+
+    /// The same when nobody asks any more, and all attachments are over.
+    pub fn is_open_at_the_end(&self, writer: OpNumber, block: u64) -> bool {
         if writer <= self.settled || (writer - self.settled) as usize > self.ops.len() {
             return false;
         }
-        let (write, asker) = (self.op(writer), self.op(asker));
-        let is_done = |op: &Op| matches!(op.ended, Some((_, _, End::Done(_))));
-        if is_done(write) || (write.volume, write.session) == (asker.volume, asker.session) {
+        let write = self.op(writer);
+        if matches!(write.ended, Some((_, _, End::Done(_)))) {
             return false;
         }
         let Some(generation) = self.sessions.get(&write.session) else {

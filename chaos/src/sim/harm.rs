@@ -2,7 +2,7 @@
 //! run: nobody may ever read anything wrong, and what the others hold is copied there again.
 
 use cairn_proto::disk::DeviceBlock;
-use cairn_proto::ids::{ChunkIndex, GroupId};
+use cairn_proto::ids::{ChunkIndex, GroupId, VolumeId};
 use cairn_proto::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK, SECTOR_BYTES};
 
 use super::disk::Lie;
@@ -82,6 +82,19 @@ impl World {
             writers.any(|writer| self.history.is_open_and_newest(*writer, content.block, number))
         });
         (self.options.rot && is_open) || self.has_one_bad_copy(op)
+    }
+
+    /// Whether what the device that lies has damaged of a block may be a write that nobody was ever told of: then the others have something
+    /// older, and the block stays damaged until it is written anew.
+    pub(super) fn nobody_was_told_of(&self, volume: VolumeId, chunk: u32, block: u32) -> bool {
+        let block = u64::from(chunk) * u64::from(BLOCKS_PER_CHUNK) + u64::from(block);
+        let mut harmed = self.disks[usize::from(self.victim())].harmed.iter();
+        harmed.any(|content| {
+            let mut writers = content.writers.iter();
+            content.volume == volume
+                && content.block == block
+                && writers.any(|writer| self.history.is_open_at_the_end(*writer, block))
+        })
     }
 
     /// Whether a volume for which one copy is enough has a group with no more than one in sync, on a device that fails or lies, among those

@@ -2,6 +2,7 @@
 //! reads everything of a group.
 
 use std::cell::RefCell;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -192,15 +193,24 @@ impl Opened {
 }
 
 /// The first difference between two replicas, in words. Blocks of one that is `rotten` may be damaged, as long as they are
-/// known to be of the same version.
-pub fn difference((a, a_rotten): (&Held, bool), (b, b_rotten): (&Held, bool)) -> Option<String> {
+/// known to be of the same version, or of a newer one that nobody was told of (`is_open` says so of a chunk and a block in it).
+pub fn difference(
+    (a, a_rotten): (&Held, bool),
+    (b, b_rotten): (&Held, bool),
+    is_open: impl Fn(u32, u32) -> bool,
+) -> Option<String> {
     let places: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
     for place in places {
         let (left, right) = (a.get(place), b.get(place));
         let excused = match (left, right) {
             (Some((one, _)), Some((other, _))) => {
                 let damaged = |state: &BlockState, rotten: bool| rotten && state.content == Content::Damaged;
-                one.version == other.version && (damaged(one, a_rotten) || damaged(other, b_rotten))
+                let open = || is_open(place.0, place.2);
+                match one.version.cmp(&other.version) {
+                    Ordering::Equal => damaged(one, a_rotten) || damaged(other, b_rotten),
+                    Ordering::Greater => damaged(one, a_rotten) && open(),
+                    Ordering::Less => damaged(other, b_rotten) && open(),
+                }
             }
             _ => false,
         };
@@ -212,4 +222,29 @@ pub fn difference((a, a_rotten): (&Held, bool), (b, b_rotten): (&Held, bool)) ->
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_proto::ids::{Seq, Version};
+
+    use super::*;
+
+    #[test]
+    fn a_damaged_block_may_be_newer_than_others_only_where_it_lies_and_nobody_was_told() {
+        let held = |content: Content, sequence: u64| -> Held {
+            let version = Version::new(Generation(1), Seq(sequence));
+            Held::from([((0, Layer(0), 7), (BlockState { content, version }, 0))])
+        };
+        let (older, newer) = (held(Content::Zero, 1), held(Content::Damaged, 2));
+        let differ = |a_rotten, open| difference((&newer, a_rotten), (&older, false), |_, _| open).is_some();
+        assert!(!differ(true, true));
+        assert!(differ(true, false) && differ(false, true));
+        // What the other has is newer: nothing excuses that.
+        let (older, newer) = (held(Content::Damaged, 1), held(Content::Zero, 2));
+        assert!(difference((&older, true), (&newer, false), |_, _| true).is_some());
+        // Nor a block that can be read.
+        let (older, newer) = (held(Content::Zero, 1), held(Content::Zero, 2));
+        assert!(difference((&newer, true), (&older, true), |_, _| true).is_some());
+    }
 }

@@ -525,7 +525,8 @@ impl World {
                     None => first = Some((node, held)),
                     Some((other, first)) => {
                         let rotten = |node: u8| self.options.rot && node == self.victim();
-                        if let Some(words) = difference((first, rotten(*other)), (&held, rotten(node))) {
+                        let is_open = |chunk, block| self.nobody_was_told_of(group.volume, chunk, block);
+                        if let Some(words) = difference((first, rotten(*other)), (&held, rotten(node)), is_open) {
                             return Ok(Some(format!("group {group} on node-{other} and node-{node}: {words}")));
                         }
                     }

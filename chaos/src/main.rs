@@ -173,7 +173,7 @@ enum Command {
         #[arg(long)]
         name: Option<String>,
         /// Seeds to try for each at the most
-        #[arg(long, default_value_t = 500)]
+        #[arg(long, default_value_t = 1500)]
         seeds: u64,
     },
 }

@@ -233,7 +233,8 @@ mod tests {
     #[test]
     fn a_damaged_block_may_be_newer_than_others_only_where_it_lies_and_nobody_was_told() {
         let held = |content: Content, sequence: u64| -> Held {
-            let version = Version::new(Generation(1), Seq(sequence));
+            let generation = Generation::new(1).expect("it fits");
+            let version = Version::new(generation, Seq::new(sequence).expect("it fits"));
             Held::from([((0, Layer(0), 7), (BlockState { content, version }, 0))])
         };
         let (older, newer) = (held(Content::Zero, 1), held(Content::Damaged, 2));

@@ -105,7 +105,6 @@ impl World {
         self.trace.event(now, &[50], format_args!("everything heals"));
         self.net.heal(now);
         self.collect_network();
-        self.call_back_who_is_needed();
         for node in 0..self.options.nodes {
             let tokens = self.disks[usize::from(node)].heal();
             self.unstick(node, tokens);

@@ -194,6 +194,11 @@ impl World {
         self.set_up()?;
         self.load()?;
         self.heal()?;
+        if self.options.race {
+            // Who is in sync, and so who is needed, is known for sure when all metadata servers are up again.
+            self.run_until(COMPLETE_BOUND, |world| world.newest_groups().is_some())?;
+            self.call_back_who_is_needed();
+        }
         self.complete()?;
         self.read_everything()?;
         self.end_sessions()?;
@@ -355,6 +360,10 @@ impl World {
         let open = of_volume.filter(|(_, s)| s.volume == volume && s.phase == SessionPhase::Open);
         let newest = open.max_by_key(|(_, session)| session.generation).map(|(i, _)| i);
         let fresh = fresh || self.rng.permille(500);
+        if newest.is_none() {
+            // Those who have a session are about to release it.
+            self.run_until(COMPLETE_BOUND, |world| !world.free_clients(volume).is_empty())?;
+        }
         let free = self.free_clients(volume);
         match newest {
             Some(newest) if !fresh || free.is_empty() => Ok(newest),

@@ -98,7 +98,11 @@ pub fn table(samples: &[Sample]) -> String {
             "{:<18} {words:<26} {relation:<8} {:>5}  {:<24} {verdict}",
             aim.case,
             aim.bound,
-            found.to_string()
+            if found.median.is_finite() {
+                found.to_string()
+            } else {
+                "-".to_string()
+            }
         );
     }
     out

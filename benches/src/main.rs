@@ -40,6 +40,17 @@ enum Benches {
     Spin(SpinArguments),
 }
 
+/// Where a cluster runs that is measured, and of what.
+#[derive(clap::Args)]
+struct ClusterArguments {
+    /// Where the files lie, those of all that it is compared with too; the device under it is what is measured.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// The `cairn` program; built in the profile of this one when not given.
+    #[arg(long)]
+    cairn: Option<PathBuf>,
+}
+
 #[derive(clap::Args)]
 struct ScaleArguments {
     /// How often every case runs on every cluster; the spread is over the rounds.
@@ -54,12 +65,8 @@ struct ScaleArguments {
     /// Only look at an idle cluster.
     #[arg(long)]
     idle: bool,
-    /// Where the files lie.
-    #[arg(long)]
-    dir: Option<PathBuf>,
-    /// The `cairn` program; built in the profile of this one when not given.
-    #[arg(long)]
-    cairn: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArguments,
 }
 
 #[derive(clap::Args)]
@@ -73,12 +80,8 @@ struct StallArguments {
     /// Then Ceph under the same load, with one of its OSDs frozen and killed; takes Debian's packages of Ceph, and root.
     #[arg(long)]
     ceph: bool,
-    /// Where the files lie.
-    #[arg(long)]
-    dir: Option<PathBuf>,
-    /// The `cairn` program; built in the profile of this one when not given.
-    #[arg(long)]
-    cairn: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArguments,
 }
 
 #[derive(clap::Args)]
@@ -92,12 +95,8 @@ struct RebuildArguments {
     /// Without guests while the copies are made anew: how fast it can be.
     #[arg(long)]
     idle: bool,
-    /// Where the files lie.
-    #[arg(long)]
-    dir: Option<PathBuf>,
-    /// The `cairn` program; built in the profile of this one when not given.
-    #[arg(long)]
-    cairn: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArguments,
 }
 
 #[derive(clap::Args)]
@@ -183,12 +182,8 @@ struct FioArguments {
     /// Bytes that the I/O is spread over, as fio writes sizes: written in full once before anything is measured.
     #[arg(long, default_value = "1G")]
     size: String,
-    /// Where the files of all targets lie; the device under it is what is measured.
-    #[arg(long)]
-    dir: Option<PathBuf>,
-    /// The `cairn` program; built in the profile of this one when not given.
-    #[arg(long)]
-    cairn: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArguments,
     /// Also write all figures of all rounds to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -202,22 +197,22 @@ fn main() -> ExitCode {
             runtime_s: arguments.runtime,
             size: arguments.size,
             idle_only: arguments.idle,
-            dir: arguments.dir,
-            cairn: arguments.cairn,
+            dir: arguments.cluster.dir,
+            cairn: arguments.cluster.cairn,
         }),
         Benches::Stall(arguments) => stall::run(&StallOptions {
             runtime_s: arguments.runtime,
             only: arguments.only,
             ceph: arguments.ceph,
-            dir: arguments.dir,
-            cairn: arguments.cairn,
+            dir: arguments.cluster.dir,
+            cairn: arguments.cluster.cairn,
         }),
         Benches::Rebuild(arguments) => rebuild::run(&RebuildOptions {
             size: arguments.size,
             runtime_s: arguments.runtime,
             idle: arguments.idle,
-            dir: arguments.dir,
-            cairn: arguments.cairn,
+            dir: arguments.cluster.dir,
+            cairn: arguments.cluster.cairn,
         }),
         Benches::Store(arguments) => store::run(&StoreOptions {
             rounds: arguments.rounds,
@@ -251,8 +246,8 @@ fn run_matrix(arguments: FioArguments) -> Result<(), String> {
         targets: arguments.targets,
         cases: arguments.cases,
         size: arguments.size,
-        dir: arguments.dir,
-        cairn: arguments.cairn,
+        dir: arguments.cluster.dir,
+        cairn: arguments.cluster.cairn,
         json: arguments.json,
     })
 }

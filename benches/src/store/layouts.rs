@@ -194,10 +194,9 @@ impl Bench {
         }
     }
 
-    fn write(&mut self, place: u64, blocks: u32, sync: bool) {
+    fn write(&mut self, place: u64, blocks: u32, durable: bool) {
         let (token, at) = (DiskToken(0), DeviceBlock(place));
         let buffers = vec![self.content.next(blocks)];
-        let durable = sync;
         self.device.submit(DiskOp::Write {
             token,
             at,

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +17,7 @@ use super::ledger::Ledger;
 use super::meta_disk::MetaDisk;
 use super::process;
 use super::report::{Failure, FailureKind, Table, Timeline};
+use super::scrape::scrape_what_comes;
 use super::vm::{self, Vm};
 use super::wait::wait_until;
 use crate::checker::history::Broken;
@@ -33,10 +33,6 @@ const STOP_BOUND: Duration = Duration::from_secs(20);
 const GUESTS_PER_DISK: usize = 2;
 /// How often it is looked at whether everything is as it should be.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the metrics of one process may take when a failure is looked into.
-const METRICS_BOUND: Duration = Duration::from_secs(2);
-/// Bytes of metrics of one process at the most.
-const METRICS_BYTES_MAX: u64 = 4 << 20;
 
 /// A volume of a run.
 #[derive(Clone, Debug)]
@@ -664,27 +660,14 @@ impl Run {
         // What can't be written can't be looked at: the words of the failure are printed in any case.
         let _ = fs::create_dir_all(&metrics);
         for part in self.cluster.running() {
-            let _ = fs::write(
-                metrics.join(format!("{part}.txt")),
-                self.metrics(part).unwrap_or_default(),
-            );
+            let text = scrape_what_comes(self.cluster.metrics_address(part));
+            let _ = fs::write(metrics.join(format!("{part}.txt")), text);
         }
         let _ = fs::write(dir.join("status.txt"), format!("{:#?}", self.cluster.ask(&["status"])));
         let _ = fs::write(dir.join("failure.txt"), format!("seed {}\n{failure}\n", self.seed));
         let _ = fs::write(dir.join("operations.txt"), self.ledger.lines().join("\n"));
         let _ = fs::write(dir.join("table.txt"), self.table.to_string());
         dir
-    }
-
-    fn metrics(&self, part: Part) -> Option<String> {
-        let address = self.cluster.metrics_address(part).to_socket_addrs().ok()?.next()?;
-        let mut stream = TcpStream::connect_timeout(&address, METRICS_BOUND).ok()?;
-        stream.set_read_timeout(Some(METRICS_BOUND)).ok()?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
-        let mut text = Vec::new();
-        // What came before a timeout is worth something too.
-        let _ = stream.take(METRICS_BYTES_MAX).read_to_end(&mut text);
-        Some(String::from_utf8_lossy(&text).into_owned())
     }
 }
 

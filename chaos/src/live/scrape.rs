@@ -12,14 +12,26 @@ const BYTES_MAX: u64 = 16 << 20;
 /// All metrics of the process whose endpoint has this address, in Prometheus' text format. A process that falls silent within its
 /// answer is an error; what came before is lost.
 pub fn scrape(address: impl ToSocketAddrs) -> std::io::Result<String> {
+    let mut text = Vec::new();
+    fetch(address, &mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The same as far as it comes: all that the process has said before it fell silent, which may be nothing.
+pub fn scrape_what_comes(address: impl ToSocketAddrs) -> String {
+    let mut text = Vec::new();
+    let _ = fetch(address, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn fetch(address: impl ToSocketAddrs, text: &mut Vec<u8>) -> std::io::Result<()> {
     let none = || std::io::Error::other("the address of the metrics names no host");
     let address = address.to_socket_addrs()?.next().ok_or_else(none)?;
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_BOUND)?;
     stream.set_read_timeout(Some(ANSWER_BOUND))?;
     stream.write_all(b"GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n")?;
-    let mut text = Vec::new();
-    stream.take(BYTES_MAX).read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    stream.take(BYTES_MAX).read_to_end(text)?;
+    Ok(())
 }
 
 /// The sum of all series of `name` whose labels contain `label` (all when it is empty). Zero when there is none.

@@ -85,7 +85,7 @@ enum InFlight {
         vectors: Vec<IoVec>,
         left: usize,
         /// Durable when it ends.
-        sync: bool,
+        durable: bool,
     },
     Flush {
         token: DiskToken,
@@ -183,7 +183,7 @@ impl Ring {
         }
     }
 
-    fn write(&mut self, file: Rc<OwnedFd>, token: DiskToken, at: DeviceBlock, buffers: Vec<Bytes>, sync: bool) {
+    fn write(&mut self, file: Rc<OwnedFd>, token: DiskToken, at: DeviceBlock, buffers: Vec<Bytes>, durable: bool) {
         let vectors = buffers.iter().map(|bytes| IoVec::of(bytes)).collect();
         let left = buffers.iter().map(Bytes::len).sum();
         let at = at.0 * BLOCK_BYTES as u64;
@@ -194,7 +194,7 @@ impl Ring {
             buffers,
             vectors,
             left,
-            sync,
+            durable,
         });
     }
 
@@ -388,13 +388,13 @@ fn entry_of(operation: &mut InFlight) -> squeue::Entry {
             file,
             at,
             vectors,
-            sync,
+            durable,
             ..
         } => {
             let count = u32::try_from(vectors.len()).expect("a write is bounded");
             opcode::Writev::new(fd(file), vectors.as_ptr().cast(), count)
                 .offset(*at)
-                .rw_flags(if *sync { RWF_DSYNC } else { 0 })
+                .rw_flags(if *durable { RWF_DSYNC } else { 0 })
                 .build()
         }
         InFlight::Flush { _file, .. } => opcode::Fsync::new(fd(_file)).flags(types::FsyncFlags::DATASYNC).build(),

@@ -58,26 +58,34 @@ pub(super) enum Purpose {
     MoveWrite,
 }
 
+/// What an operation of the device says, when it ends, of what is durable.
+enum Kind {
+    /// A write that only a flush makes durable.
+    CachedWrite,
+    Flush,
+    /// Nothing of any other write.
+    Other,
+}
+
 impl Purpose {
-    /// Whether it is a write that only a flush makes durable.
-    fn is_write(self) -> bool {
+    fn kind(self) -> Kind {
         match self {
             Purpose::BatchWrite
             | Purpose::CheckpointWrite
             | Purpose::HeaderWrite
             | Purpose::ZeroAhead
             | Purpose::Mend
-            | Purpose::MoveWrite => true,
+            | Purpose::MoveWrite => Kind::CachedWrite,
             Purpose::BatchFlush
-            | Purpose::DurableBatch
-            | Purpose::Read(..)
-            | Purpose::ReadBlock(..)
-            | Purpose::Load(_)
             | Purpose::CheckpointFlush
             | Purpose::HeaderFlush
             | Purpose::BelievedFlush
-            | Purpose::MendFlush
-            | Purpose::Walk(..) => false,
+            | Purpose::MendFlush => Kind::Flush,
+            Purpose::DurableBatch
+            | Purpose::Read(..)
+            | Purpose::ReadBlock(..)
+            | Purpose::Load(_)
+            | Purpose::Walk(..) => Kind::Other,
         }
     }
 }
@@ -212,10 +220,11 @@ impl Engine {
     pub(super) fn handle_disk(&mut self, now: Time, done: DiskDone) {
         let purpose = self.in_flight.remove(&done.token.0);
         let purpose = purpose.unwrap_or_else(|| panic!("{:?} is not in flight", done.token));
-        if purpose.is_write() {
-            self.io.unflushed.write_ended();
+        match purpose.kind() {
+            Kind::CachedWrite => self.io.unflushed.write_ended(),
+            Kind::Flush => self.io.unflushed.flush_ended(done.token.0, done.result.is_ok()),
+            Kind::Other => {}
         }
-        self.io.unflushed.flush_ended(done.token.0, done.result.is_ok());
         match purpose {
             Purpose::Read(read, piece) => self.read_done(read, piece, done.result),
             Purpose::ReadBlock(read, piece, block) => self.read_block_done(read, piece, block, done.result),

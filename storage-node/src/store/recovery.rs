@@ -196,18 +196,21 @@ impl Recovery {
         Outcome::Working
     }
 
-    /// Whether parts of the index that could not be read are tried again after a pause.
+    /// Whether parts of the index that could not be read are tried again after a pause. As long as one of those that are wanted
+    /// together fails the next pause is longer, until there is none. From then on no other is waited for either: a device
+    /// with many bad places would else take a day to open.
     fn tries_again(&mut self, now: Time) -> bool {
-        let failed = self.reads.first_failed();
-        let Some((place, error)) = failed.filter(|_| matches!(self.phase, Phase::Pages(..))) else {
-            self.retry.tries = 0;
+        if !self.reads.is_over() || !matches!(self.phase, Phase::Pages(..)) {
             return false;
-        };
+        }
         let Some(pause) = self.retry.pauses.get(self.retry.tries) else {
+            return false;
+        };
+        let Some(failed) = self.reads.first_failed() else {
             self.retry.tries = 0;
             return false;
         };
-        self.progress.waits_for = Some((place, error));
+        self.progress.waits_for = Some(failed);
         self.retry.tries += 1;
         self.retry.at = Some(now + *pause);
         self.reads.again();

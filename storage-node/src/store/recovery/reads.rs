@@ -79,15 +79,15 @@ impl ReadSet {
         }
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether none is on its way or waits to be sent.
+    pub(super) fn is_over(&self) -> bool {
         self.in_flight.is_empty() && self.to_send.is_empty()
     }
 
-    /// The first block that could not be read, once all others are there.
+    /// The first block that could not be read.
     pub(super) fn first_failed(&self) -> Option<(u64, DiskError)> {
         let mut results = self.places.iter().zip(&self.results);
-        let failed = results.find_map(|(place, result)| Some((*place, result.as_ref()?.as_ref().err().copied()?)));
-        failed.filter(|_| self.is_over())
+        results.find_map(|(place, result)| Some((*place, result.as_ref()?.as_ref().err().copied()?)))
     }
 
     /// What could not be read is to be read again; what was is kept.
@@ -166,8 +166,9 @@ mod tests {
         let eio = DiskError { errno: 5 };
         set.done(sent[0].0, Ok(BlockBuf::zeroed(1).freeze()));
         set.done(sent[2].0, Err(eio));
-        assert_eq!(set.first_failed(), None, "one is still being read");
+        assert!(!set.is_over(), "one is still being read");
         set.done(sent[1].0, Err(eio));
+        assert!(set.is_over());
         assert_eq!(set.first_failed(), Some((9, eio)));
         set.again();
         assert!(set.take().is_none());

@@ -377,37 +377,49 @@ fn an_index_page_that_can_not_be_read_fails_who_needs_it_and_may_come_back() {
     assert!(matches!(rig.write(0, 256, 1, 99), StoreReply::Durable { .. }));
 }
 
-/// A device whose log, when it is replayed, needs an index page that a checkpoint has written; with the place of that page.
-fn replay_needs_a_page() -> (Rig, DeviceBlock) {
+/// A device whose log, when it is replayed, needs the first two index pages that a checkpoint has written; with their places.
+fn replay_needs_two_pages() -> (Rig, [DeviceBlock; 2]) {
     let mut rig = Rig::new(1024, StoreLimits::tiny(), 1);
     rig.create();
     for page in 0..8 {
         rig.write(0, page * 256, 1, u64::from(page) + 1);
     }
-    let is_page = |block: &[u8; BLOCK_BYTES]| {
-        block[..8] == version(1).to_bits().to_le_bytes() && block[16..].iter().all(|byte| *byte == 0)
+    let place_of = |rig: &Rig, seq| {
+        let is_page = |block: &[u8; BLOCK_BYTES]| {
+            block[..8] == version(seq).to_bits().to_le_bytes() && block[16..].iter().all(|byte| *byte == 0)
+        };
+        let mut places = (4..1023).map(DeviceBlock);
+        places
+            .find(|at| is_page(rig.device.peek(*at)))
+            .expect("it was written by a checkpoint")
     };
-    let page = (4..1023)
-        .map(DeviceBlock)
-        .find(|at| is_page(rig.device.peek(*at)))
-        .expect("it was written by a checkpoint");
-    assert!(matches!(rig.write(0, 1, 1, 20), StoreReply::Durable { .. }));
-    (rig.reopen(true), page)
+    let pages = [1, 2].map(|seq| place_of(&rig, seq));
+    for page in 0..2 {
+        assert!(matches!(
+            rig.write(0, page * 256 + 1, 1, 20),
+            StoreReply::Durable { .. }
+        ));
+    }
+    (rig.reopen(true), pages)
 }
 
-fn step_without(rig: &mut Rig, page: DeviceBlock, fails: bool) -> bool {
+/// Goes on with reads of any of these places failing.
+fn step_without(rig: &mut Rig, unreadable: &[DeviceBlock]) -> bool {
     let covers = |op: &DiskOp| match op {
-        DiskOp::Read { at, blocks, .. } => (at.0..at.0 + u64::from(*blocks)).contains(&page.0),
+        DiskOp::Read { at, blocks, .. } => {
+            let read = at.0..at.0 + u64::from(*blocks);
+            unreadable.iter().any(|place| read.contains(&place.0))
+        }
         _ => false,
     };
-    rig.step_with(|op| (fails && covers(op)).then(Fault::default))
+    rig.step_with(|op| covers(op).then(Fault::default))
 }
 
 #[test]
 fn an_index_page_that_can_not_be_read_for_seconds_while_the_log_is_replayed_is_not_lost() {
-    let (mut rig, page) = replay_needs_a_page();
+    let (mut rig, [page, _]) = replay_needs_two_pages();
     let mut waited_for = 0;
-    while rig.now < Time::ZERO + Duration::from_secs(3) && step_without(&mut rig, page, true) {
+    while rig.now < Time::ZERO + Duration::from_secs(3) && step_without(&mut rig, &[page]) {
         if let StoreState::Opening(progress) = rig.store.state() {
             waited_for = progress.waits_for.map_or(waited_for, |(place, _)| place);
         }
@@ -431,8 +443,8 @@ fn an_index_page_that_can_not_be_read_for_seconds_while_the_log_is_replayed_is_n
 
 #[test]
 fn an_index_page_that_can_not_be_read_for_good_is_lost_and_named() {
-    let (mut rig, page) = replay_needs_a_page();
-    while step_without(&mut rig, page, true) {}
+    let (mut rig, [page, _]) = replay_needs_two_pages();
+    while step_without(&mut rig, &[page]) {}
     assert_eq!(rig.store.state(), StoreState::Open);
     let lost = rig.store.lost_parts().expect("it is open").clone();
     assert_eq!((lost.count, lost.noted.len()), (1, 1), "{lost}");
@@ -469,6 +481,22 @@ fn an_index_page_that_can_not_be_read_for_good_is_lost_and_named() {
     assert!(!rig.store.is_index_lost(GROUP));
     assert!(matches!(rig.write(0, 0, 1, 30), StoreReply::Durable { .. }));
     rig.store.check_invariants();
+}
+
+#[test]
+fn two_index_pages_that_can_not_be_read_for_good_are_given_up_after_as_many_tries_as_one() {
+    let took = |unreadable: &dyn Fn([DeviceBlock; 2]) -> Vec<DeviceBlock>| {
+        let (mut rig, pages) = replay_needs_two_pages();
+        let begun = rig.now;
+        while rig.now < begun + Duration::from_secs(60) && step_without(&mut rig, &unreadable(pages)) {}
+        assert_eq!(rig.store.state(), StoreState::Open);
+        (rig.now - begun, rig.store.lost_parts().expect("it is open").count)
+    };
+    let (one, lost) = took(&|[page, _]| vec![page]);
+    assert_eq!(lost, 1);
+    let (two, lost) = took(&|pages| pages.to_vec());
+    assert_eq!(lost, 2);
+    assert!(two < one + Duration::from_secs(1), "{two:?}, and one alone {one:?}");
 }
 
 #[test]

@@ -106,6 +106,20 @@ impl Drop for BlockBuf {
     }
 }
 
+/// Pieces of whole blocks as one; without a copy if there is one only.
+pub fn joined(mut pieces: Vec<Bytes>) -> Bytes {
+    if pieces.len() == 1 {
+        return pieces.swap_remove(0);
+    }
+    let mut buffer = BlockBuf::to_be_filled(pieces.iter().map(Bytes::len).sum::<usize>() / BLOCK_BYTES);
+    let mut offset = 0;
+    for piece in pieces {
+        buffer[offset..offset + piece.len()].copy_from_slice(&piece);
+        offset += piece.len();
+    }
+    buffer.freeze()
+}
+
 /// How many blocks a buffer for so many gets.
 fn size_of_class(blocks: usize) -> usize {
     if blocks <= SIZE_STEP {

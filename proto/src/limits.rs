@@ -37,6 +37,8 @@ pub const FRAME_BLOCKS_MAX: u32 = (FRAME_DATA_BYTES_MAX / BLOCK_BYTES) as u32;
 pub const COLLECT_RUNS_MAX: usize = 1920;
 /// Runs of damaged blocks that a device tells at a time at the most.
 pub const DAMAGED_RUNS_MAX: usize = 256;
+/// Bytes of the address of a device at the most, where a message carries one.
+pub const ADDRESS_BYTES_MAX: usize = 255;
 /// Requests without an answer on one connection at the most. A peer that sends more is disconnected.
 pub const REQUESTS_IN_FLIGHT_MAX: u32 = 1024;
 /// Bytes of data in requests without an answer on one connection at the most.

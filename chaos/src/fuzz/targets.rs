@@ -147,6 +147,18 @@ fn frames() -> Vec<Vec<u8>> {
             source: CopySource::Repair,
             state: zero,
         }),
+        Message::Fetch(Fetch {
+            holder,
+            group,
+            layer,
+            range,
+            why: CopySource::Resync,
+            from: DeviceId::default(),
+            recovered: CommitSeq(1),
+            commit: CommitSeq(2),
+            capability,
+            address: "127.0.0.1:7700".to_string(),
+        }),
         Message::Read(Read {
             holder,
             group,
@@ -182,6 +194,7 @@ fn frames() -> Vec<Vec<u8>> {
             runs: vec![(layer, range); 2],
         }),
         Message::Failed(Failed::fenced(generation)),
+        Message::Failed(Failed::new(FailureKind::PeerUnreachable, "nobody is there")),
     ];
     let frame = |message| {
         let frame = Envelope::new(Correlation(1), message).encode();

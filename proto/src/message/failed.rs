@@ -43,10 +43,15 @@ pub enum FailureKind {
     TooManyInFlight = 13,
     /// The device is not ready yet; ask again.
     Starting = 14,
+    /// To a fetch: the other device can't be reached from here, or does not answer in time.
+    PeerUnreachable = 15,
+    /// To a fetch: it was not done, and that says nothing about whether others can be: the other device refused, has
+    /// damaged blocks there, or too much is being fetched.
+    NotFetched = 16,
 }
 
 impl FailureKind {
-    const ALL: [FailureKind; 14] = [
+    const ALL: [FailureKind; 16] = [
         FailureKind::Fenced,
         FailureKind::NotSealed,
         FailureKind::NoReplica,
@@ -61,6 +66,8 @@ impl FailureKind {
         FailureKind::VersionUnsupported,
         FailureKind::TooManyInFlight,
         FailureKind::Starting,
+        FailureKind::PeerUnreachable,
+        FailureKind::NotFetched,
     ];
 }
 

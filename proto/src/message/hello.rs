@@ -11,10 +11,12 @@ use crate::limits::{
     FRAME_CONTROL_BYTES_MAX, FRAME_DATA_BYTES_MAX, REQUEST_BYTES_IN_FLIGHT_MAX, REQUESTS_IN_FLIGHT_MAX,
 };
 
-/// Bits for what a peer can do beyond its version. None is defined yet.
+/// Bits for what a peer can do beyond its version.
 pub mod features {
     /// Nothing beyond the version.
     pub const NONE: u64 = 0;
+    /// The device knows [`Fetch`](super::Fetch): it reads from another device what it is to write.
+    pub const FETCH: u64 = 1;
 }
 
 /// What a connection is for. Repair and scrub never share one with guest I/O.

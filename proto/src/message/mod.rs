@@ -5,6 +5,7 @@ mod copy;
 mod copy_hole;
 mod damaged;
 mod failed;
+mod fetch;
 mod hello;
 mod membership;
 mod read;
@@ -17,6 +18,7 @@ pub use copy::{Copy, CopySource};
 pub use copy_hole::CopyHole;
 pub use damaged::Damaged;
 pub use failed::{Failed, FailureKind};
+pub use fetch::Fetch;
 pub use hello::{Hello, PeerLimits, Purpose, features};
 pub use membership::{Confirm, Join, Joined, Release, ReplicaRole, Seal, Sealed};
 pub use read::{Read, ReadAnswer};
@@ -123,6 +125,8 @@ messages! {
     Collected(Collected) = 0x27,
     /// Blocks that the device can't read any more. Nobody has asked, and nobody answers.
     Damaged(Damaged) = 0x28,
+    /// Read blocks from another device, and write them as it has them.
+    Fetch(Fetch) = 0x29,
     /// A request was not done, and why.
     Failed(Failed) = 0x3f,
 }
@@ -148,7 +152,7 @@ impl Message {
         use Message as M;
         match self {
             M::Ping(_) | M::Seal(_) | M::Join(_) | M::Confirm(_) | M::Release(_) => true,
-            M::Write(_) | M::Copy(_) | M::CopyHole(_) | M::Read(_) | M::Collect(_) => true,
+            M::Write(_) | M::Copy(_) | M::CopyHole(_) | M::Fetch(_) | M::Read(_) | M::Collect(_) => true,
             M::Hello(_) | M::Pong(_) | M::Sealed(_) | M::Joined(_) | M::Confirmed(_) | M::Released(_) => false,
             M::Durable(_) | M::ReadAnswer(_) | M::Collected(_) | M::Damaged(_) | M::Failed(_) => false,
         }

@@ -190,6 +190,31 @@ fn copy_hole() -> impl Strategy<Value = Message> {
     })
 }
 
+fn fetch() -> impl Strategy<Value = Message> {
+    let ids = (any::<[u8; 16]>(), any::<(u64, u64, u64)>());
+    let why = prop_oneof![Just(CopySource::Repair), Just(CopySource::Resync)];
+    let place = (holder(), group(), any::<u32>(), range(256));
+    (place, why, ids, capability(), "[a-z0-9.:\\[\\]-]{1,255}").prop_map(
+        |((holder, group, layer, range), why, (uuid, (incarnation, recovered, commit)), capability, address)| {
+            Message::Fetch(Fetch {
+                holder,
+                group,
+                layer: Layer(layer),
+                range,
+                why,
+                from: DeviceId {
+                    uuid: DeviceUuid(uuid),
+                    incarnation: Incarnation(incarnation),
+                },
+                recovered: CommitSeq(recovered),
+                commit: CommitSeq(commit),
+                capability,
+                address,
+            })
+        },
+    )
+}
+
 fn damaged() -> impl Strategy<Value = Message> {
     let run = (any::<u32>(), range(BLOCKS_PER_CHUNK)).prop_map(|(layer, range)| (Layer(layer), range));
     (holder(), group(), proptest::collection::vec(run, 1..9))
@@ -239,6 +264,8 @@ fn failed() -> impl Strategy<Value = Message> {
     let kind = prop_oneof![
         Just(FailureKind::Fenced),
         Just(FailureKind::Starting),
+        Just(FailureKind::PeerUnreachable),
+        Just(FailureKind::NotFetched),
         Just(FailureKind::NoSpace)
     ];
     (kind, ".{0,700}").prop_map(|(kind, words)| Message::Failed(Failed::new(kind, words)))
@@ -311,6 +338,7 @@ fn envelope() -> impl Strategy<Value = Envelope> {
         write(),
         copy(),
         copy_hole(),
+        fetch(),
         damaged(),
         read_answer(),
         collected(),
@@ -560,6 +588,72 @@ fn the_layout_of_a_copied_hole_is_final_and_it_is_a_hole() {
     assert_eq!(with(32, 3), Err(DecodeError::Invalid("copy source")));
     assert!(with(33, 1).is_err() && with(53, 1).is_err(), "reserved bytes are zero");
     assert!(decode(&control[..55], Bytes::new()).is_err());
+}
+
+#[test]
+fn the_layout_of_a_fetch_is_final_and_its_address_is_bounded() {
+    let holder = Holder {
+        volume: VolumeId(7),
+        generation: Generation::new(3).unwrap(),
+    };
+    let key = ClusterKey([1; 32]);
+    let fetch = Fetch {
+        holder,
+        group: GroupIndex(1),
+        layer: Layer(2),
+        range: BlockRange::new(ChunkIndex(9), 5, 4).unwrap(),
+        why: CopySource::Resync,
+        from: DeviceId {
+            uuid: DeviceUuid([0xab; 16]),
+            incarnation: Incarnation(6),
+        },
+        recovered: CommitSeq(0x11),
+        commit: CommitSeq(0x22),
+        capability: Capability::grant(
+            &key,
+            ClusterId([2; 16]),
+            holder.volume,
+            holder.generation,
+            Rights::Write,
+        ),
+        address: "b:1".to_string(),
+    };
+    let mut control = Vec::new();
+    assert!(fetch.encode(&mut control).is_empty());
+    let hex: String = control.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = "070000000000000003000000 01000000 02000000 09000000 05000000 04000000 0200000000000000 \
+                    abababababababababababababababab 0600000000000000 1100000000000000 2200000000000000";
+    let expected = expected.replace(' ', "");
+    assert_eq!(hex[..expected.len()], expected);
+    let mut capability = Vec::new();
+    fetch.capability.encode(&mut capability);
+    assert_eq!(control[80..128], capability);
+    assert_eq!(control[128..], [3, 0, 0, 0, b'b', b':', b'1']);
+    let decode = |control: &[u8], data: Bytes| {
+        let mut reader = Reader::new(control);
+        let fetch = Fetch::decode(&mut reader, data)?;
+        reader.finish().map(|()| fetch)
+    };
+    assert_eq!(decode(&control, Bytes::new()), Ok(fetch));
+    assert_eq!(decode(&control, blocks(1)), Err(DecodeError::Invalid("data length")));
+    let with = |at: usize, bytes: &[u8]| {
+        let mut control = control.clone();
+        control[at..at + bytes.len()].copy_from_slice(bytes);
+        decode(&control, Bytes::new())
+    };
+    assert!(matches!(
+        with(128, &[0, 1]),
+        Err(DecodeError::TooLarge { field: "address", .. })
+    ));
+    assert_eq!(with(132, &[0xff]), Err(DecodeError::Invalid("address")));
+    assert!(matches!(
+        with(28, &[1, 1]),
+        Err(DecodeError::TooLarge { field: "blocks", .. })
+    ));
+    assert_eq!(with(32, &[3]), Err(DecodeError::Invalid("copy source")));
+    let mut nowhere = control[..132].to_vec();
+    nowhere[128] = 0;
+    assert_eq!(decode(&nowhere, Bytes::new()), Err(DecodeError::Invalid("address")));
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! Catch-up (rule 14): a member that lacks blocks gets copies of them from one that holds them, while writes go on. One
 //! that has forgotten what it acknowledged is compared with a complete member first.
 
-use bytes::Bytes;
-
 use super::api::{Action, GroupPhase, Notice};
 use super::group::Role;
 use super::mask::Mask;
@@ -10,7 +8,7 @@ use super::read::bad_blocks;
 use super::reconcile::{Stream, is_ended, next_segment};
 use super::{Coordinator, What};
 use crate::block::{Content, Cursor};
-use crate::buffer::BlockBuf;
+use crate::buffer::joined;
 use crate::frame::Class;
 use crate::ids::{ChunkIndex, Layer};
 use crate::message::{Collected, Copy, CopySource, Message, Read, ReadAnswer};
@@ -473,19 +471,4 @@ impl Coordinator {
         (group.phase, group.draining, group.enough_since) = (GroupPhase::Waiting, false, None);
         self.update_phase(g);
     }
-}
-
-/// Pieces as one.
-fn joined(pieces: Vec<Bytes>) -> Bytes {
-    let mut pieces = pieces;
-    if pieces.len() == 1 {
-        return pieces.swap_remove(0);
-    }
-    let mut buffer = BlockBuf::zeroed(pieces.iter().map(Bytes::len).sum::<usize>() / crate::limits::BLOCK_BYTES);
-    let mut offset = 0;
-    for piece in pieces {
-        buffer[offset..offset + piece.len()].copy_from_slice(&piece);
-        offset += piece.len();
-    }
-    buffer.freeze()
 }

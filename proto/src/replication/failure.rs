@@ -57,6 +57,8 @@ impl Coordinator {
                 self.arm_member(m);
             }
             FailureKind::Unauthorized
+            | FailureKind::PeerUnreachable
+            | FailureKind::NotFetched
             | FailureKind::Invalid
             | FailureKind::ChecksumMismatch
             | FailureKind::WrongDevice

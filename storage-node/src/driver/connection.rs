@@ -14,6 +14,7 @@ use cairn_proto::time::Time;
 use super::budget::{Budget, BudgetBuf};
 use super::limits::{DriverLimits, SEND_PIECES_MAX, STAGE_BYTES_PEER, STAGE_BYTES_STRANGER};
 use super::ring::ReceiveBufs;
+use crate::host::PeerId;
 
 /// Type number of a hello, the only frame that a stranger may send.
 const HELLO_KIND: u8 = 0x01;
@@ -273,6 +274,8 @@ pub(super) struct Connection {
     pub(super) socket: Rc<OwnedFd>,
     /// Who it is, for logs.
     pub(super) address: String,
+    /// What the host calls it, if it was made to another device.
+    pub(super) peer: Option<PeerId>,
     pub(super) inbox: Inbox,
     pub(super) outbox: Outbox,
     /// The host holds back its requests, because its answers do not get out.
@@ -290,6 +293,7 @@ impl Connection {
         Connection {
             socket: Rc::new(socket),
             address,
+            peer: None,
             inbox: Inbox::new(),
             outbox: Outbox::default(),
             congested: false,

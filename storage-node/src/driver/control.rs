@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,12 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::oneshot;
 
-use crate::host::{HeldReplica, HostStatus};
+use crate::host::{HeldReplica, HostStatus, PeerId};
 
 /// What a device's thread is told.
 pub(super) enum Control {
     /// Forget these groups: their volumes are deleted for good.
     Drop(Vec<HeldReplica>),
+    /// A connection to another device stands, or can't be made.
+    Reached(PeerId, io::Result<TcpStream>),
     /// Verify all that the device holds.
     Scrub,
     /// Say how the device is.
@@ -56,6 +59,14 @@ impl ControlQueue {
         drop(messages);
         self.wake();
         true
+    }
+
+    /// Queues a message of which there can't be many, and which must come.
+    pub(super) fn push_always(&self, message: Control) {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.push_back(message);
+        drop(messages);
+        self.wake();
     }
 
     /// The next message.

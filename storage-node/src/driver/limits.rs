@@ -20,6 +20,13 @@ pub(super) const STAGE_BYTES_PEER: usize = 68 << 10;
 /// Pieces of memory in one send.
 pub(super) const SEND_PIECES_MAX: usize = 256;
 
+/// Threads that connect to other devices at the same time.
+pub(super) const REACH_THREADS_MAX: usize = 64;
+/// How long one of them tries one address.
+pub(super) const REACH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Addresses that a name may stand for, as far as they are tried.
+pub(super) const REACH_ADDRESSES_MAX: usize = 4;
+
 /// How long a connection that is being closed may take to send what was to be sent before.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// How long a connection is silent before its peer is asked whether it is there.

@@ -18,11 +18,14 @@ pub(super) struct Meters {
     read: Histogram,
     bytes_read: [Counter; 3],
     bytes_written: [Counter; 3],
+    fetched: Counter,
     accepted: Counter,
     connections: Gauge,
     strangers: Gauge,
     requests: Gauge,
     queued: Gauge,
+    fetching: Gauge,
+    fetch_peers: Gauge,
     receive_bytes: Gauge,
     used: Gauge,
     capacity: Gauge,
@@ -58,11 +61,14 @@ impl Meters {
             read: stage("read", "read"),
             bytes_read: bytes("cairn_node_read_bytes_total"),
             bytes_written: bytes("cairn_node_write_bytes_total"),
+            fetched: counter!("cairn_node_fetched_bytes_total", "device" => device.clone()),
             accepted: counter!("cairn_node_connections_accepted_total", "device" => device.clone()),
             connections: gauge("cairn_node_connections"),
             strangers: gauge("cairn_node_connections_without_hello"),
             requests: gauge("cairn_node_requests_in_flight"),
             queued: gauge("cairn_node_requests_queued"),
+            fetching: gauge("cairn_node_fetches_in_flight"),
+            fetch_peers: gauge("cairn_node_fetch_connections"),
             receive_bytes: gauge("cairn_node_receive_buffer_bytes"),
             used: gauge("cairn_node_used_blocks"),
             capacity: gauge("cairn_node_capacity_blocks"),
@@ -84,6 +90,11 @@ impl Meters {
     /// Somebody has connected.
     pub(super) fn accepted(&self) {
         self.accepted.increment(1);
+    }
+
+    /// Data came from another device.
+    pub(super) fn fetched(&self, bytes: u64) {
+        self.fetched.increment(bytes);
     }
 
     /// A frame came in.
@@ -133,6 +144,8 @@ impl Meters {
         self.strangers.set(status.strangers as f64);
         self.requests.set(status.requests as f64);
         self.queued.set(status.queued as f64);
+        self.fetching.set(status.fetching as f64);
+        self.fetch_peers.set(status.fetch_peers as f64);
         self.receive_bytes.set(budget.used() as f64);
         self.used.set(status.used_blocks as f64);
         self.capacity.set(status.capacity_blocks as f64);

@@ -11,6 +11,7 @@ mod format;
 mod limits;
 mod meters;
 mod open;
+mod reach;
 mod reader;
 mod ring;
 mod serve;

@@ -26,7 +26,7 @@ use super::meters::Meters;
 use super::open::ring_error;
 use super::ring::{Completion, ReceiveBufs, Ring};
 use super::thread::DriverError;
-use crate::host::{CloseReason, ConnId, DeviceHost, HostAction, HostEvent};
+use crate::host::{CloseReason, ConnId, DeviceHost, HostAction, HostEvent, PeerId};
 
 /// How long to wait when nothing is to be waited for.
 const IDLE: Duration = Duration::from_secs(10);
@@ -35,18 +35,24 @@ const IDLE: Duration = Duration::from_secs(10);
 pub(super) struct Serving {
     ring: Ring,
     file: Rc<OwnedFd>,
-    host: DeviceHost,
-    device: DeviceId,
+    pub(super) host: DeviceHost,
+    pub(super) device: DeviceId,
     listener: Rc<OwnedFd>,
     event: Rc<OwnedFd>,
-    control: Arc<ControlQueue>,
+    pub(super) control: Arc<ControlQueue>,
     limits: DriverLimits,
     budget: Budget,
-    meters: Meters,
-    connections: BTreeMap<ConnId, Connection>,
+    pub(super) meters: Meters,
+    pub(super) connections: BTreeMap<ConnId, Connection>,
+    /// Those that were made to other devices.
+    pub(super) peers: BTreeMap<PeerId, ConnId>,
+    /// Those that are being made.
+    pub(super) reaching: BTreeSet<PeerId>,
+    /// Threads that are at it, also for what nobody wants any more.
+    pub(super) reach_threads: usize,
     /// Connections of which something may be sent, received or closed.
-    dirty: BTreeSet<ConnId>,
-    next_conn: u64,
+    pub(super) dirty: BTreeSet<ConnId>,
+    pub(super) next_conn: u64,
     next_sweep: Time,
     /// Bytes that wait to be sent, on all connections.
     sending: usize,
@@ -54,8 +60,8 @@ pub(super) struct Serving {
     accept_at: Option<Time>,
     accepting: bool,
     /// When to end at the latest.
-    end_by: Option<Time>,
-    now: Time,
+    pub(super) end_by: Option<Time>,
+    pub(super) now: Time,
 }
 
 impl Serving {
@@ -87,6 +93,9 @@ impl Serving {
             budget: Budget::new(limits.receive_bytes),
             meters: Meters::new(device.uuid),
             connections: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            reaching: BTreeSet::new(),
+            reach_threads: 0,
             dirty: BTreeSet::new(),
             next_conn: 0,
             next_sweep: now,
@@ -206,6 +215,10 @@ impl Serving {
             connection.starved = false;
             match connection.inbox.parse(self.now, &self.budget) {
                 Parsed::Frame(envelope) => {
+                    if let Some(peer) = connection.peer {
+                        self.peer_frame(peer, envelope);
+                        continue;
+                    }
                     let is_hello = matches!(envelope.message, Message::Hello(_));
                     self.meters.received(&envelope);
                     self.host.handle(self.now, HostEvent::Frame { conn, envelope });
@@ -225,6 +238,14 @@ impl Serving {
     }
 
     fn bad_frame(&mut self, conn: ConnId, error: FrameError) {
+        if self
+            .connections
+            .get(&conn)
+            .is_some_and(|connection| connection.peer.is_some())
+        {
+            tracing::warn!(device = %self.device, %conn, %error, "another device sent what is no frame");
+            return self.broken(conn);
+        }
         self.host.handle(self.now, HostEvent::BadFrame { conn, error });
         // Before the next frame is looked for: nothing after it can be trusted.
         self.act();
@@ -258,13 +279,21 @@ impl Serving {
         connection.closing = Some(self.now);
         self.sending -= connection.outbox.discard();
         self.dirty.insert(conn);
-        self.host.handle(self.now, HostEvent::Disconnected { conn });
+        let event = match connection.peer {
+            Some(peer) => {
+                self.peers.remove(&peer);
+                HostEvent::PeerEnded { peer }
+            }
+            None => HostEvent::Disconnected { conn },
+        };
+        self.host.handle(self.now, event);
     }
 
     fn hear_control(&mut self) {
         while let Some(message) = self.control.pop() {
             match message {
                 Control::Drop(replicas) => self.host.handle(self.now, HostEvent::Drop { replicas }),
+                Control::Reached(peer, result) => self.reached(peer, result),
                 Control::Scrub => self.host.handle(self.now, HostEvent::Scrub),
                 // Whoever asked may have given up meanwhile.
                 Control::Status(reply) => drop(reply.send(self.host.status())),
@@ -326,6 +355,9 @@ impl Serving {
                 HostAction::Disk(op) => self.ring.disk(&self.file, op),
                 HostAction::Send { conn, envelope } => self.send(conn, envelope),
                 HostAction::Close { conn, reason } => self.close(conn, &reason),
+                HostAction::Reach { peer, address } => self.reach(peer, address),
+                HostAction::SendPeer { peer, envelope } => self.send_peer(peer, &envelope),
+                HostAction::ClosePeer { peer } => self.close_peer(peer),
             }
         }
     }
@@ -355,6 +387,14 @@ impl Serving {
             let (message, trace) = (envelope.message.name(), envelope.trace_id);
             tracing::info!(device = %self.device, %conn, message, trace = format_args!("{trace:016x}"), "answered");
         }
+        self.enqueue(conn, &envelope);
+    }
+
+    /// Queues a frame.
+    pub(super) fn enqueue(&mut self, conn: ConnId, envelope: &Envelope) {
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
         let frame = envelope.encode();
         self.sending += frame.len();
         connection.outbox.push(self.now, frame);
@@ -449,12 +489,13 @@ impl Serving {
         if busy {
             return false;
         }
-        for (conn, connection) in &mut self.connections {
-            if connection.closing.is_none() {
-                connection.closing = Some(self.now);
-                self.host.handle(self.now, HostEvent::Disconnected { conn: *conn });
-                self.dirty.insert(*conn);
-            }
+        let open = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.closing.is_none());
+        let open: Vec<ConnId> = open.map(|(conn, _)| *conn).collect();
+        for conn in open {
+            self.broken(conn);
         }
         self.act();
         self.serve_dirty();
@@ -476,7 +517,7 @@ impl Serving {
 }
 
 /// Answers are small and waited for. A peer whose machine is gone is found out although it owes nothing.
-fn prepare(socket: &TcpStream) -> io::Result<()> {
+pub(super) fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;

@@ -22,6 +22,10 @@ impl fmt::Display for ConnId {
     }
 }
 
+/// A connection that the device makes to another one. Chosen by the host, never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PeerId(pub u64);
+
 /// Who the device is, and whom it believes.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
@@ -72,6 +76,8 @@ pub enum Canary {
     WritesOvertakeSeal,
     /// The checksums of incoming blocks are not verified.
     ChecksumUnverified,
+    /// What was fetched for a holder is written though a higher generation was sealed meanwhile.
+    FetchIgnoresGeneration,
 }
 
 /// What the host is told.
@@ -101,6 +107,24 @@ pub enum HostEvent {
     Disconnected {
         /// Which one.
         conn: ConnId,
+    },
+    /// A connection that [`HostAction::Reach`] asked for stands.
+    PeerConnected {
+        /// Which one.
+        peer: PeerId,
+    },
+    /// A frame came in from another device.
+    PeerFrame {
+        /// On which connection.
+        peer: PeerId,
+        /// What.
+        envelope: Envelope,
+    },
+    /// A connection to another device is over, or can't be made. Not needed, and ignored, after
+    /// [`HostAction::ClosePeer`].
+    PeerEnded {
+        /// Which one.
+        peer: PeerId,
     },
     /// The device has finished an operation.
     Disk(DiskDone),
@@ -139,6 +163,25 @@ pub enum HostAction {
         conn: ConnId,
         /// Why, for the log.
         reason: CloseReason,
+    },
+    /// Connect to another device. Ends in [`HostEvent::PeerConnected`] or [`HostEvent::PeerEnded`].
+    Reach {
+        /// What the connection is called.
+        peer: PeerId,
+        /// Where it is, as `host:port`: what a holder has said, so it may be anything.
+        address: String,
+    },
+    /// Send a frame to another device.
+    SendPeer {
+        /// On which connection.
+        peer: PeerId,
+        /// What.
+        envelope: Envelope,
+    },
+    /// Close a connection to another device, or give up the attempt. Nothing of it may be delivered from now on.
+    ClosePeer {
+        /// Which one.
+        peer: PeerId,
     },
     /// Give this to the device.
     Disk(DiskOp),
@@ -198,6 +241,14 @@ pub struct HostStatus {
     pub requests: usize,
     /// Of these, how many wait to be given to the store.
     pub queued: usize,
+    /// Fetches that wait for other devices.
+    pub fetching: usize,
+    /// Bytes asked of other devices that are not here yet.
+    pub fetching_bytes: u64,
+    /// Connections to other devices.
+    pub fetch_peers: usize,
+    /// Bytes that came from other devices since the start.
+    pub fetched_bytes: u64,
     /// Attachments whose holders are connected now and have not released; at most 4096, in order.
     pub held: Vec<Holder>,
     /// Volumes with blocks that are known to be damaged here; at most 64, in order.

@@ -47,7 +47,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
             version_min: Hello::VERSION,
             version_max: Hello::VERSION,
             purpose: theirs.purpose,
-            features: cairn_proto::message::features::NONE,
+            features: cairn_proto::message::features::FETCH,
             cluster: self.config.cluster,
             device: self.config.device,
             recovered: self.store.recovered(),
@@ -112,7 +112,11 @@ impl<S: ReplicaStore> DeviceHost<S> {
             return self.answer(request, Message::Failed(failed(StoreError::Poisoned(error))));
         }
         let holder = request.holder;
-        match self.rules.seal(holder) {
+        let step = self.rules.seal(holder);
+        if !matches!(step, SealStep::Fenced(_)) {
+            self.give_up_fetches(volume, request.conn);
+        }
+        match step {
             SealStep::Fenced(seen) => return self.answer(request, Message::Failed(Failed::fenced(seen))),
             SealStep::Durable => {}
             SealStep::MakeDurable => {
@@ -154,6 +158,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
             return self.answer(request, Message::Failed(failed));
         }
         let group = holder.group(join.group);
+        self.give_up_fetches_of(group);
         let underway = self
             .working
             .values()

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cairn_proto::frame::Class;
 use cairn_proto::ids::{Correlation, VolumeId};
 use cairn_proto::limits::DAMAGED_RUNS_MAX;
-use cairn_proto::message::{Damaged, Envelope, Holder, Message, Purpose};
+use cairn_proto::message::{Damaged, Envelope, Holder, Message};
 
 use super::limits::{DAMAGE_INTERVAL, DAMAGED_VOLUMES_MAX, HELD_MAX};
 use super::{ConnId, DeviceHost, HostAction, ReplicaStore};
@@ -32,12 +32,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
     }
 
     fn guests(&self) -> impl Iterator<Item = (&ConnId, &super::Connection)> {
-        let is_guest = |connection: &super::Connection| {
-            connection
-                .peer
-                .is_some_and(|peer| matches!(peer.purpose, Purpose::Guest))
-        };
-        self.connections.iter().filter(move |(_, c)| is_guest(c))
+        self.connections.iter().filter(|(_, c)| c.is_guest())
     }
 
     /// When damage is to be told again, if there is any and somebody who might want to know.

@@ -45,20 +45,34 @@ impl<S: ReplicaStore> DeviceHost<S> {
     }
 
     pub(super) fn copy(&mut self, request: &Request, copy: Copy) {
-        let (volume, range) = (copy.holder.volume, copy.range);
-        let checked = self.authorize_change(request).and_then(|()| {
-            let with_data = (0..range.count())
-                .zip(&copy.blocks)
-                .filter_map(|(i, block)| match block.content {
-                    Content::Data(checksum) => Some((i, checksum)),
-                    _ => None,
-                });
-            self.verify(volume, range, with_data, &copy.bytes)
-        });
-        if let Err(failed) = checked {
-            return self.answer(request, Message::Failed(failed));
+        let checked = self.authorize_change(request).and_then(|()| self.verify_copy(&copy));
+        match checked {
+            Ok(()) => self.enqueue_copy(request, copy),
+            Err(failed) => self.answer(request, Message::Failed(failed)),
         }
-        let apply = copy.apply();
+    }
+
+    /// A copy whose content was fetched, and verified. Meanwhile a higher generation may have been sealed: then it is not
+    /// written.
+    pub(super) fn write_fetched(&mut self, request: &Request, copy: Copy, is_planted: bool) {
+        match self.authorize_change(request) {
+            Err(failed) if !is_planted => self.answer(request, Message::Failed(failed)),
+            _ => self.enqueue_copy(request, copy),
+        }
+    }
+
+    pub(super) fn verify_copy(&self, copy: &Copy) -> Result<(), Failed> {
+        let with_data = (0..copy.range.count())
+            .zip(&copy.blocks)
+            .filter_map(|(i, block)| match block.content {
+                Content::Data(checksum) => Some((i, checksum)),
+                _ => None,
+            });
+        self.verify(copy.holder.volume, copy.range, with_data, &copy.bytes)
+    }
+
+    fn enqueue_copy(&mut self, request: &Request, copy: Copy) {
+        let (apply, range) = (copy.apply(), copy.range);
         let blocks = copy.blocks.iter().map(|block| CopiedBlock {
             content: block.content,
             version: block.version,
@@ -124,7 +138,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
         self.queues.push(key, cost, Queued { request, task, work });
     }
 
-    fn authorize_change(&self, request: &Request) -> Result<(), Failed> {
+    pub(super) fn authorize_change(&self, request: &Request) -> Result<(), Failed> {
         match self.authorize(request, Rights::Write) {
             Err(failed) if failed.kind == FailureKind::Fenced && self.ignores_generation() => Ok(()),
             checked => checked,

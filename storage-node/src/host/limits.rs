@@ -24,6 +24,20 @@ pub struct HostLimits {
     pub store_requests: usize,
     /// Bytes of data, read or written, that the store works on at the same time. One request may pass it.
     pub store_bytes: u64,
+    /// Fetches of its holders that wait for other devices.
+    pub fetches: usize,
+    /// Reads on the way from one other device for one holder.
+    pub fetches_per_peer: usize,
+    /// Bytes that are asked of other devices at the same time. One fetch may pass it.
+    pub fetch_bytes: u64,
+    /// Connections to other devices.
+    pub fetch_peers: usize,
+    /// How long such a connection may take to stand and to be greeted.
+    pub fetch_connect_timeout: Duration,
+    /// How long a fetch may wait for the other device.
+    pub fetch_timeout: Duration,
+    /// How long a connection to another device is kept while nothing is fetched.
+    pub fetch_idle: Duration,
     /// How long a connection may take to say hello.
     pub hello_timeout: Duration,
     /// How long a connection that has sealed no volume may be silent.
@@ -42,6 +56,13 @@ impl Default for HostLimits {
             request_bytes_in_flight: REQUEST_BYTES_IN_FLIGHT_MAX,
             store_requests: 512,
             store_bytes: 16 << 20,
+            fetches: 1024,
+            fetches_per_peer: 8,
+            fetch_bytes: 16 << 20,
+            fetch_peers: 64,
+            fetch_connect_timeout: Duration::from_secs(2),
+            fetch_timeout: Duration::from_secs(5),
+            fetch_idle: Duration::from_secs(10),
             hello_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
             read_grant: Duration::from_millis(READ_GRANT_MS),

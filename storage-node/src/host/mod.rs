@@ -6,6 +6,7 @@ mod background;
 mod control;
 mod damage;
 mod data;
+mod fetch;
 pub mod limits;
 mod queue;
 mod reply;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 #[cfg(feature = "canary")]
 pub use api::Canary;
-pub use api::{CloseReason, ConnId, HeldReplica, HostAction, HostConfig, HostEvent, HostStatus};
+pub use api::{CloseReason, ConnId, HeldReplica, HostAction, HostConfig, HostEvent, HostStatus, PeerId};
 use background::{Background, Chore};
 pub use background::{BackgroundConfig, ScrubStatus};
 use cairn_proto::collections::Map;
@@ -27,6 +28,7 @@ use cairn_proto::ids::{Correlation, GroupId, Version};
 use cairn_proto::message::{Empty, Envelope, Failed, FailureKind, Holder, Message};
 use cairn_proto::replica::ReplicaRules;
 use cairn_proto::time::Time;
+use fetch::Fetches;
 use limits::{SCRUB_STEP_BLOCKS, SWEEP_INTERVAL};
 use queue::Queues;
 use seals::Seals;
@@ -94,6 +96,7 @@ pub struct DeviceHost<S = Store> {
     connections: BTreeMap<ConnId, Connection>,
     seals: Seals,
     queues: Queues<Queued>,
+    fetches: Fetches,
     working: Map<Ticket, Working>,
     /// Requests and bytes of `working` that count for the store's window.
     window: (usize, u64),
@@ -123,6 +126,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
             connections: BTreeMap::new(),
             seals: Seals::default(),
             queues: Queues::new(),
+            fetches: Fetches::default(),
             working: Map::default(),
             window: (0, 0),
             stables: BTreeMap::new(),
@@ -142,6 +146,9 @@ impl<S: ReplicaStore> DeviceHost<S> {
             HostEvent::Frame { conn, envelope } => self.frame(conn, envelope),
             HostEvent::BadFrame { conn, error } => self.close(conn, CloseReason::BadFrame(error)),
             HostEvent::Disconnected { conn } => self.forget(conn),
+            HostEvent::PeerConnected { peer } => self.peer_connected(peer),
+            HostEvent::PeerFrame { peer, envelope } => self.peer_frame(peer, envelope),
+            HostEvent::PeerEnded { peer } => self.peer_ended(peer),
             HostEvent::Disk(done) => self.store.disk_done(now, done),
             HostEvent::Drop { replicas } => self.drop_replicas(replicas),
             HostEvent::Scrub => self.background.want_scrub(now),
@@ -156,6 +163,9 @@ impl<S: ReplicaStore> DeviceHost<S> {
         }
         for volume in self.seals.due(now) {
             self.try_open(volume);
+        }
+        if self.fetch_wake().is_some_and(|at| at <= now) {
+            self.fetch_timeout();
         }
         if self.next_sweep <= now {
             self.sweep();
@@ -185,11 +195,9 @@ impl<S: ReplicaStore> DeviceHost<S> {
     pub fn poll_timeout(&self) -> Option<Time> {
         let sweep = (!self.connections.is_empty()).then_some(self.next_sweep);
         let background = self.background.wake();
-        let damage = self.damage_wake();
-        [self.store.poll_timeout(), self.seals.wake(), sweep, background, damage]
-            .into_iter()
-            .flatten()
-            .min()
+        let (damage, fetch) = (self.damage_wake(), self.fetch_wake());
+        let own = [self.store.poll_timeout(), self.seals.wake(), sweep];
+        own.into_iter().chain([background, damage, fetch]).flatten().min()
     }
 
     /// Holds back the requests of a connection while its answers do not get out as fast as they are made.
@@ -217,6 +225,10 @@ impl<S: ReplicaStore> DeviceHost<S> {
             strangers: self.connections.len() - peers,
             requests: self.queues.len() + self.working.len() + self.seals.len() - self.background.chores(),
             queued: self.queues.len(),
+            fetching: self.fetches.len(),
+            fetching_bytes: self.fetches.reading(),
+            fetch_peers: self.fetches.peers(),
+            fetched_bytes: self.fetches.fetched(),
             held: self.held(),
             damaged_volumes: self.damaged_volumes(),
             scrub: ScrubStatus {
@@ -283,6 +295,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
             |queued| queued.request.is_some_and(|request| request.conn == conn),
         );
         self.seals.forget(conn);
+        self.forget_fetches(conn);
     }
 
     fn sweep(&mut self) {
@@ -299,7 +312,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
                 } else {
                     let reason = CloseReason::Idle(limits.idle_timeout);
                     // Who holds a volume may be silent: its guest is idle.
-                    let has_use = connection.requests > 0 || !connection.is_bare();
+                    let has_use = connection.requests > 0 || (connection.is_guest() && !connection.is_bare());
                     (!has_use && late(connection.heard, limits.idle_timeout)).then_some((*conn, reason))
                 }
             })
@@ -334,6 +347,8 @@ impl<S: ReplicaStore> DeviceHost<S> {
                 _ => 0,
             },
             Message::Copy(copy) => copy.bytes.len() as u64,
+            // What it will bring, so that it is bounded as if it had been sent.
+            Message::Fetch(fetch) => fetch.range.bytes() as u64,
             _ => 0,
         };
         let limits = self.config.limits;
@@ -373,6 +388,7 @@ impl<S: ReplicaStore> DeviceHost<S> {
             Message::CopyHole(copy) => self.copy_hole(&request, copy),
             Message::Read(read) => self.read(&request, &read),
             Message::Collect(collect) => self.collect(&request, &collect),
+            Message::Fetch(fetch) => self.fetch(&request, fetch),
             other => unreachable!("{} is no request", other.name()),
         }
     }
@@ -385,7 +401,9 @@ impl<S: ReplicaStore> DeviceHost<S> {
         let count = connection.requests.checked_sub(1);
         connection.requests = count.expect("a request is answered once");
         connection.bytes -= request.bytes;
-        let of_holder = !matches!(message, Message::Failed(_) | Message::Released(_) | Message::Pong(_));
+        // Another device that reads for a holder is not the holder.
+        let of_holder =
+            connection.is_guest() && !matches!(message, Message::Failed(_) | Message::Released(_) | Message::Pong(_));
         let grant = of_holder && self.rules.grant(self.now, request.holder);
         let flags = Flags { grant, ..request.flags };
         let envelope = Envelope {
@@ -482,6 +500,7 @@ fn holder_of(message: &Message) -> Holder {
         Message::CopyHole(copy) => copy.holder,
         Message::Read(read) => read.holder,
         Message::Collect(collect) => collect.holder,
+        Message::Fetch(fetch) => fetch.holder,
         _ => Holder {
             volume: Default::default(),
             generation: Default::default(),

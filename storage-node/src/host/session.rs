@@ -103,6 +103,11 @@ impl Connection {
         true
     }
 
+    /// Whether its peer may be a holder: others only read for one.
+    pub(super) fn is_guest(&self) -> bool {
+        self.peer.is_some_and(|peer| peer.purpose == Purpose::Guest)
+    }
+
     /// Whether it holds, or held, no volume.
     pub(super) fn is_bare(&self) -> bool {
         self.proofs.is_empty()

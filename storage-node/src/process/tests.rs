@@ -1,5 +1,6 @@
 //! A real node over loopback, with a real metadata server or none.
 
+mod fetch;
 mod operators;
 mod refusals;
 mod wire;

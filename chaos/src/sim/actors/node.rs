@@ -1,6 +1,7 @@
 //! A storage node: production's store and replica host over a simulated device, and what its process does at the control
 //! plane: open the device, register, stay.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cairn_meta::limits::NODE_HEARTBEAT_MS;
@@ -14,11 +15,11 @@ use cairn_proto::limits::BLOCK_BYTES;
 use cairn_proto::time::Time;
 use cairn_storage_node::host::limits::HostLimits;
 use cairn_storage_node::host::{
-    ConnId, DeviceHost, HeldReplica, HostAction, HostConfig, HostEvent, HostStatus, ReplicaStore,
+    ConnId, DeviceHost, HeldReplica, HostAction, HostConfig, HostEvent, HostStatus, PeerId, ReplicaStore,
 };
 use cairn_storage_node::store::{OpenExpectation, Store, StoreAction, StoreLimits, StoreState};
 
-use super::{Ctx, Input, Output, address_of, earliest};
+use super::{Ctx, Input, Output, address_of, earliest, node_at};
 use crate::sim::caller::{Caller, Ended};
 use crate::sim::model_store::ModelStore;
 use crate::sim::msg::{Answer, Heartbeat, Msg, Request};
@@ -106,6 +107,9 @@ impl<S: ReplicaStore> Host for DeviceHost<S> {
 pub struct NodeActor {
     setup: NodeSetup,
     stage: Stage,
+    /// Its connections to other nodes.
+    peers: BTreeMap<PeerId, Link>,
+    links: BTreeMap<Link, PeerId>,
     caller: Caller,
     /// As meta calls it.
     registered: Option<NodeId>,
@@ -130,6 +134,8 @@ impl NodeActor {
         NodeActor {
             stage,
             caller: Caller::new(setup.metas, u64::from(setup.run) << 32),
+            peers: BTreeMap::new(),
+            links: BTreeMap::new(),
             registered: None,
             beat_at: None,
             beats: 0,
@@ -220,7 +226,29 @@ impl NodeActor {
         };
         let event = match delivery {
             Delivery::Accepted { link, .. } => HostEvent::Connected { conn: ConnId(link.0) },
-            Delivery::Closed { link, .. } => HostEvent::Disconnected { conn: ConnId(link.0) },
+            Delivery::Connected { link } => match self.links.get(&link) {
+                Some(peer) => HostEvent::PeerConnected { peer: *peer },
+                None => return,
+            },
+            Delivery::Closed { link, .. } => match self.links.remove(&link) {
+                Some(peer) => {
+                    self.peers.remove(&peer);
+                    HostEvent::PeerEnded { peer }
+                }
+                None => HostEvent::Disconnected { conn: ConnId(link.0) },
+            },
+            Delivery::Frame { link, frame } if self.links.contains_key(&link) => match wire::decode(&frame) {
+                Ok(envelope) => HostEvent::PeerFrame {
+                    peer: self.links[&link],
+                    envelope,
+                },
+                Err(_) => {
+                    ctx.net.close(ctx.world, link, Side::Caller);
+                    let peer = self.links.remove(&link).expect("it was just there");
+                    self.peers.remove(&peer);
+                    HostEvent::PeerEnded { peer }
+                }
+            },
             Delivery::Frame { link, frame } => match wire::decode(&frame) {
                 Ok(envelope) => HostEvent::Frame {
                     conn: ConnId(link.0),
@@ -231,7 +259,7 @@ impl NodeActor {
                     error,
                 },
             },
-            Delivery::Connected { .. } | Delivery::Message { .. } => return,
+            Delivery::Message { .. } => return,
         };
         host.handle(ctx.now, event);
     }
@@ -262,6 +290,26 @@ impl NodeActor {
                 HostAction::Close { conn, reason } => {
                     ctx.note(format_args!("closes {conn}: {reason}"));
                     ctx.net.close(ctx.world, Link(conn.0), Side::Callee);
+                }
+                HostAction::Reach { peer, address } => {
+                    let Some(node) = node_at(&address) else {
+                        host.handle(ctx.now, HostEvent::PeerEnded { peer });
+                        continue;
+                    };
+                    let link = ctx.net.connect(ctx.world, ctx.me, node);
+                    self.peers.insert(peer, link);
+                    self.links.insert(link, peer);
+                }
+                HostAction::SendPeer { peer, envelope } => {
+                    if let Some(link) = self.peers.get(&peer) {
+                        ctx.net.send(ctx.world, *link, Side::Caller, envelope.encode());
+                    }
+                }
+                HostAction::ClosePeer { peer } => {
+                    if let Some(link) = self.peers.remove(&peer) {
+                        self.links.remove(&link);
+                        ctx.net.close(ctx.world, link, Side::Caller);
+                    }
                 }
                 HostAction::Disk(op) => ctx.out.push(Output::Disk(op)),
             }

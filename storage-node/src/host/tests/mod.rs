@@ -1,5 +1,6 @@
 mod background;
 mod damage;
 mod fencing;
+mod fetch;
 mod sessions;
 mod support;

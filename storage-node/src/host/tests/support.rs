@@ -1,6 +1,6 @@
 //! A store that does nothing by itself: the test says when each request ends.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use cairn_proto::capability::{Capability, ClusterKey, Rights};
 use cairn_proto::disk::{DiskDone, DiskError};
@@ -149,6 +149,10 @@ pub(super) struct World {
     next_correlation: u64,
     sent: BTreeMap<ConnId, VecDeque<Envelope>>,
     pub(super) closed: BTreeMap<ConnId, CloseReason>,
+    /// Other devices that are to be connected to.
+    pub(super) reached: Vec<(PeerId, String)>,
+    pub(super) to_peers: BTreeMap<PeerId, VecDeque<Envelope>>,
+    pub(super) closed_peers: BTreeSet<PeerId>,
 }
 
 pub(super) fn config() -> HostConfig {
@@ -255,6 +259,9 @@ impl World {
             next_correlation: 0,
             sent: BTreeMap::new(),
             closed: BTreeMap::new(),
+            reached: Vec::new(),
+            to_peers: BTreeMap::new(),
+            closed_peers: BTreeSet::new(),
         }
     }
 
@@ -267,6 +274,13 @@ impl World {
                 }
                 HostAction::Close { conn, reason } => {
                     self.closed.insert(conn, reason);
+                }
+                HostAction::Reach { peer, address } => self.reached.push((peer, address)),
+                HostAction::SendPeer { peer, envelope } => {
+                    self.to_peers.entry(peer).or_default().push_back(envelope);
+                }
+                HostAction::ClosePeer { peer } => {
+                    self.closed_peers.insert(peer);
                 }
                 HostAction::Disk(op) => panic!("a held store has no disk: {op:?}"),
             }

@@ -431,7 +431,7 @@ pub const CATALOGUE: &[Fault] = &[
         name: "drain",
         what: "a node is drained under load",
         sim: Injected::NotYet,
-        live: Injected::NotYet,
+        live: Injected::Yes,
         noticed: NOTHING,
     },
     Fault {

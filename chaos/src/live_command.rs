@@ -7,9 +7,10 @@ use std::time::Duration;
 use cairn_chaos::live::cluster::ClusterOptions;
 use cairn_chaos::live::operators;
 use cairn_chaos::live::planted;
-use cairn_chaos::live::report::Timeline;
+use cairn_chaos::live::report::{FailureKind, Timeline};
 use cairn_chaos::live::run::{RunOptions, VolumeOptions};
 use cairn_chaos::live::scenario::{self, Outcome, Plan, Scenario, quantiles};
+use cairn_chaos::live::stop;
 use cairn_chaos::live::tools;
 use clap::{Args, ValueEnum};
 
@@ -159,6 +160,9 @@ fn night(outcome: &Outcome, seed: u64) -> String {
         rows.len()
     );
     match (&outcome.failure, outcome.first_io.last()) {
+        (Some((failure, _)), _) if failure.kind == FailureKind::Stopped => {
+            format!("night STOPPED: {} ({what})", failure.words)
+        }
         (Some((failure, dir)), _) => {
             let (kind, words) = (failure.kind.name(), &failure.words);
             format!(
@@ -176,6 +180,7 @@ fn night(outcome: &Outcome, seed: u64) -> String {
 
 /// A walk of operators on a cluster of its own.
 fn operators(place: &PlaceArgs, seed: u64, steps: usize) -> Result<(), ExitCode> {
+    listen()?;
     let dir = new_dir(place, "operators-")?;
     let options = cluster_options(place, dir.clone())?;
     let steps = operators::walk(seed, steps);
@@ -193,6 +198,14 @@ fn operators(place: &PlaceArgs, seed: u64, steps: usize) -> Result<(), ExitCode>
     };
     let result = operators::play_and_shrink(&options, &steps, &mut timeline, &mut dirs);
     match result {
+        Err(failure) if failure.kind == FailureKind::Stopped => {
+            println!("seed {seed}: a walk of operators: {failure}");
+            if !place.keep {
+                // What stays behind is in nobody's way.
+                let _ = std::fs::remove_dir_all(&dir);
+            }
+            Err(ExitCode::from(failure.kind.exit_code()))
+        }
         Ok(()) => {
             if !place.quiet {
                 eprintln!(
@@ -201,7 +214,7 @@ fn operators(place: &PlaceArgs, seed: u64, steps: usize) -> Result<(), ExitCode>
                 );
             }
             if !place.keep {
-                // What stays behind is in nobody's way.
+                // As above.
                 let _ = std::fs::remove_dir_all(&dir);
             }
             Ok(())
@@ -280,6 +293,7 @@ pub(crate) fn outcome(
     plan: &Plan,
     bug: Option<&str>,
 ) -> Result<(Outcome, PathBuf), ExitCode> {
+    listen()?;
     let mut cluster = cluster_options(place, new_dir(place, "")?)?;
     cluster
         .env
@@ -322,16 +336,20 @@ pub(crate) fn play(place: &PlaceArgs, seed: u64, plan: &Plan, bug: Option<&str>)
 
 /// The exit code; the directory goes unless it is wanted or there is something in it to be looked into.
 fn end(place: &PlaceArgs, outcome: &Outcome, dir: &Path) -> ExitCode {
-    match &outcome.failure {
-        Some((failure, _)) => ExitCode::from(failure.kind.exit_code()),
-        None => {
-            if !place.keep {
-                // What stays behind is in nobody's way.
-                let _ = std::fs::remove_dir_all(dir);
-            }
-            ExitCode::SUCCESS
-        }
+    let kind = outcome.failure.as_ref().map(|(failure, _)| failure.kind);
+    if !place.keep && matches!(kind, None | Some(FailureKind::Stopped)) {
+        // What stays behind is in nobody's way.
+        let _ = std::fs::remove_dir_all(dir);
     }
+    kind.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.exit_code()))
+}
+
+/// From now on signals end all that runs, in order.
+fn listen() -> Result<(), ExitCode> {
+    stop::listen().map_err(|words| {
+        eprintln!("{words}");
+        ExitCode::from(2)
+    })
 }
 
 /// The `cairn` in the directory of this program.
@@ -352,6 +370,9 @@ fn tell(outcome: &Outcome, seed: u64) {
     let minutes = outcome.took.as_secs_f64() / 60.0;
     match &outcome.failure {
         None => println!("seed {seed}: {minutes:.1} minutes, all promises kept"),
+        Some((failure, _)) if failure.kind == FailureKind::Stopped => {
+            println!("seed {seed}: {minutes:.1} minutes: {failure}");
+        }
         Some((failure, dir)) => {
             println!("seed {seed}: FAILED after {minutes:.1} minutes: {failure}");
             println!("  everything that is known of it is in {}", dir.display());

@@ -127,7 +127,8 @@ enum Command {
     /// Tries to break a cluster of real processes, and says what guests saw
     ///
     /// Exit codes: 0 all promises kept, 10 wrong data, 11 a guest got an error, 12 I/O stalled, 13 the cluster did not
-    /// become well, 14 a process ended by itself, 15 memory grew, 16 an operator's command went wrong, 20 it could not be tried.
+    /// become well, 14 a process ended by itself, 15 memory grew, 16 an operator's command went wrong, 20 it could not be tried,
+    /// 21 a signal asked it to stop: it has ended all that it had started.
     ///
     /// Example: chaos live --seed 1 --scenario power --cuts 200
     Live(live_command::LiveArgs),

@@ -139,6 +139,9 @@ fn play(args: &PlantedArgs, hunt: &Hunt, is_planted: bool) -> Result<(Option<Fai
     if let Some(failure) = &failure {
         let which = if is_planted { hunt.bug } else { "without it" };
         eprintln!("{which}: {}: {}", failure.kind.name(), failure.words);
+        if failure.kind == FailureKind::Stopped {
+            return Err(ExitCode::from(failure.kind.exit_code()));
+        }
         if failure.kind == FailureKind::Setup {
             eprintln!("a build with the feature `canary` is needed: say --program FILE");
             return Err(ExitCode::from(failure.kind.exit_code()));

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 use super::inject::netns::{Namespace, Network};
 use super::process::{self, Guarded};
+use super::stop;
 use super::wait::wait_for;
 
 /// How long a cluster may take to be able to create volumes, on a busy machine.
@@ -453,6 +455,7 @@ impl Cluster {
         }
         let mut command = self.command(part);
         command
+            .process_group(0)
             .env(PARENT_VARIABLE, "1")
             .stdin(Stdio::piped())
             .stdout(log.try_clone().map_err(failed)?)
@@ -528,7 +531,11 @@ impl Cluster {
             Ok(file) => file,
             Err(error) => return failed(error),
         };
-        command.stdin(Stdio::null()).stdout(out).stderr(err_write);
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err_write);
         let mut child = match command.spawn() {
             Ok(child) => Guarded::new(child),
             Err(error) => return failed(error),
@@ -602,7 +609,7 @@ impl Cluster {
             if problems.is_empty() {
                 return Ok(begun.elapsed());
             }
-            if begun.elapsed() >= bound {
+            if begun.elapsed() >= bound || stop::asked().is_some() {
                 return Err(problems);
             }
             std::thread::sleep(ASK_INTERVAL);
@@ -628,7 +635,7 @@ impl Cluster {
             }
             let said = self.ask(&args);
             // Unreachable for now: whoever leads has only just begun.
-            (said.code != Some(5)).then_some(said)
+            (said.code != Some(5) || stop::asked().is_some()).then_some(said)
         });
         match said {
             Some(said) if said.is_success() => Ok(said.json),

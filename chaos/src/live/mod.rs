@@ -4,7 +4,7 @@
 //! [`scrape`] (metrics), [`tools`] (programs that may be absent), [`fio`] (load and its figures), [`inject`] (what goes wrong around the
 //! processes). Then what `chaos live` is made of: [`cluster`]
 //! (processes started one by one), [`nbd`], [`guest`] and [`ledger`] (load of which each sector says who wrote it, and what is
-//! known of it), [`run`] (faults, and what must be true after each), [`steps`] and [`scenarios`] (the faults), [`scenario`], [`operators`], [`report`].
+//! known of it), [`run`] (faults, and what must be true after each), [`steps`] and [`scenarios`] (the faults), [`scenario`], [`operators`], [`report`], [`stop`].
 
 #![allow(
     clippy::disallowed_methods,
@@ -30,6 +30,7 @@ pub mod scenario;
 pub mod scenarios;
 pub mod scrape;
 pub mod steps;
+pub mod stop;
 pub mod tools;
 pub mod vm;
 pub mod wait;

@@ -16,6 +16,7 @@ use cairn_proto::limits::BLOCK_BYTES;
 use super::cluster::{Cluster, ClusterOptions, Part, Said};
 use super::nbd::{Command, Connection};
 use super::report::{Failure, FailureKind, Timeline};
+use super::stop;
 use super::wait::wait_until;
 use crate::checker::pattern::{SECTORS_PER_BLOCK, ZEROES, fill, writer_of};
 use crate::rng::Rng;
@@ -147,14 +148,15 @@ pub fn play_and_shrink(
     let Err((failed_at, failure)) = play(&at(dirs()), steps, timeline) else {
         return Ok(());
     };
+    let failure = stop::judged(failure);
     timeline.note(format!("step {failed_at} FAILED: {failure}"));
-    if failure.kind == FailureKind::Setup {
+    if matches!(failure.kind, FailureKind::Setup | FailureKind::Stopped) {
         return Err(failure);
     }
     let mut tried = 0;
     let shortest = shrink(steps[..failed_at].to_vec(), &mut |candidate| {
         tried += 1;
-        if tried > SHRINK_MAX {
+        if tried > SHRINK_MAX || stop::asked().is_some() {
             return false;
         }
         timeline.note(format!("is a walk of {} steps enough?", candidate.len()));
@@ -200,6 +202,7 @@ impl World {
     }
 
     fn step(&mut self, step: Step) -> Result<(), Failure> {
+        stop::check()?;
         self.steps += 1;
         match step {
             Step::Create(volume, steps) => self.create(volume, steps * SIZE_STEP)?,
@@ -280,8 +283,8 @@ impl World {
                 .filter(|words| words.starts_with("groups-") || words.starts_with("status:"))
                 .collect()
         };
-        if wait_until(WHOLE_BOUND, || lacks().is_empty()) {
-            return Ok(());
+        if wait_until(WHOLE_BOUND, || stop::asked().is_some() || lacks().is_empty()) {
+            return stop::check();
         }
         let words = format!("{next} can't be taken away for {WHOLE_BOUND:?}: {}", lacks().join("; "));
         Err(Failure::new(FailureKind::Unhealed, words))
@@ -305,6 +308,7 @@ impl World {
             if !again {
                 return Ok((said, is_repeated));
             }
+            stop::check()?;
             is_repeated = true;
             if begun.elapsed() > STEP_BOUND {
                 let words = format!(

@@ -29,6 +29,8 @@ pub enum FailureKind {
     Operation,
     /// The run itself could not go on: no program, no directory, no cluster.
     Setup,
+    /// A signal asked the run to stop; nothing had gone wrong until then.
+    Stopped,
 }
 
 impl FailureKind {
@@ -43,6 +45,7 @@ impl FailureKind {
             FailureKind::Memory => 15,
             FailureKind::Operation => 16,
             FailureKind::Setup => 20,
+            FailureKind::Stopped => 21,
         }
     }
 
@@ -57,6 +60,7 @@ impl FailureKind {
             FailureKind::Memory => "memory",
             FailureKind::Operation => "operation",
             FailureKind::Setup => "setup",
+            FailureKind::Stopped => "stopped",
         }
     }
 }

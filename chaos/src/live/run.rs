@@ -18,6 +18,7 @@ use super::meta_disk::MetaDisk;
 use super::process;
 use super::report::{Failure, FailureKind, Table, Timeline};
 use super::scrape::scrape_what_comes;
+use super::stop;
 use super::vm::{self, Vm};
 use super::wait::wait_until;
 use crate::checker::history::Broken;
@@ -459,6 +460,7 @@ impl Run {
 
     /// Whether nobody has read what nobody wrote, and no process has ended by itself.
     pub fn watch(&mut self) -> Result<(), Failure> {
+        stop::check()?;
         if let Some(broken) = self.ledger.broken() {
             return Err(broken.into());
         }

@@ -9,6 +9,7 @@ use super::report::{Failure, FailureKind, Table};
 use super::run::{Run, RunOptions};
 use super::scenarios::disk::power_cut as cut;
 use super::steps::{self, Fault};
+use super::stop;
 
 /// Load before the first fault.
 const CALM: Duration = Duration::from_secs(2);
@@ -116,7 +117,7 @@ pub fn run(options: RunOptions, plan: &Plan) -> Outcome {
         Err(failure) => {
             return Outcome {
                 table: Table::default(),
-                failure: Some((failure, dir)),
+                failure: Some((stop::judged(failure), dir)),
                 took: begun.elapsed(),
                 first_io,
             };
@@ -125,6 +126,11 @@ pub fn run(options: RunOptions, plan: &Plan) -> Outcome {
     let result = play(&mut run, plan, begun, &mut first_io).and_then(|()| run.finish());
     let table = run.table.clone();
     let failure = result.err().map(|failure| {
+        let failure = stop::judged(failure);
+        // Who asks to stop waits for nothing that nobody will look at.
+        if failure.kind == FailureKind::Stopped {
+            return (failure, dir);
+        }
         let dir = run.keep(&failure);
         (failure, dir)
     });

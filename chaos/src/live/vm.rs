@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::machine::{Guest, Machine, said};
 use super::report::{Failure, FailureKind};
+use super::stop;
 use crate::rng::Rng;
 
 /// The volume.
@@ -238,6 +239,7 @@ impl Vm {
             self.check();
         }
         while matches!(self.stage, Stage::Checks(_)) {
+            stop::check()?;
             self.poll()?;
             std::thread::sleep(Duration::from_millis(100));
         }

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use super::limits::{GARBAGE_ANSWER_BOUND, GARBAGE_BYTES_MAX, GARBAGE_CONNECTIONS_MAX, GARBAGE_SAMPLES_MAX};
-use crate::live::process;
+use crate::live::{process, stop};
 use crate::rng::Rng;
 
 /// How often memory is looked at.
@@ -296,7 +296,11 @@ pub fn run(plan: &Plan) -> Outcome {
     let end = Instant::now() + plan.span;
     let mut next_sample = Instant::now();
     let mut interval = SAMPLE_INTERVAL;
-    while (Instant::now() < end || run.visits < Manner::ALL.len()) && !plan.doors.is_empty() {
+    let is_over = |visits: usize| {
+        let has_ended = Instant::now() >= end && visits >= Manner::ALL.len();
+        has_ended || plan.doors.is_empty() || stop::asked().is_some()
+    };
+    while !is_over(run.visits) {
         run.visit();
         run.linger();
         if Instant::now() >= next_sample {

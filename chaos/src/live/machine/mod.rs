@@ -4,6 +4,7 @@
 mod cpio;
 
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -144,6 +145,7 @@ impl Guest {
         let errors = dir.join("qemu");
         let log = fs::File::create(&errors).expect("the log of QEMU can be created");
         command
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be shared"))
             .stderr(log);

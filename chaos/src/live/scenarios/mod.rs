@@ -2,5 +2,6 @@
 
 pub mod device;
 pub mod disk;
+mod drain;
 pub mod network;
 pub mod operation;

@@ -1,6 +1,7 @@
 //! What operators and their machines do to a cluster that is in use: nodes come and go for good, volumes move and grow, programs are
 //! upgraded, configurations are wrong.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ pub const FAULTS: &[Fault] = &[
     fault("node-back", "node-back", Some(PAUSE_MAX), node_back),
     fault("node-lost", "node-lost", Some(PAUSE_MAX), node_lost),
     fault("rack-gone", "domain-gone", Some(PAUSE_MAX), rack_gone).with_racks(),
+    fault("drain-node", "drain", Some(PAUSE_MAX), super::drain::drain),
     fault("grey-node", "grey-node", Some(PAUSE_MAX), grey_node),
     fault("upgrade", "upgrade", WAITS, upgrade),
     fault("grow", "grow", Some(PAUSE_MAX), grow),
@@ -42,7 +44,7 @@ const FIO: u8 = 59;
 const FIO_VOLUME: &str = "fio";
 
 /// A node more, under load.
-fn add_node(run: &mut Run) -> Result<(), Failure> {
+pub(super) fn add_node(run: &mut Run) -> Result<(), Failure> {
     before(run)?;
     let nodes = run.cluster.nodes().count();
     if nodes >= usize::from(NODES_MAX) {
@@ -90,7 +92,7 @@ fn node_lost(run: &mut Run) -> Result<(), Failure> {
 }
 
 /// A node that holds copies.
-fn holder(run: &mut Run) -> Result<Part, Failure> {
+pub(super) fn holder(run: &mut Run) -> Result<Part, Failure> {
     let holders = run.cluster.holders();
     if holders.is_empty() {
         return Err(Failure::new(
@@ -176,7 +178,7 @@ fn rack_gone(run: &mut Run) -> Result<(), Failure> {
     run.load(Duration::from_secs(2))
 }
 
-fn unhealed(when: &str, problems: &[String]) -> Failure {
+pub(super) fn unhealed(when: &str, problems: &[String]) -> Failure {
     let words = format!("{when}, and there is still: {}", problems.join("; "));
     Failure::new(FailureKind::Unhealed, words)
 }
@@ -341,7 +343,11 @@ fn fio_verify(run: &mut Run) -> Result<(), Failure> {
     command
         .arg(format!("--randseed={}", run.rng.word() >> 1))
         .arg(format!("--uri={uri}"));
-    command.stdin(Stdio::null()).stderr(Stdio::null()).stdout(log);
+    command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .stdout(log);
     let child = command.current_dir(run.cluster.dir()).spawn();
     let mut child = Guarded::new(child.map_err(|error| Failure::new(FailureKind::Setup, error.to_string()))?);
     let begun = std::time::Instant::now();

@@ -103,12 +103,19 @@ impl Holder {
         !self.is_equal(device) && (copied || !rules.has(Rule::CopyFirst))
     }
 
-    /// Rules 7 and 22: whether it may propose to admit that joiner.
+    /// Whether all members of `I` that were heard are equal. While the base is not settled, more may come and raise it.
+    fn is_level(&self) -> bool {
+        let counted = self.counted();
+        self.complete && counted == counted.filter(|d| self.is_equal(d))
+    }
+
+    /// Rules 7 and 22: whether it may propose to admit that joiner. It stands in for a member that was not heard if it is equal
+    /// to those that were: whoever comes later is compared with all of them.
     pub fn may_admit(&self, rules: Rules, g: u8, device: u8) -> bool {
         let next = self.config.insync.with(device);
         self.may_propose(rules)
             && self.config.joining.has(device)
-            && (self.is_settled() || !rules.has(Rule::SettledBase))
+            && (self.is_settled() || self.is_level() || !rules.has(Rule::SettledBase))
             && self.is_admissible(rules, g, device)
             && (self.is_known_on(next) || !rules.has(Rule::AdmitEqual))
     }
@@ -274,7 +281,8 @@ impl State {
     /// Rule 21: adoption first, then copies of what differs.
     ///
     /// A resync copy may take a device back to an older version, if the local one is of a lower generation. So a second copy
-    /// for the same block must never be older than the first: until I/O is served there must be one base only.
+    /// for the same block must never be older than the first: until I/O is served there must be one base only. Repair copies
+    /// go to a joiner before that.
     fn resync(&mut self, rules: Rules, g: u8) {
         let holder = self.holder(g);
         if !holder.complete || !matches!(holder.phase, Phase::Attaching | Phase::Serving) {
@@ -293,11 +301,21 @@ impl State {
                 continue;
             }
             for (block, cell) in newest.into_iter().enumerate() {
-                if settled && !self.holder(g).holds_or_supersedes(rules, g, device, block) {
+                let (holder, block) = (g, block as u8);
+                let known = self.holder(g).known[device as usize][block as usize];
+                if settled && !self.holder(g).holds_or_supersedes(rules, g, device, block.into()) {
                     self.net.send(Message::Resync {
-                        holder: g,
+                        holder,
                         device,
-                        block: block as u8,
+                        block,
+                        cell,
+                    });
+                } else if !settled && known.is_known() && !known.holds(cell.version()) {
+                    // A repair copy can't take it back, so there may be more than one base.
+                    self.net.send(Message::Repair {
+                        holder,
+                        device,
+                        block,
                         cell,
                     });
                 }

@@ -1,6 +1,6 @@
-//! Groups that nobody can serve any more: of the `I` that meta knows fewer than `W` devices are left, for good. A write quorum is out of
-//! reach, so I/O waits for an operator (rule 20). That is found by counting devices, and excuses nothing but waiting: what was
-//! acknowledged must be on whoever is left.
+//! Groups that nobody can serve any more: of the `I` that meta knows fewer than `W` devices are left, for good, and no other device of the
+//! group could stand in. A write quorum is out of reach, so I/O waits for an operator (rule 20). That is found by counting devices, and
+//! excuses nothing but waiting: what was acknowledged must be on whoever is left.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,10 @@ impl World {
             let on = group.in_sync.iter().filter_map(|member| self.setup.node_of(member));
             let left: Vec<u8> = on.filter(|node| !is_missing(*node)).collect();
             let needed = if volume.min_copies_one { 1 } else { volume.write_quorum };
-            if left.len() < usize::from(needed) {
+            let others = group.joining.iter().chain(&group.stale);
+            let mut others = others.filter_map(|member| self.setup.node_of(member));
+            let helped = !left.is_empty() && others.any(|node| !is_missing(node));
+            if left.len() < usize::from(needed) && !helped {
                 short.insert(id, left);
             }
         }

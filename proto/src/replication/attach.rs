@@ -95,8 +95,8 @@ impl Coordinator {
             }
             self.send_open_writes(g);
             self.ask_idle_reads(g);
-            self.touch_catch_up(g);
         }
+        self.touch_catch_up(g);
         self.take_late(g, place);
         self.update_phase(g);
     }
@@ -196,7 +196,10 @@ impl Coordinator {
             // What the configuration is must be known first.
             return;
         }
-        let enough = self.compared_min(g);
+        let enough = match self.has_stand_in(g) {
+            true => self.settings.seal_quorum(self.groups[g].in_sync.len()),
+            false => self.compared_min(g),
+        };
         let group = &mut self.groups[g];
         if group.present().len() < enough {
             // Nobody can be passed over now.

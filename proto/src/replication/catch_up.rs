@@ -120,7 +120,7 @@ impl Coordinator {
         for target in self.groups[g].writers().iter() {
             let group = &self.groups[g];
             let replica = &group.replicas[target];
-            let early = replica.role == Role::Joining && group.phase != GroupPhase::Serving;
+            let early = replica.role == Role::Joining && group.phase != GroupPhase::Serving && self.level(g).is_none();
             if !replica.joined || replica.behind || early {
                 continue;
             }
@@ -141,11 +141,14 @@ impl Coordinator {
     fn check_caught_up(&mut self, g: usize, target: usize) {
         let group = &mut self.groups[g];
         let replica = &mut group.replicas[target];
-        if group.phase != GroupPhase::Serving || !replica.is_complete() || !replica.joined {
+        if !replica.is_complete() || !replica.joined {
             return;
         }
         if replica.role == Role::Joining {
             return self.reconsider(g);
+        }
+        if group.phase != GroupPhase::Serving {
+            return;
         }
         replica.resync = false;
         if std::mem::take(&mut replica.told_behind) {
@@ -274,10 +277,10 @@ impl Coordinator {
     }
 
     /// By what rule copies to a member apply. A resync copy that arrives late could undo a repair that was made meanwhile
-    /// with a higher version of an older generation; there are none while members are compared, so repairs it is then.
+    /// with a higher version of an older generation; there must be none while members are compared that may raise the base.
     pub(super) fn copy_source(&self, g: usize, target: usize) -> CopySource {
         let group = &self.groups[g];
-        if group.phase == GroupPhase::Serving && group.replicas[target].resync && !self.limits.resync_by_highest() {
+        if group.is_settled() && group.replicas[target].resync && !self.limits.resync_by_highest() {
             CopySource::Resync
         } else {
             CopySource::Repair
@@ -344,7 +347,8 @@ impl Coordinator {
         let refusing = self.groups[g].places(|replica| replica.health.refuses.is_some());
         let group = &mut self.groups[g];
         let usable = |replica: &super::group::Replica| replica.joined && replica.is_complete() && !replica.behind;
-        let sources = group.places(usable).and(group.readable());
+        let settled = group.is_settled();
+        let sources = group.places(usable).and(group.readable()).and(group.sources());
         if let Some(compare) = &group.replicas[target].compare
             && !sources.contains(compare.source)
         {
@@ -391,6 +395,8 @@ impl Coordinator {
                 // comparison of all members that follows.
                 let kept = &group.lost;
                 replica.lack.insert_without(segment.layer, segment.range, kept);
+            } else if higher && !settled {
+                replica.higher = true;
             } else if own.version < source.version || higher || own.content == Content::Damaged {
                 replica.lack.insert(segment.layer, segment.range);
                 if own.content == Content::Damaged {

@@ -92,7 +92,10 @@ impl Coordinator {
     fn wish(&self, g: usize) -> Option<(Mask, Mask)> {
         let group = &self.groups[g];
         match group.phase {
-            GroupPhase::Reconciling => Some((self.reconciled_in_sync(g)?, group.joining)),
+            GroupPhase::Reconciling => match self.reconciled_in_sync(g) {
+                Some(in_sync) => Some((in_sync, group.joining)),
+                None => self.wish_for_stand_in(g),
+            },
             GroupPhase::Serving if !group.draining => self.wish_while_serving(g),
             _ => None,
         }
@@ -110,10 +113,14 @@ impl Coordinator {
         if !self.is_left_alive(g, change) {
             return false;
         }
-        if group.phase == GroupPhase::Reconciling {
-            return self.reconciled_in_sync(g) == Some(change.in_sync);
-        }
         let needed = self.settings.proposal_quorum(change.in_sync.len());
+        if group.phase == GroupPhase::Reconciling {
+            let stands_in = self.level(g).is_some_and(|level| {
+                let joiners = change.in_sync.minus(group.in_sync);
+                level.len() + joiners.iter().filter(|place| self.is_equal_joiner(g, *place)).count() >= needed
+            });
+            return stands_in || self.reconciled_in_sync(g) == Some(change.in_sync);
+        }
         let sound: Mask = change
             .in_sync
             .iter()
@@ -239,6 +246,9 @@ impl Coordinator {
         }
         for g in 0..self.groups.len() {
             self.reconsider(g);
+            if self.groups[g].phase == GroupPhase::Reconciling {
+                self.touch_catch_up(g);
+            }
         }
     }
 
@@ -325,6 +335,7 @@ impl Coordinator {
         group.change = None;
         group.config = config;
         (group.in_sync, group.joining) = (in_sync, joining);
+        group.ignored = group.ignored.and(in_sync);
         let writers = group.writers();
         for place in was_writers.minus(writers).iter() {
             self.leave(g, place);

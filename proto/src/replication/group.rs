@@ -45,6 +45,8 @@ pub(super) struct Replica {
     pub(super) stale: bool,
     /// Whether what it lacks is sent as resync copies: its past is not known.
     pub(super) resync: bool,
+    /// A joiner that stands in has blocks that nobody was told of, and that have to give way.
+    pub(super) higher: bool,
     /// The comparison, while `stale`.
     pub(super) compare: Option<Compare>,
     /// Copies on their way to it. Their blocks are no longer in `lack`, and still lacking.
@@ -111,6 +113,7 @@ impl Replica {
             lack: Lack::new(limits.lack_chunks_exact_max),
             stale: role == Role::Joining,
             resync: role == Role::Joining,
+            higher: false,
             compare: None,
             jobs: BTreeMap::new(),
             copy_paused: None,
@@ -138,7 +141,7 @@ impl Replica {
 
     /// Nothing is known of its content but that it is to be compared.
     pub(super) fn distrust(&mut self) {
-        (self.stale, self.resync) = (true, true);
+        (self.stale, self.resync, self.higher) = (true, true, false);
         self.compare = None;
         self.copied_blocks = 0;
     }
@@ -158,7 +161,7 @@ impl Replica {
 
     /// Whether it is known to hold every block in its newest acknowledged version, writes on their way apart.
     pub(super) fn is_complete(&self) -> bool {
-        !self.stale && self.lack.is_empty() && self.jobs.is_empty()
+        !self.stale && !self.higher && self.lack.is_empty() && self.jobs.is_empty()
     }
 
     /// The same for one range.
@@ -207,6 +210,9 @@ pub(super) struct Group {
     pub(super) in_sync: Mask,
     /// `J`.
     pub(super) joining: Mask,
+    /// Members of `I` that are listened to no more, until they are ejected: a joiner has been made equal to the others by copies that
+    /// would undo what these might bring.
+    pub(super) ignored: Mask,
     pub(super) change: Option<Change>,
     /// No change is wanted before then: one was refused.
     pub(super) change_paused: Time,
@@ -254,6 +260,7 @@ impl Group {
             config,
             in_sync: Mask::NONE,
             joining: Mask::NONE,
+            ignored: Mask::NONE,
             change: None,
             change_paused: Time::ZERO,
             enough_since: None,
@@ -310,10 +317,16 @@ impl Group {
         self.places(|replica| replica.joined)
     }
 
-    /// Members of `I` to compare at attach: those that have joined, but for who held up a comparison.
+    /// Members of `I` to compare at attach: those that have joined, but for who held up a comparison or has no say any more.
     pub(super) fn present(&self) -> Mask {
         self.in_sync
+            .minus(self.ignored)
             .and(self.places(|replica| replica.joined && !replica.passed_over))
+    }
+
+    /// Whether nobody can raise the base any more.
+    pub(super) fn is_settled(&self) -> bool {
+        self.phase == GroupPhase::Serving || !self.ignored.is_empty()
     }
 
     /// `I ∪ J`: who gets every write.

@@ -2,6 +2,7 @@
 //! ejected and is well again joins anew. Spells of being well that are short don't count, and each ejection makes the next
 //! return later, so that nobody flaps.
 
+use super::api::GroupPhase;
 use super::group::{Health, Role};
 use super::mask::Mask;
 use super::{Coordinator, ReleaseState, Timer};
@@ -48,6 +49,10 @@ impl Coordinator {
                 health.refuses.take_if(|_| !refuses);
             }
             self.reconsider(g);
+            if self.groups[g].phase == GroupPhase::Waiting {
+                // Somebody may be well enough by now to stand in.
+                self.update_phase(g);
+            }
         }
         self.arm_health();
     }
@@ -105,12 +110,7 @@ impl Coordinator {
         if let Some(left) = self.without_troubled(g) {
             return Some((left, joining));
         }
-        let late = |place: &usize| {
-            group.replicas[*place]
-                .health
-                .is_troubled_for(self.now, self.limits.eject_after)
-        };
-        if let Some(place) = joining.iter().find(late) {
+        if let Some(place) = joining.iter().find(|place| self.is_late(g, *place)) {
             return Some((in_sync, joining.minus(Mask::one(place))));
         }
         let equal = |place: &usize| {
@@ -122,10 +122,21 @@ impl Coordinator {
             return Some((in_sync.or(one).minus(self.gives_place_to(g, place)), joining.minus(one)));
         }
         // Beyond the copies that there should be only who takes the place of one of them.
-        let full = group.writers().len() >= usize::from(self.settings.replicas);
+        let full = self.is_full(g);
         let wanted = |place: &usize| !full || !self.gives_place_to(g, *place).is_empty();
         let place = (0..group.replicas.len()).find(|place| wanted(place) && self.may_rejoin(g, *place))?;
         Some((in_sync, joining.or(Mask::one(place))))
+    }
+
+    /// Whether a joiner has been in trouble for too long.
+    pub(super) fn is_late(&self, g: usize, place: usize) -> bool {
+        let health = &self.groups[g].replicas[place].health;
+        health.is_troubled_for(self.now, self.limits.eject_after)
+    }
+
+    /// Whether there are as many copies as there should be, those in the making too.
+    pub(super) fn is_full(&self, g: usize) -> bool {
+        self.groups[g].writers().len() >= usize::from(self.settings.replicas)
     }
 
     /// The member of `I` that gives its place to this one, if meta wants that.
@@ -169,7 +180,7 @@ impl Coordinator {
         (left != group.in_sync && there.len() >= self.settings.write_quorum(left.len())).then_some(left)
     }
 
-    fn may_rejoin(&self, g: usize, place: usize) -> bool {
+    pub(super) fn may_rejoin(&self, g: usize, place: usize) -> bool {
         let group = &self.groups[g];
         let replica = &group.replicas[place];
         let member = &self.members[replica.member];

@@ -23,6 +23,7 @@ mod no_space;
 pub mod pace;
 mod read;
 mod reconcile;
+mod stand_in;
 mod status;
 mod write;
 

@@ -32,6 +32,11 @@ pub(super) struct Reconcile {
 }
 
 impl Reconcile {
+    /// Whether all that its members hold has been looked at.
+    pub(super) fn is_merged(&self) -> bool {
+        self.merged
+    }
+
     /// Who is compared.
     pub(super) fn participants(&self) -> Mask {
         self.places.iter().copied().collect()
@@ -205,7 +210,7 @@ impl Coordinator {
             replica.lack.clear();
             replica.jobs.clear();
             replica.damaged = Default::default();
-            (replica.stale, replica.resync, replica.compare) = (false, false, None);
+            (replica.stale, replica.resync, replica.higher, replica.compare) = (false, false, false, None);
             (replica.behind, replica.copy_paused) = (false, None);
             if replica.role == Role::Joining {
                 replica.distrust();
@@ -380,6 +385,7 @@ impl Coordinator {
         let mut equal = participants.iter().map(|place| &group.replicas[place]);
         if equal.all(super::group::Replica::is_complete) {
             self.reconciled(g, participants);
+            self.settle_for_stand_ins(g);
         } else if self.limits.propose_before_repair() {
             self.reconsider(g);
         }
@@ -397,9 +403,12 @@ impl Coordinator {
         }
         let came = group.present().minus(participants);
         let settled = group.change.is_some_and(|change| change.step != Step::Wanted);
-        if settled || came.is_empty() || group.restarts >= self.limits.reconcile_restarts_max {
+        let few = participants.len() < self.compared_min(g);
+        let group = &self.groups[g];
+        if settled || came.is_empty() || !few && group.restarts >= self.limits.reconcile_restarts_max {
             return self.reconsider(g);
         }
+        let group = &mut self.groups[g];
         // Who has come meanwhile is compared too, rather than ejected.
         group.restarts += 1;
         (group.change, group.reconcile) = (None, None);
@@ -414,7 +423,8 @@ impl Coordinator {
         let participants = reconcile.participants();
         let mut equal = participants.iter().map(|place| &group.replicas[place]);
         let equal = equal.all(super::group::Replica::is_complete) || self.limits.propose_before_repair();
-        (equal && participants != group.in_sync).then_some(participants)
+        let enough = participants.len() >= self.compared_min(g);
+        (equal && enough && participants != group.in_sync).then_some(participants)
     }
 
     /// A member was lost, or an answer: the comparison starts anew when enough members are there.

@@ -5,6 +5,7 @@ mod damage;
 mod meta;
 mod model;
 mod replacement;
+mod stand_in;
 mod stories;
 mod world;
 

@@ -78,6 +78,8 @@ pub const NODE_HEARTBEAT_MS: u32 = 1000;
 pub const NODE_SILENCE_MS: u64 = 5000;
 /// After this long without a message a metadata server no longer seems alive.
 pub const MEMBER_SILENCE_MS: u64 = 3000;
+/// Entries of the log that a member may lack and still be counted on when another one is removed.
+pub const READY_ENTRIES: u64 = 1024;
 /// How often changes of usage are written to the log at the most.
 pub const REPORT_INTERVAL_MS: u64 = 30_000;
 /// Events that are kept; the oldest go.

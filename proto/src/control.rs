@@ -104,6 +104,8 @@ codes! {
     NotReady = "not-ready" / Unavailable,
     /// The member id was used before, or is not allowed.
     InvalidMember = "invalid-member" / InvalidArgument,
+    /// Without the member too few of the others would answer.
+    MemberNeeded = "member-needed" / FailedPrecondition,
     /// Another change of members is not finished yet: try again.
     MemberChangePending = "member-change-pending" / Unavailable,
     /// The call has no valid token.

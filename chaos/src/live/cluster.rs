@@ -3,7 +3,7 @@
 //!
 //! Processes end with the thread that started them, however it ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -108,6 +108,10 @@ impl Said {
 pub struct Cluster {
     options: ClusterOptions,
     network: (u8, u8),
+    /// Metadata servers that are to be there; the first so many began the cluster.
+    metas: BTreeSet<u8>,
+    /// The number of the newest metadata server.
+    last_meta: u8,
     running: BTreeMap<Part, Guarded>,
     /// Parts that are reached elsewhere than where they listen.
     advertised: BTreeMap<Part, SocketAddr>,
@@ -163,6 +167,8 @@ impl Cluster {
         }
         let network = free_network().ok_or_else(|| ClusterError("no loopback network is free".to_string()))?;
         Ok(Cluster {
+            metas: (1..=options.metas).collect(),
+            last_meta: options.metas,
             options,
             network,
             running: BTreeMap::new(),
@@ -263,7 +269,37 @@ impl Cluster {
 
     /// All metadata servers.
     pub fn metas(&self) -> impl Iterator<Item = Part> + use<> {
-        (1..=self.options.metas).map(Part::Meta)
+        self.metas.clone().into_iter().map(Part::Meta)
+    }
+
+    /// A metadata server more, which is not started yet. It joins the others when it is.
+    ///
+    /// # Errors
+    /// There is no namespace for it.
+    pub fn add_meta(&mut self) -> Result<Part, ClusterError> {
+        let meta = Part::Meta(self.last_meta + 1);
+        if let Some(ways) = &mut self.ways {
+            ways.join(meta)?;
+        }
+        self.last_meta += 1;
+        self.metas.insert(self.last_meta);
+        Ok(meta)
+    }
+
+    /// `cairn meta remove`. When that succeeds it is no part of the cluster any more, and its process ends by itself: see
+    /// [`Cluster::ended`].
+    pub fn remove_meta(&mut self, id: u8) -> Said {
+        let key = self.options.dir.join("cluster.key").display().to_string();
+        let said = self.ask(&["meta", "remove", &id.to_string(), "--yes", "--cluster-key", &key]);
+        if said.is_success() {
+            self.forget_meta(id);
+        }
+        said
+    }
+
+    /// A metadata server was removed.
+    pub fn forget_meta(&mut self, id: u8) {
+        self.metas.remove(&id);
     }
 
     /// All nodes.
@@ -411,9 +447,16 @@ impl Cluster {
                 command.arg("--dir").arg(self.meta_dir(id));
                 let rebuild_after = format!("{}s", self.options.rebuild_after.as_secs());
                 command.args(["--rebuild-after", &rebuild_after]);
-                for member in self.metas() {
-                    let Part::Meta(id) = member else { continue };
-                    command.args(["--member", &format!("{id}={}", self.reached_at(member))]);
+                if id > self.options.metas {
+                    let others = self.metas().filter(|other| *other != part);
+                    let others: Vec<String> = others.map(|other| self.reached_at(other)).collect();
+                    command.args(["--join", "--meta", &others.join(",")]);
+                } else {
+                    // Those that began the cluster, whether they are in it still or not.
+                    for id in 1..=self.options.metas {
+                        let member = self.reached_at(Part::Meta(id));
+                        command.args(["--member", &format!("{id}={member}")]);
+                    }
                 }
             }
             Part::Node(k) => {

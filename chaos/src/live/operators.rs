@@ -1,17 +1,19 @@
 //! Random walks of what operators do, against a model of what must be true: volumes are created, grown, deleted, written,
 //! read, servers are killed and come back, exports begin anew; and what is wrong is asked for too, and must be refused with
-//! the right exit code. After each step the cluster lists exactly the volumes of the model.
+//! the right exit code. Metadata servers are added and removed. After each step the cluster lists exactly the volumes and the metadata
+//! servers of the model.
 //!
 //! A walk is a list of steps, and what a step does depends on it and the model alone, so a failing walk is shrunk: parts of it
 //! are left out and the rest is walked on a new cluster, as long as that fails in the same way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cairn_proto::ids::VolumeId;
 use cairn_proto::limits::BLOCK_BYTES;
+use serde_json::Value;
 
 use super::cluster::{Cluster, ClusterOptions, Part, Said};
 use super::nbd::{Command, Connection};
@@ -27,6 +29,8 @@ const STEP_BOUND: Duration = Duration::from_secs(60);
 const WHOLE_BOUND: Duration = Duration::from_secs(120);
 /// The pause before something is asked once more.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Entries of the log that a metadata server may lack and is said to be up.
+const LAG_MAX: u64 = 500;
 /// Names that volumes have.
 const NAMES: u64 = 3;
 /// Blocks of a volume that are written and read, spread over it.
@@ -35,7 +39,8 @@ const SIZE_STEP: u64 = 32 << 20;
 const SIZE_STEPS_MAX: u64 = 4;
 /// Walks that are tried to make a failing one shorter.
 const SHRINK_MAX: usize = 16;
-const METAS: u8 = 3;
+/// Metadata servers at the most.
+const METAS_MAX: u64 = 5;
 const NODES: u8 = 3;
 const EXPORT: Part = Part::Export(1);
 
@@ -44,6 +49,7 @@ const NOT_FOUND: i32 = 3;
 const EXISTS: i32 = 4;
 const UNREACHABLE: i32 = 5;
 const REFUSED: i32 = 6;
+const USAGE: i32 = 2;
 
 /// What an operator does. Volumes are meant by number, servers by theirs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,8 +68,12 @@ pub enum Step {
     Read(u64),
     /// Kills a storage node, unless another is away, or starts it again. All copies are there when it is killed.
     Node(u8),
-    /// Kills a metadata server, unless another is away, or starts it again.
+    /// Kills a metadata server (the first, the second, …), unless another is away or too few would be left, or starts it again.
     Meta(u8),
+    /// Starts a further metadata server, which joins, unless there are as many as there may be or one is away.
+    AddMeta,
+    /// `cairn meta remove`, of the first, the second, …: refused where too few of the others would answer.
+    RemoveMeta(u8),
     /// Kills all metadata servers and starts them again.
     AllMetas,
     /// Kills the export and starts it again.
@@ -84,7 +94,7 @@ pub fn walk(seed: u64, length: usize) -> Vec<Step> {
     let step = |_| {
         let volume = rng.below(NAMES);
         let block = rng.below(BLOCKS);
-        match rng.weighted(&[16, 8, 8, 24, 6, 16, 8, 5, 2, 4, 3]) {
+        match rng.weighted(&[16, 8, 8, 24, 6, 16, 8, 5, 2, 4, 3, 4, 4]) {
             0 => Step::Create(volume, rng.within(1, SIZE_STEPS_MAX)),
             1 => Step::Grow(volume),
             2 => Step::Delete(volume),
@@ -92,10 +102,12 @@ pub fn walk(seed: u64, length: usize) -> Vec<Step> {
             4 => Step::Trim(volume, block),
             5 => Step::Read(volume),
             6 => Step::Node(rng.within(1, NODES.into()) as u8),
-            7 => Step::Meta(rng.within(1, METAS.into()) as u8),
+            7 => Step::Meta(rng.within(1, METAS_MAX) as u8),
             8 => Step::AllMetas,
             9 => Step::Export,
-            _ => Step::Everything,
+            10 => Step::Everything,
+            11 => Step::AddMeta,
+            _ => Step::RemoveMeta(rng.within(1, METAS_MAX) as u8),
         }
     };
     (0..length).map(step).collect()
@@ -212,7 +224,12 @@ impl World {
             Step::Trim(volume, block) => self.put(volume, block, true)?,
             Step::Read(volume) => self.read(volume)?,
             Step::Node(k) => self.toggle(Part::Node(k))?,
-            Step::Meta(k) => self.toggle(Part::Meta(k))?,
+            Step::Meta(k) => {
+                let meta = self.meta(k);
+                self.toggle(meta)?;
+            }
+            Step::AddMeta => self.add_meta()?,
+            Step::RemoveMeta(k) => self.remove_meta(k)?,
             Step::AllMetas => {
                 let metas: Vec<Part> = self.cluster.metas().collect();
                 self.again(&metas)?;
@@ -266,13 +283,134 @@ impl World {
             )
         };
         if !self.away.iter().any(of_kind) {
-            if matches!(part, Part::Node(_)) {
-                self.wait_whole(part)?;
+            match part {
+                Part::Node(_) => self.wait_whole(part)?,
+                Part::Meta(_) if !self.decides_without(part) => return Ok(()),
+                _ => {}
             }
             self.cluster.kill(&[part]);
             self.away.push(part);
         }
         Ok(())
+    }
+
+    /// One of the metadata servers, by its place among them.
+    fn meta(&self, place: u8) -> Part {
+        let metas: Vec<Part> = self.cluster.metas().collect();
+        metas[usize::from(place - 1) % metas.len()]
+    }
+
+    /// Whether a majority of the metadata servers runs when this one does not.
+    fn decides_without(&self, meta: Part) -> bool {
+        let runs = |other: &Part| *other != meta && !self.away.contains(other);
+        let (all, left) = (self.cluster.metas().count(), self.cluster.metas().filter(runs).count());
+        left > all / 2
+    }
+
+    /// Until metadata servers say of each other what is true: who is up, and how much of the log each has.
+    fn wait_metas(&self) -> Result<(), Failure> {
+        let differs = || {
+            let said = self.cluster.ask(&["meta", "list"]);
+            let listed = said.json["members"].as_array().cloned().unwrap_or_default();
+            let matched = |member: &Value| member["matched_index"].as_u64().unwrap_or(0);
+            let most = listed.iter().map(matched).max().unwrap_or(0);
+            let seen: BTreeMap<Part, bool> = listed
+                .iter()
+                .filter_map(|member| {
+                    let is_up = member["alive"].as_bool()? && matched(member) + LAG_MAX >= most;
+                    Some((Part::Meta(member["id"].as_u64()? as u8), is_up))
+                })
+                .collect();
+            let known = self.cluster.metas().map(|meta| (meta, !self.away.contains(&meta)));
+            (seen != known.collect()).then_some(said)
+        };
+        if wait_until(STEP_BOUND, || stop::asked().is_some() || differs().is_none()) {
+            return stop::check();
+        }
+        let known: Vec<Part> = self.cluster.metas().collect();
+        Err(wrong(format!(
+            "of metadata servers, {known:?} without {:?}, is said: {:?}",
+            self.away,
+            differs()
+        )))
+    }
+
+    fn meta_is_away(&self) -> bool {
+        self.away.iter().any(|part| matches!(part, Part::Meta(_)))
+    }
+
+    fn add_meta(&mut self) -> Result<(), Failure> {
+        if self.meta_is_away() || self.cluster.metas().count() as u64 >= METAS_MAX {
+            return Ok(());
+        }
+        let meta = self.cluster.add_meta()?;
+        self.cluster.start(meta)?;
+        self.wait_metas()
+    }
+
+    fn remove_meta(&mut self, place: u8) -> Result<(), Failure> {
+        self.wait_metas()?;
+        let meta = self.meta(place);
+        let Part::Meta(id) = meta else {
+            unreachable!("metadata servers are metadata servers")
+        };
+        let left: Vec<Part> = self.cluster.metas().filter(|other| *other != meta).collect();
+        let up = left.iter().filter(|other| !self.away.contains(other)).count();
+        let expected = match left.len() {
+            0 => USAGE,
+            left if up > left / 2 => 0,
+            _ => REFUSED,
+        };
+        let begun = Instant::now();
+        let mut is_repeated = false;
+        let mut said = loop {
+            stop::check()?;
+            let said = self.cluster.remove_meta(id);
+            let is_unreachable = said.code.is_none_or(|code| code == UNREACHABLE);
+            if !is_unreachable || begun.elapsed() > STEP_BOUND {
+                break said;
+            }
+            is_repeated = true;
+        };
+        if is_repeated && said.code == Some(NOT_FOUND) {
+            // An attempt whose answer was lost has removed it.
+            self.cluster.forget_meta(id);
+            said.code = Some(0);
+        }
+        if said.code != Some(expected) {
+            let words = format!(
+                "removing {meta} ended with {:?} instead of {expected}, with {:?} away: {}",
+                said.code,
+                self.away,
+                said.err.trim()
+            );
+            return Err(wrong(words));
+        }
+        if expected != 0 {
+            return Ok(());
+        }
+        self.away.retain(|part| *part != meta);
+        self.ends(meta)
+    }
+
+    /// What was removed ends by itself.
+    fn ends(&mut self, meta: Part) -> Result<(), Failure> {
+        let mut others = Vec::new();
+        let has_ended = wait_until(STEP_BOUND, || {
+            others.extend(self.cluster.ended().into_iter().filter(|(part, _)| *part != meta));
+            !self.cluster.is_running(meta) || stop::asked().is_some()
+        });
+        stop::check()?;
+        if let Some((part, status)) = others.first() {
+            let words = format!("{part} has ended by itself, {status}, when {meta} was removed");
+            return Err(Failure::new(FailureKind::Died, words));
+        }
+        if has_ended {
+            return Ok(());
+        }
+        Err(wrong(format!(
+            "{meta} was removed, and goes on running for {STEP_BOUND:?}"
+        )))
     }
 
     /// Who takes a node away waits until the one before has all copies again: a volume whose second copy goes meanwhile has no quorum.
@@ -497,12 +635,23 @@ impl World {
             .iter()
             .map(|(volume, known)| (name(*volume), known.bytes))
             .collect();
-        if listed == known {
-            return Ok(());
+        if listed != known {
+            return Err(wrong(format!(
+                "after {step} the cluster lists {listed:?}, and {known:?} is true"
+            )));
         }
-        Err(wrong(format!(
-            "after {step} the cluster lists {listed:?}, and {known:?} is true"
-        )))
+        let said = self.ask(&["meta", "list"], &[])?;
+        let members = said.json["members"].as_array().into_iter().flatten();
+        let listed: BTreeSet<Part> = members
+            .filter_map(|member| Some(Part::Meta(member["id"].as_u64()? as u8)))
+            .collect();
+        let known: BTreeSet<Part> = self.cluster.metas().collect();
+        if listed != known {
+            return Err(wrong(format!(
+                "after {step} the metadata servers are said to be {listed:?}, and {known:?} is true"
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -520,7 +669,7 @@ mod tests {
             .collect();
         kinds.sort();
         kinds.dedup();
-        assert_eq!(kinds.len(), 11);
+        assert_eq!(kinds.len(), 13);
     }
 
     #[test]

@@ -151,7 +151,11 @@ async fn report(client: &MetaClient, node_id: u64, reports: &[AttachmentReport])
         .report_attachments(v1::ReportAttachmentsRequest { reports })
         .await
     {
-        Ok(answer) => answer.advice.iter().map(advice).collect(),
+        Ok(answer) => {
+            // Those that it was started with may all be gone by and by.
+            client.set_endpoints(answer.members);
+            answer.advice.iter().map(advice).collect()
+        }
         Err(error) => {
             tracing::debug!(%error, "can't tell the metadata servers how volumes are");
             Vec::new()

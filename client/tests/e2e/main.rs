@@ -10,6 +10,7 @@ mod damage;
 mod dev;
 mod faults;
 mod guest;
+mod members;
 mod memory;
 mod power;
 mod programs;

@@ -9,6 +9,7 @@ use cairn_proto::control::{Code, v1};
 use cairn_proto::ids::{ClusterId, DeviceId, Epoch, Generation, GroupId, GroupIndex, NodeId, VolumeId};
 use tonic::{Request, Response, Status};
 
+use super::convert;
 use super::convert::*;
 use super::driver::{Failure, Handle, World};
 use super::health;
@@ -408,6 +409,7 @@ impl Control for ControlService {
             });
             Ok(ReportAttachmentsResponse {
                 advice: advice.collect(),
+                members: convert::addresses(world),
             })
         });
         answer.await.map(Response::new)

@@ -351,6 +351,12 @@ pub(super) fn to_node(id: NodeId, node: &Node, world: &World<'_>, devices: Vec<v
     }
 }
 
+/// Where all members are reached.
+pub(super) fn addresses(world: &World<'_>) -> Vec<String> {
+    let members = world.state.members().values();
+    members.map(|member| member.address.clone()).collect()
+}
+
 pub(super) fn members(world: &World<'_>) -> Vec<v1::Member> {
     let leads = world.status.leader == world.status.id;
     let member = |(id, member): (&u64, &model::Member)| {

@@ -9,9 +9,9 @@ use cairn_proto::control::{Code, TokenPurpose};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
-use super::driver::{Event, Failure, Handle};
+use super::driver::{Event, Failure, Handle, World};
 use super::nodes::check_token;
-use crate::limits::{PIECE_BYTES_MAX, RAFT_MESSAGE_BYTES_MAX};
+use crate::limits::{PIECE_BYTES_MAX, RAFT_MESSAGE_BYTES_MAX, READY_ENTRIES};
 use crate::state::{Refusal, command};
 
 pub(super) struct MembersService {
@@ -58,6 +58,38 @@ impl MembersService {
         });
         check.await
     }
+}
+
+/// Refuses to remove a member without which nothing could be decided any more: of those that are left a majority must answer and
+/// have nearly all of the log. Others that are gone are removed first.
+fn check_left(world: &World<'_>, id: u64) -> Result<(), Refusal> {
+    let members = world.state.members();
+    if !members.contains_key(&id) || members.len() == 1 {
+        // The state knows what to say.
+        return Ok(());
+    }
+    let is_ready = |other: u64| {
+        let peer = world.status.peers.iter().find(|peer| peer.id == other);
+        let has_log = peer.is_some_and(|peer| peer.matched + READY_ENTRIES >= world.status.applied);
+        other == world.status.id || (has_log && world.soft.is_member_alive(other, world.now))
+    };
+    let left = members.keys().copied().filter(|other| *other != id);
+    let (ready, missing): (Vec<u64>, Vec<u64>) = left.partition(|other| is_ready(*other));
+    let needed = (members.len() - 1) / 2 + 1;
+    if ready.len() >= needed {
+        return Ok(());
+    }
+    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    Err(Refusal::new(
+        Code::MemberNeeded,
+        format!(
+            "without metadata server {id} only {} of the {} that are left would answer, and {needed} are needed: start again or remove \
+             those that are missing first ({})",
+            ready.len(),
+            members.len() - 1,
+            missing.join(", ")
+        ),
+    ))
 }
 
 #[tonic::async_trait]
@@ -122,7 +154,10 @@ impl Members for MembersService {
         check_token(&request, &self.key, TokenPurpose::Member)?;
         let id = request.into_inner().id;
         let answer = self.handle.propose(
-            move |_| Ok(command::RemoveMember { id }.into()),
+            move |world| {
+                check_left(world, id)?;
+                Ok(command::RemoveMember { id }.into())
+            },
             |_, world| RemoveMemberResponse {
                 members: convert::members(world),
             },

@@ -10,6 +10,7 @@ use cairn_proto::ids::{CommitSeq, DeviceId, DeviceUuid, Epoch, Generation, Group
 use tonic::{Request, Response, Status};
 
 use super::control::unauthenticated;
+use super::convert;
 use super::convert::*;
 use super::driver::{Failure, Handle, World};
 use super::soft::Looked;
@@ -194,12 +195,7 @@ impl Nodes for NodesService {
                 heartbeat_interval_ms: NODE_HEARTBEAT_MS,
                 send_inventory,
                 scrub,
-                members: world
-                    .state
-                    .members()
-                    .values()
-                    .map(|member| member.address.clone())
-                    .collect(),
+                members: convert::addresses(world),
                 feature_level: world.state.feature_level(),
                 care: world.soft.heal.tasks_of(node).into_iter().map(task).collect(),
             })

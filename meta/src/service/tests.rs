@@ -489,6 +489,65 @@ async fn a_server_joins_and_another_is_removed() {
     client.register_node(registration(2)).await.unwrap();
 }
 
+/// A member that is needed to decide anything is not removed; one that is gone is, and then the other may go, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_which_nothing_could_be_decided_is_not_removed() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client();
+    client.register_node(registration(1)).await.unwrap();
+    let leader = cluster.leader().await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    cluster.stop(others[0]).await.unwrap();
+    let is_alive = |status: &StatusResponse, id| {
+        status
+            .members
+            .iter()
+            .any(|member| member.id == id && member.seems_alive)
+    };
+    for attempt in 0.. {
+        assert!(attempt < 1000, "nobody notices that a server is gone");
+        if client.status().await.is_ok_and(|status| !is_alive(&status, others[0])) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for needed in [others[1], leader] {
+        let refused = client
+            .remove_member(RemoveMemberRequest { id: needed })
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code, Code::MemberNeeded);
+        assert!(
+            refused.message.contains(&format!("({})", others[0])),
+            "{}",
+            refused.message
+        );
+    }
+    let remove = |id| client.remove_member(RemoveMemberRequest { id });
+    assert_eq!(remove(others[0]).await.unwrap().members.len(), 2);
+    assert_eq!(remove(others[1]).await.unwrap().members.len(), 1);
+    let alone = remove(leader).await.unwrap_err();
+    assert_eq!(alone.code, Code::InvalidMember, "{alone}");
+    client.register_node(registration(2)).await.unwrap();
+}
+
+/// Who holds a volume hears which servers there are, as nodes do with their heartbeats.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_reports_is_told_where_the_servers_are() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client();
+    cluster.leader().await;
+    let told = client
+        .report_attachments(ReportAttachmentsRequest::default())
+        .await
+        .unwrap();
+    let mut addresses: Vec<String> = cluster.addresses.values().map(SocketAddr::to_string).collect();
+    let mut members = told.members;
+    addresses.sort();
+    members.sort();
+    assert_eq!(members, addresses);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_lost_its_directory_is_turned_away() {
     let mut cluster = Cluster::start(3).await;

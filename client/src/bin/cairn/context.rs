@@ -43,6 +43,20 @@ pub(crate) fn named_config(global: &Global) -> Result<Config, Failure> {
     }
 }
 
+/// The configuration of the cluster that a command is about: the one that was named, or the one that is found where nothing names
+/// a cluster.
+pub(crate) fn command_config(global: &Global) -> Result<Config, Failure> {
+    let environment = Environment::read();
+    if let Some(path) = global.config.as_ref().or(environment.config.as_ref()) {
+        return Ok(Config::load(path)?);
+    }
+    let found = DEFAULT_FILES.iter().map(Path::new).find(|path| path.exists());
+    match found {
+        Some(path) if global.meta.is_empty() && environment.meta.is_none() => Ok(Config::load(path)?),
+        _ => Ok(Config::default()),
+    }
+}
+
 /// The metadata servers of a process: the flag, else its configuration, else the environment.
 pub(crate) fn process_meta_addresses(global: &Global, config: &Config) -> Result<Vec<String>, Failure> {
     first_addresses([

@@ -142,6 +142,7 @@ fn kind_of(code: Code) -> Kind {
         | Code::ForeignDevice
         | Code::NodeSuperseded
         | Code::MemberChangePending
+        | Code::MemberNeeded
         | Code::Unauthenticated
         | Code::ForeignCluster
         | Code::FeatureLevel => Kind::Refused,

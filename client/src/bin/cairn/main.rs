@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Cli, Command, NodeCommand};
+use args::{Cli, Command, MetaCommand, NodeCommand};
 use failure::Failure;
 
 /// What `--version` prints. A build with planted bugs says so.
@@ -67,7 +67,11 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Events(args) => commands::events::run(global, args),
         Command::Completion(args) => commands::completion::run(args),
         Command::Dev(args) => dev::run(global, args),
-        Command::Meta(args) => process::meta::run(global, args),
+        Command::Meta(args) => match &args.command {
+            Some(MetaCommand::List) => commands::meta::list(global),
+            Some(MetaCommand::Remove(args)) => commands::meta::remove(global, args),
+            None => process::meta::run(global, args),
+        },
         Command::Export(args) => process::export::run(global, args),
     }
 }

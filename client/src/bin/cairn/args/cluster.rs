@@ -4,7 +4,7 @@ use cairn_proto::limits::REPLICAS_MAX;
 use cairn_proto::units::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{FormatDevice, InspectDevice};
+use super::{FormatDevice, InspectDevice, Key};
 use crate::limits::EVENTS_SHOWN;
 
 #[derive(Subcommand, Debug)]
@@ -103,6 +103,29 @@ pub(crate) enum NodeCommand {
     Inspect(InspectDevice),
     /// Format a device, or make it blank
     Format(FormatDevice),
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum MetaCommand {
+    /// List all metadata servers
+    #[command(visible_alias = "ls", after_help = "Example:\n  cairn meta list")]
+    List,
+    /// Remove a metadata server for good: its process ends, and its number is never used again
+    Remove(RemoveMeta),
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "It may lead, or be gone. It is refused when too few of those that are left would answer. Before it is removed a successor is added:\n`cairn meta --join` starts one.\n\nExample:\n  cairn meta remove 2 --yes --cluster-key /etc/cairn/cluster.key"
+)]
+pub(crate) struct RemoveMeta {
+    /// Its number
+    pub(crate) id: u64,
+    /// Do not ask. Needed where there is no terminal to ask on
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) key: Key,
 }
 
 #[derive(Args, Debug)]

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use cluster::{
-    CreateVolume, DeleteVolume, DrainNode, Events, GrowVolume, NodeCommand, ScrubNode, ShowNode, ShowVolume, SpreadArg,
-    Status, UndrainNode, VolumeCommand,
+    CreateVolume, DeleteVolume, DrainNode, Events, GrowVolume, MetaCommand, NodeCommand, RemoveMeta, ScrubNode,
+    ShowNode, ShowVolume, SpreadArg, Status, UndrainNode, VolumeCommand,
 };
 pub(crate) use device::{FormatDevice, InspectDevice};
 pub(crate) use process::{Dev, Export, Key, Meta, Node, Process, VolumeSpec};

@@ -7,7 +7,7 @@ use cairn_client::config::{MemberAddress, Span, WriteCache};
 use cairn_proto::units::ByteSize;
 use clap::Args;
 
-use super::{NodeCommand, host_port};
+use super::{MetaCommand, NodeCommand, host_port};
 use crate::limits::{DEV_METAS_MAX, DEV_NODES_MAX};
 
 /// Start a whole cluster on this machine: metadata servers, storage nodes, an NBD export
@@ -54,16 +54,22 @@ pub(crate) struct Dev {
     pub(crate) nbd_tcp: Option<SocketAddr>,
 }
 
-/// Run a metadata server.
+/// List and remove metadata servers; without a subcommand, run one.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "\
 Examples:
+  cairn meta list
+  cairn meta --id 4 --join --meta 10.0.0.1:7401,10.0.0.2:7401 --dir /var/lib/cairn/meta --listen 10.0.0.4:7401 \\
+      --cluster-key /etc/cairn/cluster.key
   cairn meta --id 1 --dir /var/lib/cairn/meta --listen 10.0.0.1:7401 --cluster-key /etc/cairn/cluster.key \\
       --member 1=10.0.0.1:7401 --member 2=10.0.0.2:7401 --member 3=10.0.0.3:7401
   cairn meta --config /etc/cairn/cairn.toml
 
 A new cluster key: (umask 077; tr -dc 0-9a-f < /dev/urandom | head -c 64 > cluster.key)")]
 pub(crate) struct Meta {
+    #[command(subcommand)]
+    pub(crate) command: Option<MetaCommand>,
     /// Its number among the metadata servers, from 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) id: Option<u64>,
@@ -79,7 +85,7 @@ pub(crate) struct Meta {
     /// A first metadata server of a new cluster, this one included; repeated
     #[arg(long = "member", value_name = "ID=HOST:PORT", conflicts_with = "join")]
     pub(crate) members: Vec<MemberAddress>,
-    /// Begin as a further member of the cluster at --meta
+    /// Begin as a further metadata server of the cluster at --meta, under a number above all that were ever used
     #[arg(long)]
     pub(crate) join: bool,
     /// How long a device may be silent before its copies are rebuilt on others, as 90s, 10m or 2h; the same on all

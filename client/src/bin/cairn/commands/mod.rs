@@ -5,6 +5,7 @@ pub(crate) mod device;
 pub(crate) mod drain;
 pub(crate) mod events;
 pub(crate) mod health;
+pub(crate) mod meta;
 pub(crate) mod node;
 pub(crate) mod status;
 pub(crate) mod volume;

@@ -59,11 +59,36 @@ struct StatusRecord {
 
 /// One metadata server.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
-struct MemberRecord {
-    id: u64,
-    address: String,
-    alive: bool,
-    matched_index: Option<u64>,
+pub(super) struct MemberRecord {
+    pub(super) id: u64,
+    pub(super) address: String,
+    pub(super) alive: bool,
+    pub(super) matched_index: Option<u64>,
+}
+
+impl From<v1::Member> for MemberRecord {
+    fn from(member: v1::Member) -> MemberRecord {
+        MemberRecord {
+            id: member.id,
+            address: member.address,
+            alive: member.seems_alive,
+            matched_index: member.matched_index,
+        }
+    }
+}
+
+/// Metadata servers as a table for people.
+pub(super) fn members_table(members: &[MemberRecord], leader: Option<u64>) -> String {
+    let mut table = Table::new(&["META", "ADDRESS", "STATE"]);
+    for member in members {
+        let state = match (member.alive, leader == Some(member.id)) {
+            (true, true) => "leads",
+            (true, false) => "up",
+            (false, _) => "down",
+        };
+        table.row([member.id.to_string(), member.address.clone(), state.to_string()]);
+    }
+    table.render()
 }
 
 /// Something that an operator should know.
@@ -81,16 +106,7 @@ impl From<v1::StatusResponse> for StatusRecord {
             leader_address: Some(status.leader_address).filter(|address| !address.is_empty()),
             term: status.term,
             answered_by: status.member_id,
-            members: status
-                .members
-                .into_iter()
-                .map(|member| MemberRecord {
-                    id: member.id,
-                    address: member.address,
-                    alive: member.seems_alive,
-                    matched_index: member.matched_index,
-                })
-                .collect(),
+            members: status.members.into_iter().map(MemberRecord::from).collect(),
             volumes: status.volumes,
             volumes_unhealthy: status.volumes_unhealthy,
             groups: status.groups,
@@ -164,17 +180,8 @@ fn describe(status: &StatusRecord) -> String {
         text.push_str("\nnodes that are emptied:\n");
         text.push_str(&drains);
     }
-    let mut table = Table::new(&["META", "ADDRESS", "STATE"]);
-    for member in &status.members {
-        let state = match (member.alive, status.leader_id == Some(member.id)) {
-            (true, true) => "leads",
-            (true, false) => "up",
-            (false, _) => "down",
-        };
-        table.row([member.id.to_string(), member.address.clone(), state.to_string()]);
-    }
     text.push('\n');
-    text.push_str(&table.render());
+    text.push_str(&members_table(&status.members, status.leader_id));
     text
 }
 

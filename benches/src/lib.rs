@@ -4,7 +4,7 @@
 //! [`cost`] says what they cost, [`report`] makes table and JSON, [`aims`] says what was aimed at and whether it was met.
 //! [`scale`] is what an idle cluster costs, and what an I/O costs as work grows.
 //! [`stall`] and [`rebuild`] are what guests feel of failures and of their repair.
-//! [`store`] is the store of one device beside the device itself.
+//! [`store`] is the store of one device beside the device itself; [`path`] all that is computed for an I/O, in one process and without I/O.
 
 #![allow(clippy::disallowed_methods, reason = "this crate measures real time")]
 
@@ -12,6 +12,7 @@ pub mod aims;
 pub mod ceph;
 pub mod cost;
 pub mod matrix;
+pub mod path;
 pub mod rebuild;
 pub mod report;
 pub mod scale;

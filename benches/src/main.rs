@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cairn_benches::matrix::{self, MatrixOptions};
+use cairn_benches::path::{self, PathOptions};
 use cairn_benches::rebuild::{self, RebuildOptions};
 use cairn_benches::scale::{self, ScaleOptions};
 use cairn_benches::stall::{self, StallOptions};
@@ -38,6 +39,9 @@ enum Benches {
     Layouts(LayoutArguments),
     /// The store on a device that does nothing: what it costs itself. Prints JSON.
     Spin(SpinArguments),
+    /// All that is computed for an I/O, by a client and three nodes in one process, without a kernel. Prints JSON.
+    /// Example: cargo run --release -p cairn-benches -- path --instructions
+    Path(PathArguments),
 }
 
 /// Where a cluster runs that is measured, and of what.
@@ -166,6 +170,31 @@ struct SpinArguments {
 }
 
 #[derive(clap::Args)]
+struct PathArguments {
+    /// Count instructions and allocations per I/O of a row of cases, with valgrind.
+    #[arg(long)]
+    instructions: bool,
+    /// Write.
+    #[arg(long, required_unless_present_any = ["read", "instructions"])]
+    write: bool,
+    /// Write all of the span once, then read.
+    #[arg(long, conflicts_with = "write")]
+    read: bool,
+    /// Operations in flight.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=256))]
+    depth: u16,
+    /// Blocks of 4096 bytes of one operation.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    blocks: u32,
+    /// How many operations.
+    #[arg(long, default_value_t = 100_000)]
+    count: u64,
+    /// Blocks that they are spread over.
+    #[arg(long, default_value_t = 1 << 16, value_parser = clap::value_parser!(u64).range(256..))]
+    span: u64,
+}
+
+#[derive(clap::Args)]
 struct FioArguments {
     /// How often every case runs on every target; the spread is over the rounds.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -229,6 +258,7 @@ fn main() -> ExitCode {
             arguments.dir.as_deref(),
         ),
         Benches::Spin(arguments) => run_spin(&arguments),
+        Benches::Path(arguments) => run_path(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -250,6 +280,21 @@ fn run_matrix(arguments: FioArguments) -> Result<(), String> {
         cairn: arguments.cluster.cairn,
         json: arguments.json,
     })
+}
+
+fn run_path(arguments: &PathArguments) -> Result<(), String> {
+    let figures = match arguments.instructions {
+        true => path::count::run()?,
+        false => path::run(&PathOptions {
+            write: !arguments.read,
+            depth: arguments.depth.into(),
+            blocks: arguments.blocks,
+            count: arguments.count,
+            span: arguments.span,
+        })?,
+    };
+    println!("{figures:#}");
+    Ok(())
 }
 
 fn run_spin(arguments: &SpinArguments) -> Result<(), String> {

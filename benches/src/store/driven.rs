@@ -16,7 +16,9 @@ use cairn_proto::limits::BLOCKS_PER_CHUNK;
 use cairn_proto::time::Time;
 use cairn_proto::units::BlockRange;
 use cairn_storage_node::store::api::WriteContent;
-use cairn_storage_node::store::{FormatParams, Store, StoreAction, StoreReply, StoreRequest, StoreState, Ticket};
+use cairn_storage_node::store::{
+    FormatParams, Store, StoreAction, StoreLimits, StoreReply, StoreRequest, StoreState, Ticket,
+};
 
 use super::content::Content;
 use super::disk::{Disk, NullDevice, written};
@@ -185,7 +187,7 @@ impl<D: Disk> Driven<D> {
 }
 
 /// Time since the first call.
-fn now() -> Time {
+pub(crate) fn now() -> Time {
     static START: OnceLock<Instant> = OnceLock::new();
     let elapsed = START.get_or_init(Instant::now).elapsed();
     Time::from_nanos(elapsed.as_nanos() as u64)
@@ -200,13 +202,26 @@ fn version(seq: u64) -> Version {
 ///
 /// # Errors
 /// In words.
-pub fn on_null_device(
+pub fn on_null_device(blocks: u64, limits: StoreLimits) -> Result<Driven<NullDevice>, String> {
+    let (disk, store) = open_on_null_device(blocks, limits, format_params())?;
+    let mut driven = Driven::new(disk, store);
+    driven.content = Content::zeroes();
+    driven.create_replica()?;
+    Ok(driven)
+}
+
+/// A fresh store on a device that does nothing.
+///
+/// # Errors
+/// In words.
+pub fn open_on_null_device(
     blocks: u64,
-    limits: cairn_storage_node::store::StoreLimits,
-) -> Result<Driven<NullDevice>, String> {
+    limits: StoreLimits,
+    params: FormatParams,
+) -> Result<(NullDevice, Store), String> {
     let mut disk = NullDevice::new(blocks);
     let mut memory = cairn_storage_node::testing::MemoryDevice::new(disk.geometry());
-    let mut formatter = Store::format(format_params(), disk.geometry()).map_err(|error| error.to_string())?;
+    let mut formatter = Store::format(params, disk.geometry()).map_err(|error| error.to_string())?;
     while formatter.result().is_none() {
         while let Some(op) = formatter.poll_op() {
             memory.submit(op);
@@ -230,10 +245,7 @@ pub fn on_null_device(
         }
     }
     disk.settle()?;
-    let mut driven = Driven::new(disk, store);
-    driven.content = Content::zeroes();
-    driven.create_replica()?;
-    Ok(driven)
+    Ok((disk, store))
 }
 
 fn memory_done(memory: &mut cairn_storage_node::testing::MemoryDevice) -> Vec<DiskDone> {

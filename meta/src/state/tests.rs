@@ -659,6 +659,12 @@ fn a_caretaker_gives_way_to_everybody_and_takes_from_nobody_who_may_live() {
     );
     fixture.apply(care(8, 4)).unwrap();
     assert_eq!(holder(&fixture).generation, Generation::new(5).unwrap());
+    let delete = DeleteVolume {
+        volume: by_name("v"),
+        force: false,
+    };
+    fixture.apply(delete).unwrap();
+    assert!(fixture.0.is_deleted(VolumeId(1)), "an operator needs no force either");
 }
 
 #[test]

@@ -166,7 +166,9 @@ impl State {
 
     pub(super) fn delete_volume(&mut self, time_ms: u64, command: &DeleteVolume) -> Result<Outcome, Refusal> {
         let (id, volume) = self.find(&command.volume)?;
-        if let Some(holder) = volume.holder.as_ref().filter(|_| !command.force) {
+        // A caretaker gives way to an operator as it does to a guest: it learns that from the answer to its next report.
+        let in_the_way = |holder: &&Holder| !command.force && !holder.caretaker;
+        if let Some(holder) = volume.holder.as_ref().filter(in_the_way) {
             return Err(Refusal::new(
                 Code::VolumeAttached,
                 format!(
@@ -187,6 +189,7 @@ impl State {
         let cause = volume
             .holder
             .as_ref()
+            .filter(|holder| !holder.caretaker)
             .map_or(String::new(), |holder| format!("by force: {} held it", say(holder)));
         let event = Event::new(time_ms, EventKind::VolumeDeleted, message).because(cause);
         self.note(event.of_volume(id, &volume.name));

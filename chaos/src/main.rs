@@ -320,7 +320,7 @@ fn print_totals(totals: &Totals) {
     let seeds = totals.seeds.max(1);
     println!(
         "{} seeds, {} failed; {} operations ({} done) in {} sessions, {} blocks checked ({} undecided), {} \
-         acknowledged writes looked for at once, {} frames, \
+         acknowledged writes looked for at once, {} frames, {} copies through coordinators and {} from node to node, \
          {} events, {} s of virtual time",
         totals.seeds,
         totals.failed.len(),
@@ -331,6 +331,8 @@ fn print_totals(totals: &Totals) {
         totals.undecided,
         totals.probes,
         totals.frames,
+        totals.copies,
+        totals.fetched,
         totals.events,
         totals.virtual_ms / 1000,
     );
@@ -383,6 +385,8 @@ fn as_json(totals: &Totals) -> serde_json::Value {
         "blocks_undecided": totals.undecided,
         "probes": totals.probes,
         "frames": totals.frames,
+        "copies": totals.copies,
+        "fetched": totals.fetched,
         "events": totals.events,
         "virtual_ms": totals.virtual_ms,
         "cpu_us": totals.cpu_us,

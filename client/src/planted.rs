@@ -60,6 +60,8 @@ planted! {
     WritesOvertakeSeal = ("writes-overtake-seal", "host"),
     /// The checksums of incoming blocks are not verified.
     ChecksumUnverified = ("checksum-unverified", "host"),
+    /// What is fetched from another node is called durable before it is written.
+    FetchAckedEarly = ("fetch-acked-early", "host"),
     /// A write is acknowledged when one copy is durable.
     AckAtOneCopy = ("ack-at-one-copy", "coordinator"),
     /// Members are read that are known to lack blocks of the range.
@@ -105,6 +107,7 @@ impl Planted {
             Planted::GrantIgnored => HostCanary::GrantIgnored,
             Planted::WritesOvertakeSeal => HostCanary::WritesOvertakeSeal,
             Planted::ChecksumUnverified => HostCanary::ChecksumUnverified,
+            Planted::FetchAckedEarly => HostCanary::FetchAckedEarly,
             _ => HostCanary::None,
         }
     }

@@ -22,6 +22,10 @@ pub struct Totals {
     pub events: u64,
     /// Frames.
     pub frames: u64,
+    /// Copies that went through a coordinator.
+    pub copies: u64,
+    /// Copies that went from node to node.
+    pub fetched: u64,
     /// Sessions.
     pub sessions: u64,
     /// Acknowledged writes that were looked for on their devices at once.
@@ -50,6 +54,8 @@ impl Totals {
         self.done += stats.done;
         self.events += stats.events;
         self.frames += stats.frames;
+        self.copies += stats.copies;
+        self.fetched += stats.fetched;
         self.sessions += stats.sessions;
         self.probes += stats.probes;
         self.blocks += stats.blocks;

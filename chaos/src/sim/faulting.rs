@@ -418,7 +418,8 @@ impl World {
             let (a, b) = (*self.faulting.rng.pick(&processes), *self.faulting.rng.pick(&processes));
             let speak = match (a, b) {
                 (Process::Meta(a), Process::Meta(b)) => a != b,
-                (Process::Node(_), Process::Node(_)) | (Process::Client(_), Process::Client(_)) => false,
+                (Process::Node(a), Process::Node(b)) => a != b,
+                (Process::Client(_), Process::Client(_)) => false,
                 _ => true,
             };
             if speak {

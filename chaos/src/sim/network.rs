@@ -15,6 +15,11 @@ use cairn_proto::time::Time;
 use super::process::Process;
 use crate::rng::Rng;
 
+/// Where a frame says what it is, and what those are that are counted.
+const KIND_AT: usize = 5;
+const COPY: u8 = 0x22;
+const READ_ANSWER: u8 = 0x25;
+
 /// A connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Link(pub u64);
@@ -165,6 +170,10 @@ pub struct Network<M> {
 pub struct NetworkCounts {
     /// Frames that arrived.
     pub frames: u64,
+    /// Copies among them, that a coordinator has sent.
+    pub copies: u64,
+    /// Answers to reads among them that came to a node: what it has fetched from another one.
+    pub fetched: u64,
     /// Messages that arrived.
     pub messages: u64,
     /// Messages that were lost.
@@ -506,6 +515,9 @@ impl<M: Clone> Network<M> {
             Item::Answer => Some((to, Delivery::Connected { link })),
             Item::Frame(frame) => {
                 self.counts.frames += 1;
+                let kind = frame.head.get(KIND_AT).copied();
+                self.counts.copies += u64::from(kind == Some(COPY));
+                self.counts.fetched += u64::from(kind == Some(READ_ANSWER) && matches!(to, Process::Node(_)));
                 Some((to, Delivery::Frame { link, frame }))
             }
             Item::End | Item::Refusal => {

@@ -75,6 +75,9 @@ pub struct Report {
     pub hash: u64,
 }
 
+/// How long a fetch may take to end, once all are well.
+const FETCHES_BOUND: Duration = Duration::from_secs(10);
+
 /// How much a world did.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
@@ -90,6 +93,10 @@ pub struct Stats {
     pub sessions: u64,
     /// Frames that arrived.
     pub frames: u64,
+    /// Copies that coordinators sent, and that arrived.
+    pub copies: u64,
+    /// Copies whose content nodes got from each other.
+    pub fetched: u64,
     /// How often each fault struck.
     pub faults: BTreeMap<&'static str, u64>,
     /// Virtual time, in milliseconds.
@@ -224,6 +231,8 @@ impl World {
             errors: self.errors.clone(),
             sessions: self.sessions.len() as u64,
             frames: self.net.counts.frames,
+            copies: self.net.counts.copies,
+            fetched: self.net.counts.fetched,
             faults: self.faulting.counts.clone(),
             virtual_ms: self.now().as_nanos() / 1_000_000,
             probes: self.probes,
@@ -599,6 +608,21 @@ impl World {
         None
     }
 
+    /// What nodes still want of each other.
+    fn fetching(&self) -> Option<String> {
+        self.slots.iter().find_map(|(process, slot)| {
+            let Actor::Node(actor) = slot.actor.as_ref()? else {
+                return None;
+            };
+            let status = actor.status()?;
+            let open = status.fetching > 0 || status.fetching_bytes > 0;
+            open.then(|| {
+                let (fetches, bytes) = (status.fetching, status.fetching_bytes);
+                format!("{process} still waits for {fetches} fetches and {bytes} bytes of other nodes")
+            })
+        })
+    }
+
     /// With one node at fault, and meta and the other nodes well, nobody waits for long.
     fn check_waits(&mut self) -> Result<(), Broken> {
         if !self.options.lonely {
@@ -626,7 +650,11 @@ impl World {
         if self.schedule.len() > SCHEDULE_MAX {
             return Err(self.broken(promise, format!("{} events are to come", self.schedule.len())));
         }
-        Ok(())
+        let ended = self.run_until(FETCHES_BOUND, |world| world.fetching().is_none())?;
+        match self.fetching().filter(|_| !ended) {
+            Some(words) => Err(self.broken(promise, words)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -328,6 +328,14 @@ fn host_limits(options: &Options, rng: &mut Rng) -> HostLimits {
         limits.store_requests = rng.within(1, 8) as usize;
         limits.requests_in_flight = rng.within(4, 64) as u32;
     }
+    let mut rng = Rng::stream(options.seed, "fetching");
+    if options.tiny_limits && rng.permille(500) {
+        limits.fetches = rng.within(1, 6) as usize;
+        limits.fetches_per_peer = rng.within(1, 3) as usize;
+        limits.fetch_peers = rng.within(1, 3) as usize;
+        limits.fetch_bytes = rng.within(1, 64) << 12;
+        limits.fetch_idle = Duration::from_millis(rng.within(20, 10_000));
+    }
     limits
 }
 
@@ -351,6 +359,9 @@ fn core_limits(options: &Options, rng: &mut Rng) -> CoreLimits {
         replication.rejoin_max = Duration::from_secs(rng.within(1, 8));
         replication.well_after = Duration::from_millis(rng.within(100, 1000));
     }
+    // Ways between nodes are cut for seconds: some seeds try them again while the cut lasts.
+    let mut rng = Rng::stream(options.seed, "fetches");
+    limits.replication.fetch_pause = Duration::from_millis(*rng.pick(&[200, 2_000, 30_000]));
     #[cfg(feature = "canary")]
     if let Some(planted) = options.planted {
         limits.replication.canary = planted.coordinator();

@@ -99,12 +99,9 @@ impl ClientCore {
             // Whether it is there matters now.
             device.retry_at = device.retry_at.min(now);
             if device.is_up() {
-                let event = replication::Event::Connected {
-                    device: device.id,
-                    commit: device.commit,
-                    recovered: device.recovered,
-                };
-                coordinator.handle(now, event);
+                for event in device.greetings() {
+                    coordinator.handle(now, event);
+                }
             }
         }
         for (op, operation) in std::mem::take(&mut volume.held) {
@@ -181,14 +178,12 @@ impl ClientCore {
         for id in devices.into_iter().filter(|id| !before.contains(id)) {
             let device = self.devices.entry(id).or_insert_with(|| Device::new(id, now));
             if device.is_up() {
-                let event = replication::Event::Connected {
-                    device: id,
-                    commit: device.commit,
-                    recovered: device.recovered,
-                };
+                let greetings = device.greetings();
                 let volume = self.volumes.get_mut(&handle).expect("it was there");
                 let coordinator = volume.coordinator().expect("it was there");
-                coordinator.handle(now, event);
+                for event in greetings {
+                    coordinator.handle(now, event);
+                }
             }
         }
         self.connect_due();
@@ -204,6 +199,10 @@ impl ClientCore {
                 device.addresses = entry.addresses;
                 device.backoff.reset();
                 device.retry_at = device.retry_at.min(now);
+                if device.is_up() {
+                    let (id, event) = (device.id, device.located());
+                    self.tell_volumes(id, &event);
+                }
             }
         }
     }

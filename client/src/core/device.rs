@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use cairn_proto::collections::Map;
 use cairn_proto::frame::Class;
 use cairn_proto::ids::{CommitSeq, Correlation, DeviceId};
-use cairn_proto::message::{Envelope, Hello, Message, PeerLimits, WriteData};
-use cairn_proto::replication::RequestId;
+use cairn_proto::message::{Envelope, Hello, Message, PeerLimits, WriteData, features};
+use cairn_proto::replication::{self, RequestId};
 use cairn_proto::time::Time;
 
 use super::api::{ConnId, VolumeHandle};
@@ -43,6 +43,7 @@ pub(super) struct Device {
     /// What its hello said.
     pub(super) commit: CommitSeq,
     pub(super) recovered: CommitSeq,
+    features: u64,
     limits: PeerLimits,
     in_flight: Map<Correlation, InFlight>,
     bytes_in_flight: u64,
@@ -66,6 +67,7 @@ impl Device {
             backoff: Backoff::default(),
             commit: CommitSeq(0),
             recovered: CommitSeq(0),
+            features: features::NONE,
             limits: PeerLimits::default(),
             in_flight: Map::default(),
             bytes_in_flight: 0,
@@ -115,10 +117,30 @@ impl Device {
         }
         self.limits = limits;
         (self.commit, self.recovered) = (theirs.commit, theirs.recovered);
+        self.features = theirs.features;
         self.link = Link::Up { conn };
         self.backoff.reset();
         self.told = None;
         Ok(())
+    }
+
+    /// What coordinators are told when its connection stands.
+    pub(super) fn greetings(&self) -> [replication::Event; 2] {
+        let connected = replication::Event::Connected {
+            device: self.id,
+            commit: self.commit,
+            recovered: self.recovered,
+        };
+        [connected, self.located()]
+    }
+
+    /// Where other devices reach it, and whether it reads from others.
+    pub(super) fn located(&self) -> replication::Event {
+        replication::Event::Located {
+            device: self.id,
+            address: self.addresses.first().cloned().unwrap_or_default(),
+            can_fetch: self.features & features::FETCH != 0,
+        }
     }
 
     /// Forgets everything about the connection.

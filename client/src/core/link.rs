@@ -98,12 +98,9 @@ impl ClientCore {
         if let Err(words) = device.greet(conn, &ours, theirs) {
             return self.not_there(id, &words, true);
         }
-        let event = replication::Event::Connected {
-            device: id,
-            commit: device.commit,
-            recovered: device.recovered,
-        };
-        self.tell_volumes(id, &event);
+        for event in device.greetings() {
+            self.tell_volumes(id, &event);
+        }
     }
 
     /// An answer came in.
@@ -179,7 +176,7 @@ impl ClientCore {
     }
 
     /// Tells every volume that uses a device.
-    fn tell_volumes(&mut self, id: DeviceId, event: &replication::Event) {
+    pub(super) fn tell_volumes(&mut self, id: DeviceId, event: &replication::Event) {
         let now = self.now;
         for (handle, volume) in &mut self.volumes {
             if !volume.devices.contains(&id) {

@@ -15,8 +15,10 @@ use crate::support::nbd::Nbd;
 use crate::support::stamped::{BLOCK, Stamped};
 use crate::support::{Random, cairn, heavy, run, start_with};
 
-/// What data was copied, as the holder of a volume counts it.
+/// What data was copied through the holder of a volume.
 const COPIED_BYTES: &str = "cairn_client_copied_bytes_total";
+/// What data a node has read from others.
+const FETCHED_BYTES: &str = "cairn_node_fetched_bytes_total";
 /// First block and count of the parts of the volume that are written: in two chunks.
 const REGIONS: [(u64, u64); 2] = [(0, 800), (20_000, 800)];
 
@@ -24,6 +26,31 @@ const REGIONS: [(u64, u64); 2] = [(0, 800), (20_000, 800)];
 fn start_four(rebuild_after: &str) -> Dev {
     let args = ["--nodes", "4", "--rebuild-after", rebuild_after];
     start_with(DevOptions::new(cairn()).volumes(&["demo:128M"]).args(&args))
+}
+
+/// Bytes that were copied to a node: through the holder, and from other nodes.
+#[derive(Clone, Copy, Debug)]
+struct Copied {
+    through: f64,
+    fetched: f64,
+}
+
+impl Copied {
+    fn to(dev: &Dev, node: &str) -> Copied {
+        Copied {
+            through: metric(dev, "export", COPIED_BYTES),
+            fetched: metric(dev, node, FETCHED_BYTES),
+        }
+    }
+
+    fn all(self) -> f64 {
+        self.through + self.fetched
+    }
+
+    /// As good as all of it went from node to node.
+    fn assert_from_node_to_node(self) {
+        assert!(self.fetched > 0.0 && self.through <= self.all() / 20.0, "{self:?}");
+    }
 }
 
 fn connect(dev: &Dev) -> Nbd {
@@ -191,7 +218,12 @@ fn a_short_absence_moves_no_copy_and_the_node_gets_only_what_it_missed() {
         wait_until(WHOLE_BOUND, is_caught_up),
         "{away} does not get what it missed"
     );
-    let copied = metric(&dev, "export", COPIED_BYTES) - before;
+    let copied = Copied {
+        through: metric(&dev, "export", COPIED_BYTES) - before,
+        fetched: metric(&dev, &away, FETCHED_BYTES),
+    };
+    copied.assert_from_node_to_node();
+    let copied = copied.all();
     let differs = (MISSED * BLOCK) as f64;
     assert!(
         copied >= differs && copied <= differs * 1.2,
@@ -340,22 +372,22 @@ fn a_rebuild_goes_on_from_where_it_was_when_the_export_is_started_again() {
     let mut region = Stamped::new(FILLED + 1000, 200, 31);
     let over = AtomicBool::new(false);
     let filled = (FILLED * BLOCK) as f64;
-    let copied = |dev: &Dev| metric(dev, "export", COPIED_BYTES);
     dev.kill(&gone);
     let socket = dev.socket();
     let ((before, after), connections) = std::thread::scope(|scope| {
         let load = scope.spawn(|| step_over_reconnects(&socket, &mut region, &over));
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let begun = wait_for(WHOLE_BOUND, || Some(copied(&dev)).filter(|bytes| *bytes > filled / 4.0));
+            let begun = wait_for(WHOLE_BOUND, || {
+                Some(Copied::to(&dev, &spare)).filter(|copied| copied.all() > filled / 4.0)
+            });
             let begun = begun.expect("the rebuild begins");
             let line = dev.kill("export");
-            assert!(
-                !events(&dev).contains_key("admitted"),
-                "it was over after {begun} bytes"
-            );
+            assert!(!events(&dev).contains_key("admitted"), "it was over after {begun:?}");
             dev.restart("export", &line);
             wait_hosts(&dev, &replaced(&hosts, &gone, &spare));
-            (begun, copied(&dev))
+            // The export counts anew, and the node goes on.
+            let ended = Copied::to(&dev, &spare);
+            (begun.through, ended)
         }));
         over.store(true, Ordering::Release);
         let connections = load.join().unwrap();
@@ -364,6 +396,8 @@ fn a_rebuild_goes_on_from_where_it_was_when_the_export_is_started_again() {
             Err(panic) => std::panic::resume_unwind(panic),
         }
     });
+    after.assert_from_node_to_node();
+    let after = after.all();
     eprintln!("{before} and {after} bytes were copied of {filled}, over {connections} connections");
     assert!(connections >= 2, "the guest saw no restart");
     assert!(
@@ -482,7 +516,13 @@ fn a_resync_moves_what_differs_and_no_more() {
         events(&dev).contains_key("admitted")
     });
     assert!(admitted, "{:?}", events(&dev));
-    let copied = metric(&dev, "export", COPIED_BYTES) - before;
+    let copied = Copied {
+        through: metric(&dev, "export", COPIED_BYTES) - before,
+        fetched: metric(&dev, "node-2", FETCHED_BYTES),
+    };
+    eprintln!("{copied:?}");
+    copied.assert_from_node_to_node();
+    let copied = copied.all();
     eprintln!(
         "{:.0} blocks and {trims} trims differed, {live} writes went on, {:.3} times the bytes that differed were copied",
         differs / BLOCK as f64,

@@ -117,6 +117,16 @@ pub enum Event {
         /// The commit sequence that it recovered at its start, as it stood in its hello.
         recovered: CommitSeq,
     },
+    /// Where other devices reach a device that is connected, and whether it can read from others what it lacks. As long
+    /// as it is not told, copies to and from the device go through the coordinator.
+    Located {
+        /// Which device.
+        device: DeviceId,
+        /// As `host:port`.
+        address: String,
+        /// Whether its hello says so.
+        can_fetch: bool,
+    },
     /// The connection is over. No answer to what was sent on it will come.
     Disconnected {
         /// Which device.
@@ -400,6 +410,15 @@ pub enum Notice {
         /// How many.
         blocks: u64,
     },
+    /// A member can't reach another one, to read from it what it lacks: for a while that is copied through here.
+    NotFetched {
+        /// Who should have read.
+        device: DeviceId,
+        /// From whom.
+        from: DeviceId,
+        /// What it said.
+        words: String,
+    },
     /// A member refused something that it should not refuse.
     Refused {
         /// Which device.
@@ -477,6 +496,11 @@ impl fmt::Display for Notice {
             Notice::Repaired { group, device, blocks } => write!(
                 f,
                 "group {group}: {blocks} damaged blocks of {device} were written anew from another copy"
+            ),
+            Notice::NotFetched { device, from, words } => write!(
+                f,
+                "{device} can't read from {from} ({words}): copies between them go through this client for a while; check \
+                 the network between their nodes"
             ),
             Notice::Refused { device, words } => write!(f, "{device} refused a request: {words}"),
             Notice::Configured {

@@ -19,6 +19,7 @@ impl Coordinator {
         self.members[m].connected = true;
         self.members[m].since = self.now;
         self.members[m].refused = false;
+        self.members[m].can_fetch = false;
         if self.fenced.is_some() || self.release != ReleaseState::No {
             return;
         }

@@ -25,6 +25,10 @@ pub(super) struct Job {
     pub(super) source: usize,
     /// Whether it only asks what of the range is a hole.
     pub(super) is_survey: bool,
+    /// Whether the member itself reads it from the source.
+    pub(super) is_fetch: bool,
+    /// A fetch whose source can't be relied on any more: whatever comes of it, the blocks are lacking.
+    pub(super) given_up: bool,
     /// Blocks of it that have come to the member by writes meanwhile, one bit each.
     superseded: Vec<u64>,
 }
@@ -36,6 +40,8 @@ impl Job {
             range,
             source,
             is_survey: false,
+            is_fetch: false,
+            given_up: false,
             superseded: vec![0; range.count().div_ceil(64) as usize],
         }
     }
@@ -207,7 +213,7 @@ impl Coordinator {
     }
 
     /// Who is to give a copy.
-    fn fastest_source(&self, g: usize, target: usize, layer: Layer, range: BlockRange) -> Option<usize> {
+    pub(super) fn fastest_source(&self, g: usize, target: usize, layer: Layer, range: BlockRange) -> Option<usize> {
         let group = &self.groups[g];
         let sources = group.holders(layer, range).minus(Mask::one(target));
         sources.iter().min_by_key(|place| {
@@ -230,11 +236,21 @@ impl Coordinator {
         let replica = &mut group.replicas[target];
         replica.lack.remove(layer, range);
         replica.jobs.insert(job, Job::new(layer, range, source));
+        if !self.start_fetch(g, target, job) {
+            self.read_for_copy(g, target, job);
+        }
+    }
+
+    /// Reads from its source what is to be copied.
+    pub(super) fn read_for_copy(&mut self, g: usize, target: usize, job: u64) {
+        let group = &self.groups[g];
+        let state = &group.replicas[target].jobs[&job];
+        let source = state.source;
         let read = Message::Read(Read {
             holder: self.holder,
             group: group.index,
-            layer,
-            range,
+            layer: state.layer,
+            range: state.range,
         });
         let what = What::CopyRead { group: g, target, job };
         self.send(g, Mask::one(source), Class::Repair, read, what);

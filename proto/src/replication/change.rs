@@ -401,6 +401,7 @@ impl Coordinator {
     /// A device is a member no more: nothing is awaited of it, and what was known of it is forgotten (rule 23).
     fn leave(&mut self, g: usize, place: usize) {
         let m = self.groups[g].replicas[place].member;
+        self.give_up_fetches_from(g, place);
         let mut lost = Vec::new();
         for (request, sent) in &mut self.sent {
             if sent.what.group() == Some(g) && sent.to.remove(place) {
@@ -414,6 +415,9 @@ impl Coordinator {
         }
         let group = &mut self.groups[g];
         for write in group.writes.values_mut() {
+            write.left_with |= [write.pending, write.durable, write.doubtful]
+                .iter()
+                .any(|mask| mask.contains(place));
             for mask in [
                 &mut write.pending,
                 &mut write.owed,

@@ -56,6 +56,11 @@ impl Coordinator {
                 self.request_lost(m, place, what, ReadFailure::Later);
                 self.arm_member(m);
             }
+            FailureKind::PeerUnreachable | FailureKind::NotFetched if matches!(what, What::CopyFetch { .. }) => {
+                if let What::CopyFetch { group, target, job } = what {
+                    self.fetch_failed(group, target, job, failed);
+                }
+            }
             FailureKind::Unauthorized
             | FailureKind::PeerUnreachable
             | FailureKind::NotFetched
@@ -144,6 +149,7 @@ impl Coordinator {
             What::Compare { group, target, .. } => self.compare_lost(group, target),
             What::Survey { group, target, job }
             | What::CopyRead { group, target, job }
+            | What::CopyFetch { group, target, job }
             | What::CopyWrite { group, target, job } => {
                 self.copy_lost(group, target, job);
             }
@@ -167,6 +173,7 @@ impl Coordinator {
         for i in 0..self.members[m].groups.len() {
             let (g, place) = self.members[m].groups[i];
             self.groups[g].replicas[place].joined = false;
+            self.give_up_fetches_from(g, place);
         }
         self.forget_requests(m);
         self.members[m].confirming = None;

@@ -18,6 +18,8 @@ pub struct ReplicationLimits {
     pub copy_blocks: u32,
     /// Copies to one member of a group at a time.
     pub copies_in_flight: usize,
+    /// For so long a member that could not reach another one does not try to read from it again.
+    pub fetch_pause: Duration,
     /// A read that is not answered is asked of another member after at least this long.
     pub hedge_min: Duration,
     /// And after at most this long.
@@ -79,6 +81,7 @@ impl ReplicationLimits {
         lack_chunks_exact_max: 4096,
         copy_blocks: 64,
         copies_in_flight: 4,
+        fetch_pause: Duration::from_secs(30),
         hedge_min: Duration::from_millis(5),
         hedge_max: Duration::from_millis(200),
         retry_pause: Duration::from_millis(500),
@@ -111,6 +114,9 @@ impl ReplicationLimits {
 pub(super) const PLACES_MAX: usize = 32;
 
 const _: () = assert!(MEMBERS_MAX <= PLACES_MAX);
+
+/// Pairs of devices that are remembered not to reach each other, of one attachment.
+pub(super) const CUT_PAIRS_MAX: usize = 256;
 
 /// Chunks with blocks that are damaged on every member, noted block by block; a further one counts as lost as a whole.
 pub(super) const LOST_CHUNKS_EXACT_MAX: usize = 4096;

@@ -25,6 +25,10 @@ pub(super) struct Member {
     pub(super) recovered: Option<CommitSeq>,
     /// We may read by its grant until then (rule 8).
     pub(super) grant_until: Time,
+    /// Where others reach it, as said for the connection that stands or an earlier one.
+    pub(super) address: Option<String>,
+    /// Whether it can read from others, as said for the connection that stands.
+    pub(super) can_fetch: bool,
     /// The latest request that it answered as one who is at our generation.
     pub(super) confirmed: Option<RequestId>,
     /// The question whether it still is, if one is on its way.
@@ -51,6 +55,8 @@ impl Member {
             commit: CommitSeq(0),
             recovered: None,
             grant_until: Time::ZERO,
+            address: None,
+            can_fetch: false,
             confirmed: None,
             confirming: None,
             retry_at: None,

@@ -1,7 +1,7 @@
 //! The coordinator side of replication: DESIGN.md, "Replication", has the rules and why each of them is there.
 //!
 //! Reading order: [`api`] and [`config`], then this file (what is owned and where events go), `attach` (seal and join),
-//! `reconcile`, `write`, `read` with `grants`, `catch_up`, `damage`, `no_space`, `change` and `health` (who is a member); `group`,
+//! `reconcile`, `write`, `read` with `grants`, `catch_up`, `fetch`, `damage`, `no_space`, `change` and `health` (who is a member); `group`,
 //! `member`, `bitmap` and `mask` hold state.
 
 pub mod api;
@@ -12,6 +12,7 @@ mod change;
 pub mod config;
 mod damage;
 mod failure;
+mod fetch;
 mod grants;
 mod group;
 mod health;
@@ -89,6 +90,8 @@ pub struct Coordinator {
     /// Groups with copies that wait for their turn.
     paced: BTreeSet<usize>,
     pace_timer: Option<Time>,
+    /// Of which two members (by whom it is read first) the second can't read from the first, and until when it is not tried.
+    cut_pairs: BTreeMap<(usize, usize), Time>,
     /// What guests felt, until somebody asks.
     load: GuestLoad,
     /// Whether somebody knows that there are copies.
@@ -143,6 +146,7 @@ enum What {
     Compare { group: usize, target: usize, id: u64 },
     Survey { group: usize, target: usize, job: u64 },
     CopyRead { group: usize, target: usize, job: u64 },
+    CopyFetch { group: usize, target: usize, job: u64 },
     CopyWrite { group: usize, target: usize, job: u64 },
 }
 
@@ -159,6 +163,7 @@ impl What {
             | What::Compare { group, .. }
             | What::Survey { group, .. }
             | What::CopyRead { group, .. }
+            | What::CopyFetch { group, .. }
             | What::CopyWrite { group, .. } => Some(group),
         }
     }
@@ -212,6 +217,7 @@ impl Coordinator {
             bucket: Bucket::default(),
             paced: BTreeSet::new(),
             pace_timer: None,
+            cut_pairs: BTreeMap::new(),
             load: GuestLoad::default(),
             told_copying: false,
         };
@@ -282,6 +288,11 @@ impl Coordinator {
             Event::Unreachable { device } => self.unreachable(device),
             Event::Damaged { device, group, runs } if self.fenced.is_none() => self.told_damaged(device, group, &runs),
             Event::Damaged { .. } => {}
+            Event::Located {
+                device,
+                address,
+                can_fetch,
+            } => self.located(device, address, can_fetch),
             Event::Look => self.look_wanted = true,
             Event::Pace(pace) => self.set_pace(pace),
             Event::Meta(told) => self.meta_told(told),
@@ -456,6 +467,10 @@ impl Coordinator {
             (What::CopyWrite { group, target, job }, Message::Durable(durable)) => {
                 self.members[m].saw_commit(durable.commit);
                 self.copy_done(group, target, job);
+            }
+            (What::CopyFetch { group, target, job }, Message::Durable(durable)) => {
+                self.members[m].saw_commit(durable.commit);
+                self.fetch_done(group, target, job);
             }
             (what, Message::ReadAnswer(answer)) => {
                 self.members[m].saw_commit(answer.commit);

@@ -68,7 +68,7 @@ impl Coordinator {
         let Waiter::Op(op) = write.waiter else {
             return self.arm_retry(g);
         };
-        if write.durable.is_empty() && write.doubtful.is_empty() {
+        if write.durable.is_empty() && write.doubtful.is_empty() && !write.left_with {
             return self.give_up_write(g, seq, op);
         }
         let (layer, range) = (write.layer, write.range);

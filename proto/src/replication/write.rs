@@ -42,6 +42,8 @@ pub(super) struct WriteState {
     pub(super) refused: Mask,
     /// Sent on a connection that is over: it may be applied, or still be.
     pub(super) doubtful: Mask,
+    /// Whether a member that has left since took it, or may have: when that joins again, it may show what no other has.
+    pub(super) left_with: bool,
     pub(super) undo: Option<Undo>,
 }
 
@@ -118,6 +120,7 @@ impl Coordinator {
             durable: Mask::NONE,
             refused: Mask::NONE,
             doubtful: Mask::NONE,
+            left_with: false,
             undo: None,
         };
         group.writes.insert(seq, state);

@@ -78,6 +78,8 @@ pub enum Canary {
     ChecksumUnverified,
     /// What was fetched for a holder is written though a higher generation was sealed meanwhile.
     FetchIgnoresGeneration,
+    /// A fetch is answered when its content is here, not when it is durable.
+    FetchAckedEarly,
 }
 
 /// What the host is told.

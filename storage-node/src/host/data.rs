@@ -61,6 +61,23 @@ impl<S: ReplicaStore> DeviceHost<S> {
         }
     }
 
+    /// The planted bug: its holder takes it for durable, and nobody waits for it.
+    #[cfg(feature = "canary")]
+    pub(super) fn write_acked(&mut self, request: &Request, copy: Copy) {
+        let commit = self.store.commit();
+        self.answer(
+            request,
+            Message::Durable(cairn_proto::message::Durable {
+                commit,
+                ..Default::default()
+            }),
+        );
+        let (key, cost) = ((request.holder.volume, request.class), copy.range.count());
+        let (task, work) = (Task::Copy, copy_request(copy));
+        let request = None;
+        self.queues.push(key, cost, Queued { request, task, work });
+    }
+
     pub(super) fn verify_copy(&self, copy: &Copy) -> Result<(), Failed> {
         let with_data = (0..copy.range.count())
             .zip(&copy.blocks)
@@ -72,20 +89,8 @@ impl<S: ReplicaStore> DeviceHost<S> {
     }
 
     fn enqueue_copy(&mut self, request: &Request, copy: Copy) {
-        let (apply, range) = (copy.apply(), copy.range);
-        let blocks = copy.blocks.iter().map(|block| CopiedBlock {
-            content: block.content,
-            version: block.version,
-        });
-        let work = StoreRequest::Copy {
-            group: copy.holder.group(copy.group),
-            layer: copy.layer,
-            range,
-            blocks: blocks.collect(),
-            bytes: copy.bytes,
-            apply,
-        };
-        self.enqueue(request, range.count(), Task::Copy, work);
+        let cost = copy.range.count();
+        self.enqueue(request, cost, Task::Copy, copy_request(copy));
     }
 
     pub(super) fn copy_hole(&mut self, request: &Request, copy: CopyHole) {
@@ -180,5 +185,21 @@ impl<S: ReplicaStore> DeviceHost<S> {
     #[cfg(not(feature = "canary"))]
     fn trusts_checksums(&self) -> bool {
         false
+    }
+}
+
+fn copy_request(copy: Copy) -> StoreRequest {
+    let apply = copy.apply();
+    let blocks = copy.blocks.iter().map(|block| CopiedBlock {
+        content: block.content,
+        version: block.version,
+    });
+    StoreRequest::Copy {
+        group: copy.holder.group(copy.group),
+        layer: copy.layer,
+        range: copy.range,
+        blocks: blocks.collect(),
+        bytes: copy.bytes,
+        apply,
     }
 }

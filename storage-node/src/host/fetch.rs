@@ -359,6 +359,8 @@ impl<S: ReplicaStore> DeviceHost<S> {
                     .map(|()| copy)
             });
         match copy {
+            #[cfg(feature = "canary")]
+            Ok(copy) if self.config.canary == super::Canary::FetchAckedEarly => self.write_acked(&request, copy),
             Ok(copy) => self.write_fetched(&request, copy, self.ignores_generation_of_fetches()),
             Err(words) => self.fail(&request, FailureKind::NotFetched, format!("from {from}: {words}")),
         }

@@ -347,8 +347,6 @@ impl<S: ReplicaStore> DeviceHost<S> {
                 _ => 0,
             },
             Message::Copy(copy) => copy.bytes.len() as u64,
-            // What it will bring, so that it is bounded as if it had been sent.
-            Message::Fetch(fetch) => fetch.range.bytes() as u64,
             _ => 0,
         };
         let limits = self.config.limits;
@@ -446,7 +444,11 @@ impl<S: ReplicaStore> DeviceHost<S> {
             let bytes = match queued.task {
                 Task::Read { blocks } => u64::from(blocks) * cairn_proto::limits::BLOCK_BYTES as u64,
                 Task::Chore(_) => u64::from(SCRUB_STEP_BLOCKS) * cairn_proto::limits::BLOCK_BYTES as u64,
-                _ => queued.request.map_or(0, |request| request.bytes),
+                _ => match &queued.work {
+                    // Also of what was fetched, which did not come with its request.
+                    StoreRequest::Copy { bytes, .. } => bytes.len() as u64,
+                    _ => queued.request.map_or(0, |request| request.bytes),
+                },
             };
             self.window.0 += 1;
             self.window.1 += bytes;

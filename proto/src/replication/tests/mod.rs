@@ -2,8 +2,11 @@
 
 mod checker;
 mod damage;
+mod fetch;
+mod fetching;
 mod meta;
 mod model;
+mod random;
 mod replacement;
 mod stand_in;
 mod stories;
@@ -39,6 +42,7 @@ fn usual() -> ReplicationLimits {
         well_after: Duration::from_millis(200),
         rejoin_min: Duration::from_millis(200),
         rejoin_max: Duration::from_secs(2),
+        fetch_pause: Duration::from_millis(500),
         ..ReplicationLimits::DEFAULT
     }
 }
@@ -57,12 +61,18 @@ fn all_members(limits: ReplicationLimits) -> ReplicationLimits {
 }
 
 fn run(seed: u64, faults: Faults, limits: ReplicationLimits) -> World {
+    // With and without, and with bounds of either kind.
+    let faults = Faults {
+        fetch: !seed.is_multiple_of(3),
+        ..faults
+    };
     let mut world = World::new(seed, faults, limits);
     world.attach();
     for _ in 0..1500 {
         world.fault_step();
     }
     world.heal();
+
     world.check_convergence();
     if let Err(why) = world.history.check() {
         panic!("seed {seed}: {why}");

@@ -9,7 +9,7 @@ use crate::replication::limits::PLACES_MAX;
 use crate::replication::{MemberRole, Pace};
 
 /// Kills a device and lets it be ejected from all groups.
-fn eject(world: &mut World, h: usize, d: usize) {
+pub(super) fn eject(world: &mut World, h: usize, d: usize) {
     world.crash(d);
     world.run_until("ejected", |world| {
         world
@@ -24,7 +24,7 @@ fn eject(world: &mut World, h: usize, d: usize) {
 }
 
 /// An empty device takes its place, and the holder has heard of that.
-fn replace(world: &mut World, h: usize, d: usize) {
+pub(super) fn replace(world: &mut World, h: usize, d: usize) {
     world.replace(d);
     world.run_until("looked", |world| {
         let status = world.status(h);

@@ -17,7 +17,7 @@ pub(super) fn attached(limits: ReplicationLimits) -> World {
     attached_with(Faults::default(), limits)
 }
 
-fn attached_with(faults: Faults, limits: ReplicationLimits) -> World {
+pub(super) fn attached_with(faults: Faults, limits: ReplicationLimits) -> World {
     let mut world = World::new(1, faults, limits);
     let h = world.attach();
     for d in 0..3 {

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::checker::History;
+use super::fetching::Fetching;
 use super::meta::Meta;
 use super::model::{Answer, Device, Held, content, write_of};
+use super::random::Random;
 use super::{GROUPS, VOLUME};
 use crate::block::{BlockState, Content};
 use crate::capability::{Capability, ClusterKey, Rights};
@@ -16,38 +18,18 @@ use crate::replication::*;
 use crate::time::Time;
 use crate::units::BlockRange;
 
-/// A small generator whose numbers are the same everywhere.
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-
-    pub(super) fn one_in(&mut self, bound: u64) -> bool {
-        self.below(bound) == 0
-    }
-}
-
 #[derive(Default)]
-struct Link {
+pub(super) struct Link {
     up: bool,
     to_device: VecDeque<(RequestId, Message)>,
-    to_holder: VecDeque<(RequestId, Message, bool)>,
+    pub(super) to_holder: VecDeque<(RequestId, Message, bool)>,
     /// Sealings that wait for a grant to run out.
     deferred: Vec<(Time, RequestId, Message)>,
 }
 
-struct Holder {
+pub(super) struct Holder {
     coordinator: Coordinator,
-    links: Vec<Link>,
+    pub(super) links: Vec<Link>,
     in_flight: BTreeMap<OpToken, InFlight>,
     active: bool,
     released: bool,
@@ -75,6 +57,8 @@ pub(super) struct Faults {
     pub(super) full: bool,
     /// Answers of meta are lost, and meta is away.
     pub(super) meta: bool,
+    /// Devices read from each other what they lack; some can't.
+    pub(super) fetch: bool,
 }
 
 pub(super) struct World {
@@ -82,12 +66,12 @@ pub(super) struct World {
     pub(super) now: Time,
     step: u64,
     pub(super) devices: Vec<Device>,
-    holders: Vec<Holder>,
+    pub(super) holders: Vec<Holder>,
     /// Requests of connections that are over, which may still arrive.
     strays: Vec<(usize, Message)>,
     pub(super) history: History,
     limits: ReplicationLimits,
-    faults: Faults,
+    pub(super) faults: Faults,
     next_value: u64,
     next_op: u64,
     pub(super) meta: Meta,
@@ -105,6 +89,10 @@ pub(super) struct World {
     pub(super) arrived: BTreeMap<&'static str, u64>,
     /// A device that takes nothing in, and whose connections stand.
     pub(super) frozen: Option<usize>,
+    /// What devices are to read from each other.
+    pub(super) fetches: Vec<Fetching>,
+    /// Pairs of devices of which the second can't read from the first.
+    pub(super) cut: BTreeSet<(usize, usize)>,
 }
 
 impl World {
@@ -132,6 +120,8 @@ impl World {
             may_be_lost: false,
             arrived: BTreeMap::new(),
             frozen: None,
+            fetches: Vec::new(),
+            cut: BTreeSet::new(),
         }
     }
 
@@ -345,10 +335,17 @@ impl World {
         }
         link.up = true;
         let device = &self.devices[d];
+        let device = device.id;
         let event = Event::Connected {
-            device: device.id,
-            commit: CommitSeq(device.commit),
-            recovered: CommitSeq(device.recovered),
+            device,
+            commit: CommitSeq(self.devices[d].commit),
+            recovered: CommitSeq(self.devices[d].recovered),
+        };
+        self.tell(h, event);
+        let event = Event::Located {
+            device,
+            address: format!("device-{d}:1"),
+            can_fetch: self.faults.fetch,
         };
         self.tell(h, event);
     }
@@ -363,6 +360,12 @@ impl World {
                 self.strays.push((d, message));
             }
         }
+        let mine = |fetching: &Fetching| (fetching.h, fetching.d) == (h, d);
+        let (over, rest) = std::mem::take(&mut self.fetches).into_iter().partition(mine);
+        self.fetches = rest;
+        // The device may hear of the end only when it is written.
+        let late = over.into_iter().filter_map(|fetching: Fetching| fetching.copy);
+        self.strays.extend(late.map(|copy| (d, Message::Copy(copy))));
         let device = self.devices[d].id;
         self.tell(h, Event::Disconnected { device });
     }
@@ -474,6 +477,17 @@ impl World {
             return false;
         };
         *self.arrived.entry(message.name()).or_default() += 1;
+        if let Message::Fetch(fetch) = message {
+            self.fetches.push(Fetching {
+                h,
+                d,
+                request,
+                fetch,
+                since: now,
+                copy: None,
+            });
+            return true;
+        }
         match self.devices[d].handle(now, &message) {
             Answer::Now(answer, grant) => link.to_holder.push_back((request, answer, grant)),
             Answer::At(at, answer) => link.deferred.push((at, request, answer)),
@@ -509,6 +523,9 @@ impl World {
         if self.random.one_in(8) && (0..self.holders.len()).any(|h| self.deliver_meta(h)) {
             return true;
         }
+        if !self.fetches.is_empty() && self.random.one_in(4) && self.fetch_any() {
+            return true;
+        }
         let links = self.holders.len() * self.devices.len() * 2;
         if links == 0 {
             return false;
@@ -518,7 +535,8 @@ impl World {
             let i = (start + i) % links;
             let (h, d) = (i / 2 / self.devices.len(), i / 2 % self.devices.len());
             self.deliver(h, d, i.is_multiple_of(2))
-        }) || (0..self.holders.len()).any(|h| self.deliver_meta(h))
+        }) || self.fetch_any()
+            || (0..self.holders.len()).any(|h| self.deliver_meta(h))
     }
 
     fn release_deferred(&mut self) {
@@ -583,7 +601,13 @@ impl World {
             191 if !self.strays.is_empty() => {
                 let i = self.random.below(self.strays.len() as u64) as usize;
                 let (d, message) = self.strays.swap_remove(i);
-                if self.devices[d].alive {
+                let message = match message {
+                    Message::Fetch(fetch) => self.read_for(d, &fetch).map(Message::Copy),
+                    message => Ok(message),
+                };
+                if let Ok(message) = message
+                    && self.devices[d].alive
+                {
                     let _lost = self.devices[d].handle(self.now, &message);
                 }
             }
@@ -591,6 +615,12 @@ impl World {
                 let i = self.random.below(self.ghosts.len() as u64) as usize;
                 let (generation, ask) = self.ghosts.swap_remove(i);
                 self.meta.answer(generation, &ask);
+            }
+            199 if faults.fetch && faults.disconnects && d != 0 => {
+                let (from, to) = (d, self.random.below(self.devices.len() as u64) as usize);
+                if !self.cut.remove(&(from, to)) {
+                    self.cut.insert((from, to));
+                }
             }
             194 if faults.meta => self.meta.down = !self.meta.down,
             195..197 => self.pass(Duration::from_millis(300)),
@@ -652,6 +682,7 @@ impl World {
     pub(super) fn heal(&mut self) {
         let last = self.holders.len() - 1;
         (self.meta.down, self.faults.meta) = (false, false);
+        self.cut.clear();
         for d in 0..self.devices.len() {
             self.devices[d].full = false;
             self.restart(d);

@@ -290,6 +290,13 @@ impl View {
         self.silence(device, now) < ms(NODE_SILENCE_MS) && !self.left.contains(device)
     }
 
+    /// Whether this member has led for so short a time that it can't know yet whether this device is served: it counts as served,
+    /// so that nothing is taken from it, but nothing new should count on it.
+    pub fn is_unknown(&self, device: &DeviceId, now: Time) -> bool {
+        let has_just_begun = now.saturating_since(self.leader_since) < ms(NODE_SILENCE_MS);
+        has_just_begun && !self.devices.contains_key(device) && !self.left.contains(device)
+    }
+
     /// For how long the device has been heard of without a pause; `None` while it is silent.
     pub fn served_for(&self, device: &DeviceId, now: Time) -> Option<Duration> {
         let heard = self.devices.get(device)?;

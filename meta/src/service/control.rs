@@ -96,7 +96,7 @@ impl Control for ControlService {
                 write_quorum: small(quorum, "write quorum")?,
                 min_copies_one: request.min_copies_one,
                 spread: spread(request.spread)?,
-                silent: world.soft.silent(world.state, world.now),
+                silent: world.soft.known_silent(world.state, world.now)?,
             })
         };
         let volume = self.handle.propose(
@@ -349,7 +349,7 @@ impl Control for ControlService {
         let node = NodeId(node_id);
         let answer = self.handle.propose(
             move |world| {
-                let silent = world.soft.silent(world.state, world.now);
+                let silent = world.soft.known_silent(world.state, world.now)?;
                 Ok(command::DrainNode { node, drain, silent }.into())
             },
             move |_, world| DrainNodeResponse {

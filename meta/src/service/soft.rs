@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cairn_proto::control::Code;
 use cairn_proto::control::v1::{DeviceScrub, WriteCache};
 use cairn_proto::ids::{DeviceId, NodeId};
 use cairn_proto::time::Time;
 
 use crate::heal::{HealSettings, View};
 use crate::limits::{MEMBER_SILENCE_MS, RELEASE_INTERVAL_MS, REPORT_INTERVAL_MS, REPORTS_MAX};
+use crate::state::Refusal;
 use crate::state::command::DeviceReport;
 use crate::state::model::{DeviceState, State};
 
@@ -191,6 +193,24 @@ impl Soft {
     /// The freshest report of a device.
     pub(super) fn report(&self, device: &DeviceId) -> Option<&DeviceReport> {
         self.devices.get(device).map(|device| &device.report)
+    }
+
+    /// The same, once this member knows of each device whether it is there. A new leader takes all for served for a moment.
+    ///
+    /// # Errors
+    /// It does not know yet.
+    pub(super) fn known_silent(&self, state: &State, now: Time) -> Result<Vec<DeviceId>, Refusal> {
+        let mut active = state
+            .devices()
+            .iter()
+            .filter(|(_, device)| device.state == DeviceState::Active);
+        if active.any(|(id, _)| self.heal.is_unknown(id, now)) {
+            return Err(Refusal::new(
+                Code::Busy,
+                "a new leader is just finding out which devices are there: try again",
+            ));
+        }
+        Ok(self.silent(state, now))
     }
 
     /// Devices on which nothing new should be placed.

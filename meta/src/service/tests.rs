@@ -426,7 +426,10 @@ async fn three_servers_go_on_without_their_leader_and_take_it_back() {
         .unwrap();
 
     cluster.stop(leader).await.unwrap();
-    // Both know only addresses; one of them is dead.
+    // Nodes are heard of by who leads now. Both know only addresses; one of them is dead.
+    for number in 1..=3 {
+        client.register_node(registration(number)).await.unwrap();
+    }
     client.create_volume(create("b")).await.unwrap();
     let granted = client.attach(attach("b", 1, false)).await.unwrap();
     assert_eq!(granted.generation, 1);
@@ -529,6 +532,27 @@ async fn a_server_without_which_nothing_could_be_decided_is_not_removed() {
     let alone = remove(leader).await.unwrap_err();
     assert_eq!(alone.code, Code::InvalidMember, "{alone}");
     client.register_node(registration(2)).await.unwrap();
+}
+
+/// A new leader takes all devices for served for a moment. A volume that it placed on one that is gone would have no copy there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_places_no_volume_on_a_device_of_which_it_has_not_heard() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client();
+    for number in 1..=3 {
+        client.register_node(registration(number)).await.unwrap();
+    }
+    let leader = cluster.leader().await;
+    cluster.stop(leader).await.unwrap();
+    for number in 1..=2 {
+        client.register_node(registration(number)).await.unwrap();
+    }
+    let refused = client.create_volume(create("v")).await.unwrap_err();
+    assert_eq!(refused.code, Code::NotEnoughDevices, "{refused}");
+    for number in 1..=3 {
+        client.register_node(registration(number)).await.unwrap();
+    }
+    client.create_volume(create("v")).await.unwrap();
 }
 
 /// Who holds a volume hears which servers there are, as nodes do with their heartbeats.

@@ -463,8 +463,10 @@ impl World {
 
     fn create(&mut self, volume: u64, bytes: u64) -> Result<(), Failure> {
         let (name, size) = (name(volume), bytes.to_string());
-        let (said, is_repeated) = self.ask_noting(&["volume", "create", &name, &size], &[])?;
         let exists = self.volumes.contains_key(&volume);
+        // A node that was started a moment ago may not be known to be back.
+        let retried: &[i32] = if exists || self.node_is_away() { &[] } else { &[REFUSED] };
+        let (said, is_repeated) = self.ask_noting(&["volume", "create", &name, &size], retried)?;
         match said.code {
             // An attempt whose answer was lost may have created it.
             Some(code) if !exists && (code == 0 || (code == EXISTS && is_repeated)) => {

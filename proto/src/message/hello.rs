@@ -15,7 +15,7 @@ use crate::limits::{
 pub mod features {
     /// Nothing beyond the version.
     pub const NONE: u64 = 0;
-    /// The device knows [`Fetch`](super::Fetch): it reads from another device what it is to write.
+    /// The device knows [`Fetch`](super::super::Fetch): it reads from another device what it is to write.
     pub const FETCH: u64 = 1;
 }
 

@@ -99,6 +99,8 @@ struct World {
     proxy: Proxy,
     shim: Shim,
     target: Target,
+    /// Where fio logs.
+    logs: PathBuf,
     _dir: tempfile::TempDir,
 }
 
@@ -118,14 +120,14 @@ pub fn run(options: &StallOptions) -> Result<(), String> {
     fs::create_dir_all(&dir).map_err(words)?;
     let mut world = World::start(&cairn, &dir)?;
     println!(
-        "{:40} {:>9} {:>9} {:>9} {:>9}",
-        "fault", "read ms", "write ms", "p99 us", "I/O a s"
+        "{:40} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "fault", "read ms", "write ms", "at s", "p99 us", "I/O a s"
     );
     for (name, act) in FAULTS.into_iter().filter(|(name, _)| wanted(name)) {
         let report = world
             .measure(options.runtime_s, act)
             .map_err(|why| format!("{name}: {why}"))?;
-        line(name, &report);
+        line(name, &report, longest_at(&world.logs));
         world.heal()?;
     }
     drop(world);
@@ -145,13 +147,21 @@ fn beside(dir: &Path, runtime_s: u32) -> Result<(), String> {
     let fill = ["--rw=write", "--bs=1M", "--iodepth=8", &span];
     fio::run("fill", &target, &fill, WELL_BOUND).map_err(words)?;
     let pid = ceph.osd_pid(2).ok_or("Ceph has no third OSD")?;
+    let logs = tempfile::Builder::new()
+        .prefix("stall-")
+        .tempdir_in(dir)
+        .map_err(words)?;
     let measure = |name: &str, runtime_s: u32, act: &dyn Fn()| {
-        let running = fio::start("stall", &target, &load(&format!("--runtime={runtime_s}"), &span));
+        let running = fio::start(
+            "stall",
+            &target,
+            &load(&format!("--runtime={runtime_s}"), &span, &log(logs.path())),
+        );
         std::thread::sleep(BEFORE);
         act();
         let bound = Duration::from_secs(runtime_s.into()) + LATE_MAX;
         let report = running.finish(bound).map_err(|why| format!("{name}: {why}"))?;
-        line(name, &report);
+        line(name, &report, longest_at(logs.path()));
         Ok::<(), String>(())
     };
     measure("ceph: nothing", runtime_s, &|| {})?;
@@ -163,7 +173,7 @@ fn beside(dir: &Path, runtime_s: u32) -> Result<(), String> {
     measure("ceph: OSD killed", runtime_s, &|| process::kill(pid))
 }
 
-fn load<'a>(runtime: &'a str, size: &'a str) -> [&'a str; 7] {
+fn load<'a>(runtime: &'a str, size: &'a str, log: &'a str) -> [&'a str; 8] {
     [
         "--rw=randrw",
         "--rwmixread=30",
@@ -172,14 +182,37 @@ fn load<'a>(runtime: &'a str, size: &'a str) -> [&'a str; 7] {
         "--time_based",
         runtime,
         size,
+        log,
     ]
 }
 
-fn line(name: &str, report: &Report) {
+/// Has fio log when each operation ended and what it took.
+fn log(dir: &Path) -> String {
+    format!("--write_lat_log={}", dir.join("stall").display())
+}
+
+/// When the longest write of the last run ended, in seconds from its fault.
+fn longest_at(logs: &Path) -> Option<f64> {
+    let text = fs::read_to_string(logs.join("stall_clat.1.log")).ok()?;
+    longest_write_ms(&text).map(|at| at / 1e3 - BEFORE.as_secs_f64())
+}
+
+/// Of fio's log, a line for each operation: milliseconds, what it took, 1 for a write, and more.
+fn longest_write_ms(log: &str) -> Option<f64> {
+    let writes = log.lines().filter_map(|line| {
+        let mut words = line.split(',').map(str::trim);
+        let (at, took) = (words.next()?.parse::<f64>().ok()?, words.next()?.parse::<u64>().ok()?);
+        (words.next()? == "1").then_some((took, at))
+    });
+    writes.max_by_key(|(took, _)| *took).map(|(_, at)| at)
+}
+
+fn line(name: &str, report: &Report, at: Option<f64>) {
     println!(
-        "{name:40} {:>9.0} {:>9.0} {:>9.0} {:>9.0}",
+        "{name:40} {:>9.0} {:>9.0} {:>9} {:>9.0} {:>9.0}",
         report.read.max_us / 1e3,
         report.write.max_us / 1e3,
+        at.map_or("-".to_string(), |at| format!("{at:+.1}")),
         report.write.p99_us,
         report.read.iops + report.write.iops
     );
@@ -223,6 +256,7 @@ impl World {
             proxy,
             shim,
             target,
+            logs: path,
             _dir: dir,
         };
         world.well()?;
@@ -237,7 +271,7 @@ impl World {
         let (runtime, size) = (format!("--runtime={runtime_s}"), format!("--size={SIZE}"));
         // The attachment itself is not what is measured.
         let _held = hold(&self.cluster.socket(1))?;
-        let running = fio::start("stall", &self.target, &load(&runtime, &size));
+        let running = fio::start("stall", &self.target, &load(&runtime, &size, &log(&self.logs)));
         std::thread::sleep(BEFORE);
         act(self)?;
         let bound = Duration::from_secs(runtime_s.into()) + LATE_MAX;
@@ -271,4 +305,17 @@ fn start(cluster: &mut Cluster, part: Part) -> Result<(), String> {
 
 fn words(error: impl std::fmt::Display) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_write_is_found_in_the_log_of_fio() {
+        let log =
+            "12, 500, 1, 4096, 0, 0\n3400, 90000, 0, 4096, 0, 0\n3600, 7000, 1, 4096, 0, 0\n3601, 600, 1, 4096, 0, 0\n";
+        assert_eq!(longest_write_ms(log), Some(3600.0));
+        assert_eq!(longest_write_ms(""), None);
+    }
 }

@@ -9,8 +9,10 @@ use cairn_chaos::live::cluster::{Cluster, ClusterOptions, Part};
 use cairn_chaos::live::fio::{self, Report, Target};
 use cairn_chaos::live::inject::proxy::{self, Proxy};
 use cairn_chaos::live::inject::shim::{Effect, Rule, Shim};
+use cairn_chaos::live::nbd::Command;
 use cairn_chaos::live::process;
 use cairn_chaos::live::tools;
+use cairn_proto::limits::CHUNK_BYTES;
 use cairn_proto::units::ByteSize;
 
 use crate::ceph::Ceph;
@@ -269,8 +271,12 @@ impl World {
     /// Reads and writes at depth 4, with the fault in the middle.
     fn measure(&mut self, runtime_s: u32, act: Act) -> Result<Report, String> {
         let (runtime, size) = (format!("--runtime={runtime_s}"), format!("--size={SIZE}"));
-        // The attachment itself is not what is measured.
-        let _held = hold(&self.cluster.socket(1))?;
+        // The attachment itself is not what is measured, and groups are attached one by one.
+        let mut held = hold(&self.cluster.socket(1))?;
+        let bytes = SIZE.parse::<ByteSize>().expect("a size").0;
+        for offset in (0..bytes).step_by(CHUNK_BYTES as usize) {
+            held.ask(Command::Read, offset, 4096, &[], WELL_BOUND).map_err(words)?;
+        }
         let running = fio::start("stall", &self.target, &load(&runtime, &size, &log(&self.logs)));
         std::thread::sleep(BEFORE);
         act(self)?;

@@ -81,10 +81,12 @@ impl Peer {
         self.waiting.is_empty() && self.sent.is_empty()
     }
 
-    /// When something is due.
+    /// When something is due. Asked for at each turn of the device's thread: only who came first is looked at, since all may
+    /// take the same time.
     fn due(&self, idle: std::time::Duration) -> Time {
-        let deadlines = self.waiting.iter().map(|pending| pending.deadline);
-        let first = deadlines.chain(self.sent.values().map(|sent| sent.deadline)).min();
+        let waiting = self.waiting.front().map(|pending| pending.deadline);
+        let sent = self.sent.values().next().map(|sent| sent.deadline);
+        let first = waiting.into_iter().chain(sent).min();
         let stage = match self.stage {
             Stage::Connecting { until } => Some(until),
             Stage::Up if self.is_idle() => Some(self.idle_since + idle),

@@ -7,7 +7,7 @@ use crate::live::report::{Failure, FailureKind};
 use crate::live::run::{Run, WELL_BOUND};
 use crate::live::steps::before;
 
-use super::operation::{add_node, holder, unhealed};
+use super::operation::{holder, unhealed, with_a_spare};
 
 /// How long a node may take until it holds nothing: some hundred megabytes at the rate of copies that nobody is in need of.
 const EMPTY_BOUND: Duration = Duration::from_secs(180);
@@ -27,12 +27,7 @@ const REFUSED: i32 = 6;
 /// A node is emptied under load, holds nothing then, and can be stopped with nobody noticing. Back and no longer drained it
 /// is given copies.
 pub(super) fn drain(run: &mut Run) -> Result<(), Failure> {
-    if run.cluster.nodes().count() < 4 {
-        add_node(run)?;
-        run.cluster
-            .wait_well(WELL_BOUND)
-            .map_err(|problems| unhealed("with a node more", &problems))?;
-    }
+    with_a_spare(run)?;
     before(run)?;
     let node = holder(run)?;
     let name = node.to_string();

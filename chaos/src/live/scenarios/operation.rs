@@ -44,7 +44,7 @@ const FIO: u8 = 59;
 const FIO_VOLUME: &str = "fio";
 
 /// A node more, under load.
-pub(super) fn add_node(run: &mut Run) -> Result<(), Failure> {
+fn add_node(run: &mut Run) -> Result<(), Failure> {
     before(run)?;
     let nodes = run.cluster.nodes().count();
     if nodes >= usize::from(NODES_MAX) {
@@ -103,14 +103,20 @@ pub(super) fn holder(run: &mut Run) -> Result<Part, Failure> {
     Ok(*run.rng.pick(&holders))
 }
 
+/// Sees to it that there is a node more than a volume has copies.
+pub(super) fn with_a_spare(run: &mut Run) -> Result<(), Failure> {
+    if run.cluster.nodes().count() >= 4 {
+        return Ok(());
+    }
+    add_node(run)?;
+    let well = run.cluster.wait_well(WELL_BOUND);
+    well.map(drop)
+        .map_err(|problems| unhealed("with a node more", &problems))
+}
+
 /// Kills a node that holds copies, and waits until all volumes are whole without it.
 fn gone_until_rebuilt(run: &mut Run) -> Result<Part, Failure> {
-    if run.cluster.nodes().count() < 4 {
-        add_node(run)?;
-        run.cluster
-            .wait_well(WELL_BOUND)
-            .map_err(|problems| unhealed("with a node more", &problems))?;
-    }
+    with_a_spare(run)?;
     before(run)?;
     let node = holder(run)?;
     run.kill(&[node]);

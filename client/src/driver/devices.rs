@@ -216,7 +216,7 @@ impl<C: Core> Driver<C> {
                 return Ok(());
             }
             let (data, ahead) = reader.read_target();
-            let outcome = stream.read_into(data, ahead).map_err(Over::Lost)?;
+            let outcome = stream.read_into(data, ahead, &mut self.calls).map_err(Over::Lost)?;
             device.readiness.after_read(outcome);
             match outcome {
                 ReadOutcome::End => return Err(Over::Closed),
@@ -272,7 +272,8 @@ impl<C: Core> Driver<C> {
         };
         if device.readiness.writable {
             let before = device.outbox.bytes();
-            device.readiness.writable = stream.write_from(&mut device.outbox).map_err(Over::Lost)?;
+            let took = stream.write_from(&mut device.outbox, &mut self.calls);
+            device.readiness.writable = took.map_err(Over::Lost)?;
             self.metrics.device_sent_bytes.increment(before - device.outbox.bytes());
         }
         match device.outbox.bytes() {

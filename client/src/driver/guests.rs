@@ -9,7 +9,7 @@ use mio::Interest;
 use super::Core;
 use super::limits::{GUEST_BYTES_MAX, GUESTS_MAX, HANDSHAKE_IDLE, ROUNDS_MAX};
 use super::meta::{Job, OpenError};
-use super::socket::{ReadOutcome, Readiness, Stream};
+use super::socket::{Calls, ReadOutcome, Readiness, Stream};
 use super::thread::{Asker, Driver, Phase, Source, token_of};
 use super::volumes::User;
 use crate::core::api::{MetaError, VolumeDescription};
@@ -86,23 +86,23 @@ impl Guest {
     }
 
     /// Writes what the socket takes. Gives whether something was written and nothing is left.
-    fn flush(&mut self) -> io::Result<bool> {
+    fn flush(&mut self, calls: &mut Calls) -> io::Result<bool> {
         if !self.readiness.writable {
             return Ok(false);
         }
         let mut wrote = !self.outbox.is_empty();
-        self.readiness.writable = self.stream.write_from(&mut self.outbox)?;
+        self.readiness.writable = self.stream.write_from(&mut self.outbox, calls)?;
         if let Stage::Transmission(transmission) = &mut self.stage
             && self.readiness.writable
         {
             wrote |= !transmission.outbox().is_empty();
-            self.readiness.writable = self.stream.write_from(transmission.outbox())?;
+            self.readiness.writable = self.stream.write_from(transmission.outbox(), calls)?;
         }
         Ok(wrote && self.readiness.writable)
     }
 
     /// Reads once. Gives whether there may be more; `None` when nothing may be read now.
-    fn read(&mut self, now: Time) -> io::Result<Option<bool>> {
+    fn read(&mut self, now: Time, calls: &mut Calls) -> io::Result<Option<bool>> {
         if !self.readiness.readable {
             return Ok(None);
         }
@@ -112,7 +112,7 @@ impl Guest {
                     return Ok(None);
                 }
                 let mut buf = [0; HANDSHAKE_READ_BYTES];
-                let outcome = self.stream.read_into(&mut buf, &mut [])?;
+                let outcome = self.stream.read_into(&mut buf, &mut [], calls)?;
                 if let ReadOutcome::Bytes(count) | ReadOutcome::BytesThenNothing(count) = outcome {
                     handshake.receive(&buf[..count]);
                     self.deadline = now + HANDSHAKE_IDLE;
@@ -123,7 +123,7 @@ impl Guest {
                 let Some((payload, ahead)) = transmission.read_target() else {
                     return Ok(None);
                 };
-                let outcome = self.stream.read_into(payload, ahead)?;
+                let outcome = self.stream.read_into(payload, ahead, calls)?;
                 if let ReadOutcome::Bytes(count) | ReadOutcome::BytesThenNothing(count) = outcome {
                     transmission.received(count);
                 }
@@ -246,12 +246,12 @@ impl<C: Core> Driver<C> {
                     Stage::Transmission(_) => self.take_requests(key, guest),
                 }
                 // What was written makes room for more.
-                if !guest.flush()? {
+                if !guest.flush(&mut self.calls)? {
                     break;
                 }
             }
             self.check_over(guest)?;
-            if !may_read || round == ROUNDS_MAX || guest.read(self.now)?.is_none() {
+            if !may_read || round == ROUNDS_MAX || guest.read(self.now, &mut self.calls)?.is_none() {
                 break;
             }
         }

@@ -6,6 +6,7 @@ use cairn_proto::message::Message;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use super::DeviceLoad;
+use super::socket::Calls;
 use crate::core::api::Notice;
 use crate::volume::api::VolumeOp;
 
@@ -61,6 +62,9 @@ pub(super) struct Metrics {
     pub(super) device_sent_bytes: Counter,
     pub(super) device_received_bytes: Counter,
     pub(super) device_refused: Counter,
+    epoll_wait: Counter,
+    readv: Counter,
+    writev: Counter,
     copied_bytes: Counter,
     copied_hole_blocks: Counter,
     pub(super) meta_questions: Counter,
@@ -92,6 +96,9 @@ impl Metrics {
             device_sent_bytes: counter!("cairn_client_device_sent_bytes_total"),
             device_received_bytes: counter!("cairn_client_device_received_bytes_total"),
             device_refused: counter!("cairn_client_device_refused_total"),
+            epoll_wait: counter!("cairn_client_system_calls_total", "call" => "epoll_wait"),
+            readv: counter!("cairn_client_system_calls_total", "call" => "readv"),
+            writev: counter!("cairn_client_system_calls_total", "call" => "writev"),
             copied_bytes: counter!("cairn_client_copied_bytes_total"),
             copied_hole_blocks: counter!("cairn_client_copied_hole_blocks_total"),
             meta_questions: counter!("cairn_client_meta_questions_total"),
@@ -110,6 +117,13 @@ impl Metrics {
         self.devices_down.set(load.down as f64);
         self.device_in_flight.set(load.in_flight as f64);
         self.device_queued.set(load.queued as f64);
+    }
+
+    /// How often the thread has called the kernel since it was told last. A process may have several such threads.
+    pub(super) fn calls(&self, calls: Calls) {
+        self.epoll_wait.increment(calls.epoll_wait);
+        self.readv.increment(calls.readv);
+        self.writev.increment(calls.writev);
     }
 
     /// Something has happened to a volume.

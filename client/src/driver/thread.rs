@@ -22,6 +22,7 @@ use super::listen::Listener;
 use super::mailbox::{CareEnded, Command, Mailbox, UserId, Waiter};
 use super::meta::{Job, OpenError};
 use super::metrics::{Kind, Metrics};
+use super::socket::Calls;
 use super::volumes::{User, Volumes};
 use crate::core::api::{Action, ConnId, Event, MetaAnswer, MetaError, Notice, VolumeDescription, VolumeHandle};
 use crate::nbd::RequestToken;
@@ -129,6 +130,7 @@ pub(super) struct Driver<C> {
     pub(super) asks: Slab<Asker>,
     pub(super) phase: Phase,
     pub(super) metrics: Metrics,
+    pub(super) calls: Calls,
     /// Bytes that all NBD connections hold.
     pub(super) guest_bytes: u64,
     pub(super) guests: usize,
@@ -171,6 +173,7 @@ impl<C: Core> Driver<C> {
             asks: Slab::new(),
             phase: Phase::Running,
             metrics: Metrics::new(),
+            calls: Calls::default(),
             guest_bytes: 0,
             guests: 0,
             serial: 0,
@@ -195,6 +198,7 @@ impl<C: Core> Driver<C> {
         let mut events = Events::with_capacity(EVENTS_MAX);
         loop {
             self.now = clock::now();
+            self.calls.epoll_wait += 1;
             match self.poll.poll(&mut events, Some(self.sleep())) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
@@ -576,6 +580,7 @@ impl<C: Core> Driver<C> {
         }
         self.metrics.guests.set(self.guests as f64);
         self.metrics.load(self.core.device_load());
+        self.metrics.calls(std::mem::take(&mut self.calls));
         self.metrics.guest_bytes.set(self.guest_bytes as f64);
     }
 

@@ -132,6 +132,8 @@ pub(super) struct Ring {
     in_flight: Slab<InFlight>,
     /// Entries that the submission queue had no room for.
     overflow: VecDeque<squeue::Entry>,
+    /// Calls of `io_uring_enter`.
+    enters: u64,
 }
 
 impl Ring {
@@ -148,7 +150,13 @@ impl Ring {
             ring,
             in_flight: Slab::with_capacity(64),
             overflow: VecDeque::new(),
+            enters: 0,
         })
+    }
+
+    /// How often the kernel was called, with `io_uring_enter`.
+    pub(super) fn enters(&self) -> u64 {
+        self.enters
     }
 
     /// Operations that have not ended.
@@ -272,6 +280,7 @@ impl Ring {
                     break;
                 }
             }
+            self.enters += 1;
             if !self.overflow.is_empty() {
                 // More than one queue full: hand over without waiting.
                 match self.ring.submit() {
@@ -525,6 +534,11 @@ mod tests {
         for _ in 0..count {
             disk(&mut ring).unwrap();
         }
+        let calls = ring.enters();
+        assert!(
+            (3..=count).contains(&calls),
+            "{calls} calls for three queues of operations"
+        );
     }
 
     #[test]

@@ -323,6 +323,7 @@ impl Serving {
         }
         self.next_sweep = self.now + SWEEP_INTERVAL;
         self.meters.status(&self.host.status(), &self.budget);
+        self.meters.ring_enters(self.ring.enters());
         let slow: Vec<_> = self
             .connections
             .iter()

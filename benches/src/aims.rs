@@ -113,6 +113,7 @@ mod tests {
     use cairn_chaos::live::fio::Figures;
 
     use super::*;
+    use crate::calls::CallsPerIo;
     use crate::cost::CpuPerIo;
 
     fn sample(case: &'static str, target: Kind, iops: f64, machine_us: f64) -> Sample {
@@ -128,6 +129,7 @@ mod tests {
                 machine_us,
                 ..CpuPerIo::default()
             },
+            calls: CallsPerIo::default(),
             stages: None,
         }
     }

@@ -27,6 +27,8 @@ struct Arguments {
 enum Benches {
     /// The fio matrix on every target in turn. Example: cargo run --release -p cairn-benches -- fio --rounds 5
     Fio(FioArguments),
+    /// A volume through the library beside the same through NBD. Example: cargo run --release -p cairn-benches -- volume --rounds 5
+    Volume(VolumeArguments),
     /// What an idle cluster costs, and an I/O as work grows. Example: cargo run --release -p cairn-benches -- scale
     Scale(ScaleArguments),
     /// The longest I/O when something fails. Example: cargo run --release -p cairn-benches -- stall
@@ -218,9 +220,31 @@ struct FioArguments {
     json: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+struct VolumeArguments {
+    /// How often every case runs each way; the spread is over the rounds.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Seconds per case.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    runtime: u32,
+    /// Only cases whose name contains one of these, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    cases: Vec<String>,
+    /// Bytes that the I/O is spread over: written in full before anything is measured.
+    #[arg(long, default_value = "1G")]
+    size: String,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+    /// Also write all figures of all rounds to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Benches::Fio(arguments) => run_matrix(arguments),
+        Benches::Volume(arguments) => run_volume(arguments),
         Benches::Scale(arguments) => scale::run(&ScaleOptions {
             rounds: arguments.rounds,
             runtime_s: arguments.runtime,
@@ -274,6 +298,20 @@ fn run_matrix(arguments: FioArguments) -> Result<(), String> {
         rounds: arguments.rounds,
         runtime_s: arguments.runtime,
         targets: arguments.targets,
+        cases: arguments.cases,
+        size: arguments.size,
+        dir: arguments.cluster.dir,
+        cairn: arguments.cluster.cairn,
+        json: arguments.json,
+    })
+}
+
+/// The matrix with these two targets.
+fn run_volume(arguments: VolumeArguments) -> Result<(), String> {
+    matrix::run(&MatrixOptions {
+        rounds: arguments.rounds,
+        runtime_s: arguments.runtime,
+        targets: vec![Kind::CairnLibrary, Kind::Cairn],
         cases: arguments.cases,
         size: arguments.size,
         dir: arguments.cluster.dir,

@@ -10,8 +10,11 @@ use cairn_chaos::live::tools;
 use cairn_proto::units::ByteSize;
 
 use crate::aims;
+use crate::calls::{self, CallsPerIo, SystemCalls, WakeUps};
 use crate::cost::{Counted, Cpu, CpuPerIo, Stages};
+use crate::library;
 use crate::report;
+use crate::store::work::Load;
 use crate::targets::{Kind, Up, bring_up, build_cairn};
 
 /// How much longer than its runtime a case may take.
@@ -70,6 +73,20 @@ impl Case {
     pub fn reads(&self) -> bool {
         matches!(self.rw, "read" | "randread")
     }
+
+    /// The same over all of so many bytes, for what runs without fio.
+    fn load(&self, size: ByteSize, time: Duration) -> Result<Load, String> {
+        let bytes: ByteSize = self.bs.parse().map_err(|error| format!("{}: {error}", self.name))?;
+        let random = self.rw.starts_with("rand");
+        Ok(library::load(
+            !self.reads(),
+            random,
+            bytes.0 as u32,
+            self.depth as usize,
+            size.0,
+            time,
+        ))
+    }
 }
 
 /// What one case gave on one target in one round.
@@ -85,6 +102,8 @@ pub struct Sample {
     pub figures: Figures,
     /// Processor time per I/O.
     pub cpu: CpuPerIo,
+    /// What the kernel was asked for.
+    pub calls: CallsPerIo,
     /// Where the time of an I/O went; of Cairn only.
     pub stages: Option<Stages>,
 }
@@ -105,7 +124,7 @@ pub fn run(options: &MatrixOptions) -> Result<(), String> {
     }
     let cairn = match &options.cairn {
         Some(program) => program.clone(),
-        None if options.targets.contains(&Kind::Cairn) => build_cairn()?,
+        None if options.targets.iter().any(|kind| kind.is_cairn()) => build_cairn()?,
         None => PathBuf::new(),
     };
     let default_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
@@ -132,6 +151,7 @@ pub fn run(options: &MatrixOptions) -> Result<(), String> {
     }
     print!("{}", report::table(&samples, &options.targets, &cases));
     print!("{}", report::processors(&samples, &options.targets, &cases));
+    print!("{}", report::calls(&samples, &options.targets, &cases));
     print!("{}", report::stages(&samples, &cases));
     print!("{}", aims::table(&samples));
     if let Some(path) = &options.json {
@@ -160,6 +180,9 @@ fn fill(up: &Up, size: ByteSize) -> Result<(), String> {
     for _ in 0..2 {
         fio::run("fill", &up.target, &args, FILL_BOUND).map_err(|error| error.to_string())?;
     }
+    if up.cluster.is_some() {
+        calls::settle();
+    }
     Ok(())
 }
 
@@ -174,11 +197,26 @@ fn measure(case: &Case, up: &Up, round: u32, size: ByteSize, runtime_s: u32) -> 
     ];
     let mut args: Vec<&str> = owned.iter().map(String::as_str).collect();
     args.extend(&up.args);
-    let bound = Duration::from_secs(u64::from(runtime_s)) + CASE_GRACE;
-    let (counted, cpu) = (counted(up), Cpu::now(&up.roles));
-    let report = fio::run(case.name, &up.target, &args, bound).map_err(|error| error.to_string())?;
-    let figures = if case.reads() { report.read } else { report.write };
+    let runtime = Duration::from_secs(runtime_s.into());
+    if let Some(library) = &up.library {
+        library.attach()?;
+    }
+    let (counted, system_calls) = (counted(up), up.cluster.as_ref().map(SystemCalls::now));
+    let (wake_ups, cpu) = (WakeUps::now(&up.roles), Cpu::now(&up.roles));
+    let figures = match &up.library {
+        Some(library) => library.run(&case.load(size, runtime)?, round.into())?,
+        None => {
+            let report = fio::run(case.name, &up.target, &args, runtime + CASE_GRACE);
+            let report = report.map_err(|error| error.to_string())?;
+            if case.reads() { report.read } else { report.write }
+        }
+    };
     let cpu = cpu.per_io(&up.roles, figures.ios);
+    let wake_ups = wake_ups.per_io(&WakeUps::now(&up.roles), figures.ios);
+    let system_calls = system_calls.zip(up.cluster.as_ref()).map(|(before, cluster)| {
+        calls::settle();
+        before.per_io(&SystemCalls::now(cluster), figures.ios)
+    });
     let stages = counted.and_then(|before| before.until(&self::counted(up)?, figures.mean_us, case.reads()));
     Ok(Sample {
         case: case.name,
@@ -186,12 +224,33 @@ fn measure(case: &Case, up: &Up, round: u32, size: ByteSize, runtime_s: u32) -> 
         round,
         figures,
         cpu,
+        calls: CallsPerIo {
+            wake_ups,
+            system_calls: system_calls.unwrap_or_default(),
+        },
         stages,
     })
 }
 
-/// What the export has measured until now; `None` of a target without one, or when it does not say.
+/// What the export has measured until now, as late as [`calls::settle`] says; `None` of a target without one, or when it does not say.
 fn counted(up: &Up) -> Option<Counted> {
     let metrics = up.cluster.as_ref()?.metrics("export").ok()?;
     Some(Counted::of(&metrics))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_are_the_same_load_without_fio() {
+        let loads = CASES.map(|case| case.load(ByteSize(1 << 30), Duration::from_secs(1)).unwrap());
+        for (case, load) in CASES.iter().zip(loads) {
+            assert_eq!(load.write, case.name.contains("write"), "{}", case.name);
+            assert_eq!(load.random, case.name.starts_with("rand"), "{}", case.name);
+            assert_eq!(load.blocks, if load.random { 1 } else { 256 }, "{}", case.name);
+            assert!(case.name.ends_with(&format!("qd{}", load.depth)), "{}", case.name);
+            assert_eq!(load.span, (1 << 30) / 4096);
+        }
+    }
 }

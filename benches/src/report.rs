@@ -1,5 +1,6 @@
 //! The figures as a table of ratios for people, and as JSON for programs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
@@ -33,7 +34,14 @@ pub fn table(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> String {
     let mut out = String::new();
     let mut header = format!("{:<18}", "case");
     for target in targets {
-        let _ = write!(header, " {:>10} {:>8} {:>8}", target.name(), "p99 µs", "CPU µs");
+        let _ = write!(
+            header,
+            " {:>10} {:>8} {:>8} {:>8}",
+            target.name(),
+            "mean µs",
+            "p99 µs",
+            "CPU µs"
+        );
     }
     for other in targets.iter().skip(1) {
         let _ = write!(header, "  {:>22}", format!("{}/{}", targets[0].name(), other.name()));
@@ -48,8 +56,9 @@ pub fn table(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> String {
         let _ = write!(out, "{:<18}", case.name);
         for target in targets {
             let middle = |value: fn(&Sample) -> f64| Spread::of(of(*target).map(value)).median;
-            let (iops, p99) = (middle(|s| s.figures.iops), middle(|s| s.figures.p99_us));
-            let _ = write!(out, " {iops:>10.0} {p99:>8.0} {:>8.0}", middle(|s| s.cpu.machine_us));
+            let (iops, cpu) = (middle(|s| s.figures.iops), middle(|s| s.cpu.machine_us));
+            let (mean, p99) = (middle(|s| s.figures.mean_us), middle(|s| s.figures.p99_us));
+            let _ = write!(out, " {iops:>10.0} {mean:>8.0} {p99:>8.0} {cpu:>8.0}");
         }
         for other in targets.iter().skip(1) {
             let pairs = of(targets[0]).filter_map(|mine| {
@@ -62,9 +71,9 @@ pub fn table(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> String {
         out.push('\n');
     }
     out.push_str(
-        "IO/s of each target (median of the rounds), 99th percentile of latency, busy time of the whole machine per I/O with \
-         fio's own;\nratios of IO/s: median (lowest–highest) of the rounds. Writes of raw and qemu-nbd are not durable when \
-         answered, those of cairn and raw-dsync are.\n",
+        "IO/s of each target (median of the rounds), mean and 99th percentile of latency, busy time of the whole machine per I/O with \
+         the load's own;\nratios of IO/s: median (lowest–highest) of the rounds. Writes of raw and qemu-nbd are not durable when \
+         answered, those of cairn, library and raw-dsync are.\n",
     );
     out
 }
@@ -93,6 +102,36 @@ pub fn processors(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> Strin
                 let _ = write!(out, " + {role} {own:.1}");
             }
             let _ = writeln!(out, " + rest {rest:.1}");
+        }
+    }
+    out
+}
+
+/// What an I/O asks of the kernel by process: medians of the rounds. Targets without processes are left out.
+pub fn calls(samples: &[Sample], targets: &[Kind], cases: &[Case]) -> String {
+    type Part = fn(&Sample) -> &BTreeMap<String, f64>;
+    const PARTS: [(&str, Part); 2] = [
+        ("wake-ups", |s| &s.calls.wake_ups),
+        ("system calls", |s| &s.calls.system_calls),
+    ];
+    let mut out = String::from(
+        "\nWake-ups of threads per I/O, and system calls of the threads that serve it (median of the rounds), all processes of a kind together\n",
+    );
+    for case in cases {
+        for target in targets {
+            for (name, part) in PARTS {
+                let of = || samples.iter().filter(|s| s.case == case.name && s.target == *target);
+                // Workers of the kernel come and go: not all rounds have them.
+                let keys: BTreeSet<&String> = of().flat_map(|s| part(s).keys()).collect();
+                if keys.is_empty() {
+                    continue;
+                }
+                let middle = |key: &String| Spread::of(of().map(|s| part(s).get(key).copied().unwrap_or(0.0))).median;
+                let all = Spread::of(of().map(|s| part(s).values().sum())).median;
+                let _ = write!(out, "{:<18} {:<9} {name:<12} {all:>7.2} =", case.name, target.name());
+                let parts: Vec<String> = keys.iter().map(|key| format!("{key} {:.2}", middle(key))).collect();
+                let _ = writeln!(out, " {}", parts.join(" + "));
+            }
         }
     }
     out
@@ -161,6 +200,8 @@ pub fn json(samples: &[Sample]) -> Value {
             "cpu_us_per_io": sample.cpu.machine_us,
             "cpu_us_per_io_of_load": sample.cpu.load_us,
             "cpu_us_per_io_of": sample.cpu.roles_us,
+            "wake_ups_per_io_of": sample.calls.wake_ups,
+            "system_calls_per_io_of": sample.calls.system_calls,
             "stages_us": sample.stages.map(|stages| json!({
                 "front": stages.front_us,
                 "client": stages.client_us,
@@ -179,6 +220,7 @@ mod tests {
     use cairn_chaos::live::fio::Figures;
 
     use super::*;
+    use crate::calls::CallsPerIo;
     use crate::cost::CpuPerIo;
     use crate::matrix::CASES;
 
@@ -193,6 +235,7 @@ mod tests {
                 ..Figures::default()
             },
             cpu: CpuPerIo::default(),
+            calls: CallsPerIo::default(),
             stages: None,
         };
         let samples = [
@@ -204,5 +247,31 @@ mod tests {
         let table = table(&samples, &[Kind::Cairn, Kind::Raw], &CASES[1..2]);
         assert!(table.contains("0.62 (0.50–0.75)"), "{table}");
         assert_eq!(json(&samples)["samples"].as_array().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn a_thread_that_is_not_there_in_each_round_counts_nothing_in_the_others() {
+        let sample = |round, wake_ups: &[(&str, f64)]| Sample {
+            case: CASES[1].name,
+            target: Kind::Cairn,
+            round,
+            figures: Figures::default(),
+            cpu: CpuPerIo::default(),
+            calls: CallsPerIo {
+                wake_ups: wake_ups
+                    .iter()
+                    .map(|(name, count)| (name.to_string(), *count))
+                    .collect(),
+                ..CallsPerIo::default()
+            },
+            stages: None,
+        };
+        let samples = [
+            sample(1, &[("nodes", 6.0), ("nodes' workers", 1.0)]),
+            sample(2, &[("nodes", 8.0)]),
+        ];
+        let table = calls(&samples, &[Kind::Cairn], &CASES);
+        assert!(table.contains("7.50 = nodes 7.00 + nodes' workers 0.50"), "{table}");
+        assert!(!table.contains("system calls   "), "none were counted: {table}");
     }
 }

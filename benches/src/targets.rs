@@ -15,6 +15,7 @@ use clap::ValueEnum;
 
 use crate::ceph::Ceph;
 use crate::cost::Role;
+use crate::library::Library;
 
 /// How long a server may take to listen.
 const LISTEN_BOUND: Duration = Duration::from_secs(20);
@@ -26,6 +27,8 @@ const VOLUME: &str = "bench";
 pub enum Kind {
     /// A volume with three copies of a `cairn dev` cluster, over NBD. A write is durable on two when answered.
     Cairn,
+    /// The same, a cluster of its own, through the library in this process instead of NBD and fio.
+    CairnLibrary,
     /// A file opened with `O_DIRECT`, through io_uring. A write is not durable when answered.
     Raw,
     /// The same, each write durable when answered (`O_DSYNC`).
@@ -40,10 +43,16 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As it stands on the command line.
+    /// Whether it is a cluster of Cairn's.
+    pub fn is_cairn(self) -> bool {
+        matches!(self, Kind::Cairn | Kind::CairnLibrary)
+    }
+
+    /// As it stands in tables.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Cairn => "cairn",
+            Kind::CairnLibrary => "library",
             Kind::Raw => "raw",
             Kind::RawDsync => "raw-dsync",
             Kind::RawDsync3 => "3-dsync",
@@ -64,17 +73,19 @@ pub struct Up {
     pub args: Vec<&'static str>,
     /// Its processes.
     pub roles: Vec<Role>,
-    /// The cluster, of [`Kind::Cairn`].
+    /// The volume in this process, of [`Kind::CairnLibrary`].
+    pub library: Option<Library>,
+    /// The cluster, of [`Kind::Cairn`] and [`Kind::CairnLibrary`].
     pub cluster: Option<Dev>,
     _server: Option<Guarded>,
     _ceph: Option<Ceph>,
     _files: Option<tempfile::TempDir>,
 }
 
-/// Brings a target up in `dir`, with room for `size` bytes. `cairn` is the program, used by [`Kind::Cairn`] only.
+/// Brings a target up in `dir`, with room for `size` bytes. `cairn` is the program, used where there is a cluster.
 pub fn bring_up(kind: Kind, dir: &Path, size: ByteSize, cairn: &Path) -> Result<Up, String> {
     match kind {
-        Kind::Cairn => return bring_up_cairn(dir, size, cairn),
+        Kind::Cairn | Kind::CairnLibrary => return bring_up_cairn(kind, dir, size, cairn),
         Kind::Ceph => return bring_up_ceph(dir, size),
         _ => {}
     }
@@ -132,6 +143,7 @@ pub fn bring_up(kind: Kind, dir: &Path, size: ByteSize, cairn: &Path) -> Result<
             _ => Vec::new(),
         },
         roles,
+        library: None,
         cluster: None,
         _server: server,
         _ceph: None,
@@ -139,7 +151,7 @@ pub fn bring_up(kind: Kind, dir: &Path, size: ByteSize, cairn: &Path) -> Result<
     })
 }
 
-fn bring_up_cairn(dir: &Path, size: ByteSize, cairn: &Path) -> Result<Up, String> {
+fn bring_up_cairn(kind: Kind, dir: &Path, size: ByteSize, cairn: &Path) -> Result<Up, String> {
     // Room for the volume once more: overwrites take new space before they give the old back.
     let device = ByteSize((size.0 * 2).max(1 << 30));
     let options = DevOptions::new(cairn)
@@ -147,11 +159,18 @@ fn bring_up_cairn(dir: &Path, size: ByteSize, cairn: &Path) -> Result<Up, String
         .device_size(&device.0.to_string());
     let dir = DevDir::new(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let cluster = Dev::start(options, dir).map_err(|error| error.to_string())?;
+    let mut roles = roles_of(&cluster);
+    let mut library = None;
+    if kind == Kind::CairnLibrary {
+        library = Some(Library::open(&cluster.path().join("cairn.toml"), VOLUME)?);
+        roles.push(("load+library", std::process::id() as i32));
+    }
     Ok(Up {
-        kind: Kind::Cairn,
+        kind,
         target: Target::Nbd(cluster.uri(VOLUME)),
         args: Vec::new(),
-        roles: roles_of(&cluster),
+        roles,
+        library,
         cluster: Some(cluster),
         _server: None,
         _ceph: None,
@@ -178,6 +197,7 @@ fn bring_up_ceph(dir: &Path, size: ByteSize) -> Result<Up, String> {
         target: ceph.target(),
         args: Vec::new(),
         roles: ceph.processes(),
+        library: None,
         cluster: None,
         _server: None,
         _ceph: Some(ceph),

@@ -380,6 +380,14 @@ impl Allocator {
         self.space.clone()
     }
 
+    /// The first free block of a range with the free ones after it, at most `want`; they may go on beyond the range.
+    pub(super) fn first_free(&self, range: Range<u64>, want: u32) -> Option<Extent> {
+        let place = self.taken.find(range.start, range.end, false)?;
+        let count = self.free_from(place, self.space.end.min(place + u64::from(want)));
+        let place = place as u32;
+        Some(Extent { place, count })
+    }
+
     pub(super) fn is_taken(&self, block: u32) -> bool {
         self.taken.get(block)
     }

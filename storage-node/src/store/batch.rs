@@ -35,6 +35,8 @@ pub(super) struct Batch {
     requests: Vec<(Ticket, Time)>,
     records: Vec<Record>,
     record_pages: Vec<u32>,
+    /// Blocks of data in it.
+    blocks: u32,
     log: LogPosition,
     writes_in_flight: usize,
     written_at: Time,
@@ -47,6 +49,11 @@ impl Batch {
     /// One more write belongs to it.
     pub(super) fn add_write(&mut self) {
         self.writes_in_flight += 1;
+    }
+
+    /// Blocks of data in it.
+    pub(super) fn blocks(&self) -> u32 {
+        self.blocks
     }
 
     pub(super) fn tickets(self) -> impl Iterator<Item = Ticket> {
@@ -150,6 +157,7 @@ impl Engine {
             requests: building.requests,
             records,
             record_pages: header.places,
+            blocks: building.blocks,
             log: LogPosition { seq: header.seq, crc },
             writes_in_flight: writes.len(),
             written_at: now,

@@ -116,7 +116,8 @@ pub struct StoreLimits {
     pub zero_ahead: bool,
     /// Blocks of one write of zeroes ahead.
     pub zero_ahead_blocks: u32,
-    /// How many such writes the zeroed part may be ahead of the used part.
+    /// How many such writes the zeroed part may be ahead of the used part. The log's run and the one reserved after it are taken before
+    /// they are used: the zeroed part must reach well beyond both, or the log never sees it.
     pub zero_ahead_runs: u32,
     /// Planted bugs, for tests only: all off in every build without the feature `canary`.
     pub canary: Canary,
@@ -144,7 +145,7 @@ impl Default for StoreLimits {
             confirm_after: Duration::from_millis(100),
             zero_ahead: false,
             zero_ahead_blocks: 256,
-            zero_ahead_runs: 8,
+            zero_ahead_runs: 32,
             canary: Canary::default(),
         }
     }
@@ -176,7 +177,7 @@ impl StoreLimits {
             reclaim_pages_max: 3,
             overwrite_reserve_blocks: 256,
             zero_ahead_blocks: 16,
-            zero_ahead_runs: 2,
+            zero_ahead_runs: 4,
             ..StoreLimits::default()
         }
     }

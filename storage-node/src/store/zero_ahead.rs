@@ -48,21 +48,25 @@ impl Engine {
         if !self.limits.zero_ahead || self.zero_ahead.in_flight.is_some() || self.poisoned.is_some() {
             return;
         }
-        let end = self.space.allocator.space().end;
+        let want = self.limits.zero_ahead_blocks;
+        // Large writes take new space as fast as zeroes could be written there, and do not mind: each is as much as one of zeroes.
+        if self.batch.as_ref().is_some_and(|batch| batch.blocks() >= want) {
+            return;
+        }
+        let ahead = u64::from(want) * u64::from(self.limits.zero_ahead_runs);
+        let end = self.space.allocator.space().end.min(self.zero_ahead.used_end + ahead);
         let from = self.zero_from().max(self.zero_ahead.used_end);
-        let ahead = u64::from(self.limits.zero_ahead_blocks) * u64::from(self.limits.zero_ahead_runs);
-        if from >= end || from >= self.zero_ahead.used_end + ahead {
+        // Not a few blocks for every few that are used.
+        if from + u64::from(want) > end {
             return;
         }
-        let want = u64::from(self.limits.zero_ahead_blocks).min(end - from);
-        // What is taken beyond the frontier is written by whoever took it.
-        let free = (from..from + want)
-            .take_while(|block| !self.space.allocator.is_taken(*block as u32))
-            .count();
-        if free == 0 {
-            self.space.allocator.frontier = from + 1;
+        // What is taken beyond the frontier is written by whoever took it, and a gap between two such is not worth a write.
+        let run = self.space.allocator.first_free(from..end, want);
+        let Some(run) = run.filter(|run| run.count == want) else {
+            self.space.allocator.frontier = run.map_or(end, |run| u64::from(run.place) + u64::from(run.count));
             return;
-        }
+        };
+        let (from, free) = (u64::from(run.place), run.count as usize);
         for block in from..from + free as u64 {
             self.space.allocator.take(block as u32);
         }

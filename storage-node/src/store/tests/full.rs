@@ -1,5 +1,7 @@
 //! Devices that are full, large, or files.
 
+use std::collections::BTreeSet;
+
 use cairn_proto::disk::DiskOp;
 use cairn_proto::limits::BLOCK_BYTES;
 
@@ -141,6 +143,49 @@ fn zeroes_are_written_ahead_of_the_data_and_never_over_it() {
     }
     let counters = rig.store.counters();
     assert!(counters.zeroed_ahead > 0, "{counters:?}");
+    rig.store.check_invariants();
+}
+
+#[test]
+fn small_writes_meet_blocks_that_were_written_before() {
+    let limits = StoreLimits {
+        zero_ahead: true,
+        ..StoreLimits::default()
+    };
+    let runs = u64::from(limits.run_blocks);
+    let mut rig = Rig::new(runs * 16, limits.clone(), 1);
+    rig.create();
+    let (mut written, mut first_writes) = (BTreeSet::new(), 0);
+    // Zeroed while the replica was made, before anybody looks here.
+    let zeroed = u64::from(rig.store.counters().zeroed_ahead as u32) + 2 * runs + 64;
+    // Each write takes two blocks, its record's page and its data: in all as many as eight runs.
+    for i in 0..runs * 4 {
+        rig.submit(write_request(0, (i % 4096) as u32, 1, i + 1));
+        loop {
+            for op in rig.device.in_flight() {
+                let DiskOp::Write { at, buffers, .. } = op else {
+                    continue;
+                };
+                let blocks = buffers.iter().map(|buffer| buffer.len() / BLOCK_BYTES).sum::<usize>() as u64;
+                let is_zero = buffers.iter().all(|buffer| buffer.iter().all(|byte| *byte == 0));
+                assert!(
+                    !is_zero || blocks == u64::from(limits.zero_ahead_blocks) || at.0 < zeroed,
+                    "{blocks} zeroes"
+                );
+                for block in (at.0..at.0 + blocks).filter(|block| *block > zeroed) {
+                    first_writes += u64::from(written.insert(block) && !is_zero);
+                }
+            }
+            if !rig.step() {
+                break;
+            }
+        }
+    }
+    assert!(written.len() as u64 > 2 * runs);
+    assert_eq!(
+        first_writes, 0,
+        "blocks that were not zeroed before something was written there"
+    );
     rig.store.check_invariants();
 }
 

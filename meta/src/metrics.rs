@@ -1,5 +1,7 @@
 //! The Prometheus endpoint of a process: `GET /metrics` over plain HTTP, for every kind of Cairn process.
 
+mod seconds;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -11,6 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+pub use seconds::Seconds;
+
 /// Requests that are answered at the same time; more wait in the listen queue.
 const CONNECTIONS_MAX: usize = 8;
 /// Bytes of a request's head at the most.
@@ -19,7 +23,7 @@ const REQUEST_BYTES_MAX: usize = 8 << 10;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often old samples are folded into the histograms, so that memory stays flat when nobody asks.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// Upper bounds of the buckets of every histogram whose name ends in `_seconds`.
+/// Upper bounds of the buckets of every histogram whose name ends in `_seconds`, those of [`Seconds`] too.
 const SECONDS_BUCKETS: [f64; 16] = [
     0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0,
     5.0,

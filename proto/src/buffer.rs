@@ -14,8 +14,9 @@ use crate::limits::BLOCK_BYTES;
 #[repr(C, align(4096))]
 struct Page([u8; BLOCK_BYTES]);
 
-/// Blocks that a thread keeps for later at the most: 8 MiB.
-const KEPT_BLOCKS_MAX: usize = 2048;
+/// Blocks that a thread keeps for later at the most: 16 MiB, for a few large reads of scattered blocks and what of them is still being
+/// sent.
+const KEPT_BLOCKS_MAX: usize = 4096;
 /// Larger buffers are not kept: none is needed more than now and then.
 const KEPT_BUFFER_BLOCKS_MAX: usize = 1024;
 /// Up to so many blocks sizes are powers of two, above multiples of it.
@@ -62,7 +63,8 @@ impl BlockBuf {
     }
 
     fn fresh(blocks: usize) -> BlockBuf {
-        let pages = vec![Page([0; BLOCK_BYTES]); size_of_class(blocks)];
+        // As the kernel gives it, where it does: not cleared a second time.
+        let pages = bytemuck::zeroed_vec(size_of_class(blocks));
         BlockBuf { pages, blocks }
     }
 

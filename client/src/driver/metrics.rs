@@ -1,9 +1,11 @@
-//! What the driver counts. Every handle is made once, so that counting allocates nothing.
+//! What the driver counts. Every handle is made once, so that counting allocates nothing; what is counted several times for each
+//! operation is published now and then.
 
 use std::time::Duration;
 
+use cairn_meta::metrics::Seconds;
 use cairn_proto::message::Message;
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{Counter, Gauge, Label, counter, gauge};
 
 use super::DeviceLoad;
 use super::socket::Calls;
@@ -44,7 +46,7 @@ impl Kind {
 }
 
 pub(super) struct KindMetrics {
-    pub(super) seconds: Histogram,
+    pub(super) seconds: Seconds,
     pub(super) bytes: Counter,
     pub(super) errors: Counter,
 }
@@ -70,18 +72,20 @@ pub(super) struct Metrics {
     pub(super) meta_questions: Counter,
     damaged: Counter,
     repaired: Counter,
-    round_trip: Histogram,
-    queue: Histogram,
-    read: Histogram,
-    write: Histogram,
-    flush: Histogram,
+    round_trip: Seconds,
+    queue: Seconds,
+    read: Seconds,
+    write: Seconds,
+    flush: Seconds,
 }
 
 impl Metrics {
     pub(super) fn new() -> Metrics {
+        let stage =
+            |stage: &'static str| Seconds::new("cairn_client_device_stage_seconds", vec![Label::new("stage", stage)]);
         Metrics {
             kinds: KINDS.map(|(_, name)| KindMetrics {
-                seconds: histogram!("cairn_client_operation_seconds", "op" => name),
+                seconds: Seconds::new("cairn_client_operation_seconds", vec![Label::new("op", name)]),
                 bytes: counter!("cairn_client_operation_bytes_total", "op" => name),
                 errors: counter!("cairn_client_operation_errors_total", "op" => name),
             }),
@@ -104,11 +108,11 @@ impl Metrics {
             meta_questions: counter!("cairn_client_meta_questions_total"),
             damaged: counter!("cairn_client_damaged_blocks_total"),
             repaired: counter!("cairn_client_repaired_blocks_total"),
-            round_trip: histogram!("cairn_client_device_round_trip_seconds"),
-            queue: histogram!("cairn_client_device_stage_seconds", "stage" => "queue"),
-            read: histogram!("cairn_client_device_stage_seconds", "stage" => "read"),
-            write: histogram!("cairn_client_device_stage_seconds", "stage" => "write"),
-            flush: histogram!("cairn_client_device_stage_seconds", "stage" => "flush"),
+            round_trip: Seconds::new("cairn_client_device_round_trip_seconds", Vec::new()),
+            queue: stage("queue"),
+            read: stage("read"),
+            write: stage("write"),
+            flush: stage("flush"),
         }
     }
 
@@ -144,28 +148,37 @@ impl Metrics {
         }
     }
 
-    pub(super) fn round_trip(&self, took: Duration) {
-        self.round_trip.record(took.as_secs_f64());
+    pub(super) fn round_trip(&mut self, took: Duration) {
+        self.round_trip.record(took);
     }
 
     /// What a device says of where an operation's time went.
-    pub(super) fn answer(&self, message: &Message) {
-        let record = |stage: &Histogram, micros: u32| stage.record(f64::from(micros) / 1e6);
+    pub(super) fn answer(&mut self, message: &Message) {
+        let record = |stage: &mut Seconds, micros: u32| stage.record(Duration::from_micros(micros.into()));
         match message {
             Message::Durable(answer) => {
-                record(&self.queue, answer.queue_us);
-                record(&self.write, answer.write_us);
-                record(&self.flush, answer.flush_us);
+                record(&mut self.queue, answer.queue_us);
+                record(&mut self.write, answer.write_us);
+                record(&mut self.flush, answer.flush_us);
             }
             Message::ReadAnswer(answer) => {
-                record(&self.queue, answer.queue_us);
-                record(&self.read, answer.read_us);
+                record(&mut self.queue, answer.queue_us);
+                record(&mut self.read, answer.read_us);
             }
             _ => {}
         }
     }
 
-    pub(super) fn kind(&self, kind: Kind) -> &KindMetrics {
-        &self.kinds[kind as usize]
+    pub(super) fn kind(&mut self, kind: Kind) -> &mut KindMetrics {
+        &mut self.kinds[kind as usize]
+    }
+
+    /// Shows what was counted since the last time.
+    pub(super) fn publish(&mut self) {
+        let stages = [&mut self.queue, &mut self.read, &mut self.write, &mut self.flush];
+        let kinds = self.kinds.iter_mut().map(|kind| &mut kind.seconds);
+        for seconds in kinds.chain(stages).chain([&mut self.round_trip]) {
+            seconds.publish();
+        }
     }
 }

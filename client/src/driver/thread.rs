@@ -446,7 +446,6 @@ impl<C: Core> Driver<C> {
             bytes,
             since,
         }) as u64);
-        self.metrics.in_flight.set(self.pending.len() as f64);
         self.core.handle(self.now, Event::Submit { volume, op, request });
     }
 
@@ -457,14 +456,11 @@ impl<C: Core> Driver<C> {
             return;
         };
         let metrics = self.metrics.kind(pending.kind);
-        metrics
-            .seconds
-            .record(self.now.saturating_since(pending.since).as_secs_f64());
+        metrics.seconds.record(self.now.saturating_since(pending.since));
         match &result {
             Ok(_) => metrics.bytes.increment(pending.bytes),
             Err(_) => metrics.errors.increment(1),
         }
-        self.metrics.in_flight.set(self.pending.len() as f64);
         match pending.origin {
             Origin::Library(waiter) => waiter.tell(result),
             Origin::Guest { key, serial, token } => {
@@ -578,6 +574,8 @@ impl<C: Core> Driver<C> {
                 _ => {}
             }
         }
+        self.metrics.publish();
+        self.metrics.in_flight.set(self.pending.len() as f64);
         self.metrics.guests.set(self.guests as f64);
         self.metrics.load(self.core.device_load());
         self.metrics.calls(std::mem::take(&mut self.calls));

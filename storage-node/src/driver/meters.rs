@@ -1,9 +1,12 @@
 //! What a device's thread measures.
 
+use std::time::Duration;
+
+use cairn_meta::metrics::Seconds;
 use cairn_proto::frame::Class;
 use cairn_proto::ids::DeviceUuid;
 use cairn_proto::message::{Envelope, Message};
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{Counter, Gauge, Label, counter, gauge};
 
 use super::budget::Budget;
 use crate::host::HostStatus;
@@ -11,11 +14,7 @@ use crate::host::HostStatus;
 /// The metrics of one device, looked up once.
 pub(super) struct Meters {
     device: String,
-    write_queue: Histogram,
-    write: Histogram,
-    flush: Histogram,
-    read_queue: Histogram,
-    read: Histogram,
+    stages: Stages,
     bytes_read: [Counter; 3],
     bytes_written: [Counter; 3],
     fetched: Counter,
@@ -34,6 +33,15 @@ pub(super) struct Meters {
     scrub: ScrubMeters,
 }
 
+/// Where the time of requests goes.
+struct Stages {
+    write_queue: Seconds,
+    write: Seconds,
+    flush: Seconds,
+    read_queue: Seconds,
+    read: Seconds,
+}
+
 /// Of the device's background work.
 struct ScrubMeters {
     pass: Gauge,
@@ -49,17 +57,29 @@ struct ScrubMeters {
 impl Meters {
     pub(super) fn new(device: DeviceUuid) -> Meters {
         let device = device.to_string();
-        let stage = |operation: &'static str, stage: &'static str| histogram!("cairn_node_request_seconds", "device" => device.clone(), "operation" => operation, "stage" => stage);
+        let stage = |operation: &'static str, stage: &'static str| {
+            let labels = [
+                ("device", device.clone()),
+                ("operation", operation.into()),
+                ("stage", stage.into()),
+            ];
+            Seconds::new(
+                "cairn_node_request_seconds",
+                labels.map(|(key, value)| Label::new(key, value)).into(),
+            )
+        };
         let gauge = |name: &'static str| gauge!(name, "device" => device.clone());
         let bytes = |name: &'static str| {
             ["guest", "repair", "scrub"].map(|class| counter!(name, "device" => device.clone(), "class" => class))
         };
         Meters {
-            write_queue: stage("write", "queue"),
-            write: stage("write", "write"),
-            flush: stage("write", "flush"),
-            read_queue: stage("read", "queue"),
-            read: stage("read", "read"),
+            stages: Stages {
+                write_queue: stage("write", "queue"),
+                write: stage("write", "write"),
+                flush: stage("write", "flush"),
+                read_queue: stage("read", "queue"),
+                read: stage("read", "read"),
+            },
             bytes_read: bytes("cairn_node_read_bytes_total"),
             bytes_written: bytes("cairn_node_write_bytes_total"),
             fetched: counter!("cairn_node_fetched_bytes_total", "device" => device.clone()),
@@ -113,17 +133,17 @@ impl Meters {
     }
 
     /// An answer goes out.
-    pub(super) fn sent(&self, envelope: &Envelope) {
-        let seconds = |micros: u32| f64::from(micros) / 1e6;
+    pub(super) fn sent(&mut self, envelope: &Envelope) {
+        let micros = |micros: u32| Duration::from_micros(micros.into());
         match &envelope.message {
             Message::Durable(durable) => {
-                self.write_queue.record(seconds(durable.queue_us));
-                self.write.record(seconds(durable.write_us));
-                self.flush.record(seconds(durable.flush_us));
+                self.stages.write_queue.record(micros(durable.queue_us));
+                self.stages.write.record(micros(durable.write_us));
+                self.stages.flush.record(micros(durable.flush_us));
             }
             Message::ReadAnswer(answer) => {
-                self.read_queue.record(seconds(answer.queue_us));
-                self.read.record(seconds(answer.read_us));
+                self.stages.read_queue.record(micros(answer.queue_us));
+                self.stages.read.record(micros(answer.read_us));
                 let bytes: usize = answer.bytes.iter().map(bytes::Bytes::len).sum();
                 self.bytes_read[class(envelope.class)].increment(bytes as u64);
             }
@@ -146,7 +166,17 @@ impl Meters {
     }
 
     /// How the device is, now and then.
-    pub(super) fn status(&self, status: &HostStatus, budget: &Budget) {
+    pub(super) fn status(&mut self, status: &HostStatus, budget: &Budget) {
+        let Stages {
+            write_queue,
+            write,
+            flush,
+            read_queue,
+            read,
+        } = &mut self.stages;
+        for stage in [write_queue, write, flush, read_queue, read] {
+            stage.publish();
+        }
         self.connections.set(status.peers as f64);
         self.strangers.set(status.strangers as f64);
         self.requests.set(status.requests as f64);

@@ -63,11 +63,15 @@ struct ScaleArguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Seconds per case.
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=3600))]
     runtime: u32,
-    /// Bytes of the small volume; the large one has a hundred times as many, and three copies are written of it.
-    #[arg(long, default_value = "128M")]
+    /// Bytes of the small volume; the large one has a hundred times as many, of which three copies are written twice: that takes
+    /// room for six hundred times as many.
+    #[arg(long, default_value = "16M")]
     size: ByteSize,
+    /// Volumes of the cluster with many.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    volumes: u32,
     /// Only look at an idle cluster.
     #[arg(long)]
     idle: bool,
@@ -249,6 +253,7 @@ fn main() -> ExitCode {
             rounds: arguments.rounds,
             runtime_s: arguments.runtime,
             size: arguments.size,
+            volumes: arguments.volumes as usize,
             idle_only: arguments.idle,
             dir: arguments.cluster.dir,
             cairn: arguments.cluster.cairn,

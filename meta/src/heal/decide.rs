@@ -14,7 +14,7 @@ use super::moves::moves;
 use super::view::{Task, View};
 use crate::limits::{
     CARE_PAUSE_MS, CARE_PER_NODE_MAX, CARE_STUCK_MS, NODE_SILENCE_MS, REBUILD_AFTER_MS, REBUILDS_MAX, REPORTS_MAX,
-    SILENCE_NOTED_MS,
+    SILENCE_NOTED_MS, UNSETTLED_PAUSE_MS,
 };
 use crate::state::command::{Command, DeviceNote, NoteDevices, ReplaceMember};
 use crate::state::model::{DeviceState, Group, State, Volume};
@@ -255,7 +255,7 @@ fn assign(state: &State, view: &mut View, standings: &Standings, now: Time) {
     view.paused.retain(|volume, _| needy.contains_key(volume));
     needy.retain(|volume, _| may_be_cared_for(state, view, *volume, now));
     end_tasks(view, &needy, now);
-    renew_tasks(state, view);
+    renew_tasks(state, view, now);
     let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
     for task in view.tasks.values() {
         *load.entry(task.node).or_default() += 1;
@@ -283,6 +283,7 @@ fn assign(state: &State, view: &mut View, standings: &Standings, now: Time) {
             node,
             generation_seen: state.volumes()[&volume].generation,
             since: now,
+            over: None,
         };
         view.tasks.insert(volume, task);
     }
@@ -359,14 +360,21 @@ fn end_tasks(view: &mut View, needy: &BTreeMap<VolumeId, usize>, now: Time) {
 
 /// A guest takes a volume from its caretaker, and lets it go before anybody has looked here. The caretaker has ended its task, which
 /// is the same as long as it knows of no later grant; here it goes on, and nobody would do anything until it counts as stuck.
-/// The caretaker's own grant is the next one after that which the task knows.
-fn renew_tasks(state: &State, view: &mut View) {
+/// The caretaker's own grant is the next one after that which the task knows: with that one given back, and something to do all the
+/// same, it did not know of it yet, as of a copy that is to move since a moment ago.
+fn renew_tasks(state: &State, view: &mut View, now: Time) {
     for (volume, task) in &mut view.tasks {
         let Some(known) = state.volumes().get(volume).filter(|known| known.holder.is_none()) else {
             continue;
         };
-        if known.generation.get() > task.generation_seen.get() + 1 {
-            task.generation_seen = known.generation;
+        let own = task.generation_seen.get() + 1;
+        if known.generation.get() > own {
+            (task.generation_seen, task.over) = (known.generation, None);
+        } else if known.generation.get() == own {
+            let over = *task.over.get_or_insert(now);
+            if now.saturating_since(over) >= ms(UNSETTLED_PAUSE_MS) {
+                (task.generation_seen, task.since, task.over) = (known.generation, now, None);
+            }
         }
     }
 }

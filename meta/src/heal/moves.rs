@@ -65,7 +65,10 @@ pub(super) fn moves(state: &State, view: &mut View, standings: &Standings, now: 
     let mut load = Load::new(state);
     if state.nodes().values().any(|node| node.draining.is_some()) {
         commands.extend(drains(state, view, standings, now, &mut load));
-        return commands;
+        // A node may stay empty, or wait for room, for as long as its operator likes.
+        if load.moving > 0 {
+            return commands;
+        }
     }
     let pause = Duration::from_millis(SPREAD_LOOK_MS);
     let due = view.spread_looked.is_none_or(|at| now.saturating_since(at) >= pause);

@@ -94,6 +94,8 @@ pub(crate) struct Task {
     pub(crate) generation_seen: Generation,
     /// When it was given.
     pub(crate) since: Time,
+    /// Since when this leader knows that the caretaker has given the volume back.
+    pub(crate) over: Option<Time>,
 }
 
 /// When a device was heard of.
@@ -215,6 +217,7 @@ impl View {
                 node,
                 generation_seen: report.generation,
                 since: now,
+                over: None,
             });
         }
         let before = self.attachments.remove(&volume);

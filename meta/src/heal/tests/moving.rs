@@ -193,3 +193,39 @@ fn copies_do_not_follow_a_device_that_goes_to_and_fro_and_wait_for_all_repairs()
     }
     assert_eq!(story.count(EventKind::Moving), 0);
 }
+
+#[test]
+fn copies_are_spread_while_a_node_stays_empty_for_as_long_as_its_operator_likes() {
+    let mut story = Story::new();
+    in_racks(&mut story);
+    story.attach(1, false);
+    story.pass_with(None, 100);
+    drain(&mut story, 5, true).unwrap();
+    let moved = node("n3", ["", "b", ""], vec![registration(device(3))]);
+    story.fixture.apply(moved).unwrap();
+    story.pass_with(None, SPREAD_LOOK_MS / 1000 + 1);
+    assert_eq!(story.group().moving.map(|moving| moving.to), Some(device(4)));
+}
+
+#[test]
+fn a_copy_that_is_to_move_when_the_caretaker_takes_all_for_done_gets_it_once_more() {
+    let mut story = Story::new();
+    drain(&mut story, 2, true).unwrap();
+    story.pass(3);
+    let keeper = story.keeper().expect("its copy moves").0 as u8;
+    story.attach(8, true);
+    exchange(&mut story);
+    // Another copy is to move now; the caretaker has not looked since, and gives the volume back.
+    drain(&mut story, 3, true).unwrap();
+    story.pass_with(Some(keeper), 3);
+    assert!(story.group().moving.is_some());
+    story.detach(true);
+    let given_back = story.fixture.0.volumes()[&VolumeId(1)].generation;
+    story.pass(UNSETTLED_PAUSE_MS / 1000 + 1);
+    let task = story.view.tasks.get(&VolumeId(1)).copied();
+    assert_eq!(
+        task.map(|task| task.generation_seen),
+        Some(given_back),
+        "it is told anew"
+    );
+}

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use cairn_meta::heal::Duty;
 use cairn_proto::replication::limits::Canary as CoordinatorCanary;
 use cairn_storage_node::host::Canary as HostCanary;
 use cairn_storage_node::store::Canary as StoreCanary;
@@ -60,6 +61,8 @@ planted! {
     WritesOvertakeSeal = ("writes-overtake-seal", "host"),
     /// The checksums of incoming blocks are not verified.
     ChecksumUnverified = ("checksum-unverified", "host"),
+    /// What was fetched from another node is written though its holder was fenced meanwhile.
+    FetchIgnoresGeneration = ("fetch-ignores-generation", "host"),
     /// What is fetched from another node is called durable before it is written.
     FetchAckedEarly = ("fetch-acked-early", "host"),
     /// A write is acknowledged when one copy is durable.
@@ -84,6 +87,14 @@ planted! {
     AnswerUnverified = ("answer-unverified", "coordinator"),
     /// A block that one member can't read counts as lost, whatever the others have.
     LostTooEarly = ("lost-too-early", "coordinator"),
+    /// Who gives a volume back says that all its copies are equal, whether they are or not.
+    SettledUnseen = ("settled-unseen", "client"),
+    /// A volume that was given back with unequal copies, or whose holder has died, gets no caretaker.
+    LeftUnsettled = ("left-unsettled", "meta"),
+    /// Copies that stand too close to each other stay there.
+    LeftClose = ("left-close", "meta"),
+    /// A node that is to hold nothing keeps its copies.
+    LeftOnDrained = ("left-on-drained", "meta"),
 }
 
 impl Planted {
@@ -108,6 +119,7 @@ impl Planted {
             Planted::WritesOvertakeSeal => HostCanary::WritesOvertakeSeal,
             Planted::ChecksumUnverified => HostCanary::ChecksumUnverified,
             Planted::FetchAckedEarly => HostCanary::FetchAckedEarly,
+            Planted::FetchIgnoresGeneration => HostCanary::FetchIgnoresGeneration,
             _ => HostCanary::None,
         }
     }
@@ -128,6 +140,17 @@ impl Planted {
             unvouched_read: self == Planted::StaleReadAfterTakeOver,
             answer_unverified: self == Planted::AnswerUnverified,
             lost_too_early: self == Planted::LostTooEarly,
+            settled_unseen: self == Planted::SettledUnseen,
+        }
+    }
+
+    /// For meta: what it leaves undone.
+    pub fn meta(self) -> Option<Duty> {
+        match self {
+            Planted::LeftUnsettled => Some(Duty::Settle),
+            Planted::LeftClose => Some(Duty::Spread),
+            Planted::LeftOnDrained => Some(Duty::Drain),
+            _ => None,
         }
     }
 }

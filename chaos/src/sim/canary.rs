@@ -5,7 +5,7 @@ use std::time::Duration;
 pub use cairn_client::planted::Planted;
 
 use super::nemesis::FaultKind;
-use super::options::Options;
+use super::options::{Ending, Options};
 use super::run;
 use super::trace::Keep;
 
@@ -26,9 +26,23 @@ fn is_about(planted: Planted, options: &Options) -> bool {
         Planted::LostTooEarly => options.rot,
         // Production's store makes a seal durable after the writes that came before it, whatever its host waits for.
         Planted::WritesOvertakeSeal => options.model_store && options.faults.weights[FaultKind::Split as usize] > 0,
+        // A fetch must be under way when the volume is taken over, from somebody who is filling a member.
+        Planted::FetchIgnoresGeneration => options.faults.weights[FaultKind::Split as usize] > 0,
+        Planted::SettledUnseen | Planted::LeftUnsettled => options.ending != Ending::Held,
+        Planted::LeftClose => options.racks > 0 && options.faults.weights[FaultKind::Swapped as usize] > 0,
+        Planted::LeftOnDrained => options.faults.weights[FaultKind::Drain as usize] > 0,
         _ => true,
     }
 }
+
+/// Bugs that no seed is known to show yet, so that they are only tried by name: see DESIGN.md.
+const HIDDEN: &[Planted] = &[
+    Planted::FetchIgnoresGeneration,
+    Planted::SettledUnseen,
+    Planted::LeftUnsettled,
+    Planted::LeftClose,
+    Planted::LeftOnDrained,
+];
 
 /// Runs seeds from 1 on with a bug, those that can bring it out, until one fails; so many of them at the most.
 pub fn hunt_one(planted: Planted, seeds_max: u64) -> Found {
@@ -56,11 +70,14 @@ pub fn hunt_one(planted: Planted, seeds_max: u64) -> Found {
     }
 }
 
-/// Hunts all bugs, or the one of this name; `print` gets a table, line by line. Whether all were found.
+/// Hunts all bugs that seeds can show, or the one of this name; `print` gets a table, line by line. Whether all were found.
 pub fn hunt(name: Option<&str>, seeds_max: u64, mut print: impl FnMut(String)) -> bool {
     let chosen: Vec<Planted> = Planted::ALL
         .iter()
-        .filter(|planted| name.is_none_or(|name| planted.name() == name))
+        .filter(|planted| match name {
+            Some(name) => planted.name() == name,
+            None => !HIDDEN.contains(planted),
+        })
         .copied()
         .collect();
     if chosen.is_empty() {
@@ -72,7 +89,7 @@ pub fn hunt(name: Option<&str>, seeds_max: u64, mut print: impl FnMut(String)) -
         return false;
     }
     print(format!(
-        "{:<22} {:<12} {:>6} {:>8}  {}",
+        "{:<25} {:<12} {:>6} {:>8}  {}",
         "BUG", "COMPONENT", "SEEDS", "CPU", "BROKEN PROMISE"
     ));
     let mut all = true;
@@ -81,7 +98,7 @@ pub fn hunt(name: Option<&str>, seeds_max: u64, mut print: impl FnMut(String)) -
         all &= found.seeds.is_some();
         let seeds = found.seeds.map_or("never".to_string(), |seeds| seeds.to_string());
         print(format!(
-            "{:<22} {:<12} {:>6} {:>6.1} s  {}",
+            "{:<25} {:<12} {:>6} {:>6.1} s  {}",
             planted.name(),
             planted.component(),
             seeds,

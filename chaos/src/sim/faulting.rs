@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cairn_proto::ids::NodeId;
 use cairn_proto::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK};
 
 use super::actors::{Actor, Input, operator};
@@ -45,6 +46,8 @@ pub(super) enum Strike {
     Mend(u8),
     /// A node that was away is back.
     Return(u8),
+    /// A node may hold copies again.
+    Undrain(NodeId),
     /// A device is lost while a member is being ejected, if that comes to pass within so many looks.
     Race {
         kind: FaultKind,
@@ -172,6 +175,7 @@ impl World {
             }
             Strike::Mend(node) => self.mend(node),
             Strike::Return(node) => self.come_back(node),
+            Strike::Undrain(node) => self.drain(node, false)?,
             Strike::Race { kind, node, looks } => self.race(kind, node, looks),
             Strike::Play => self.go_on_playing()?,
         }
@@ -255,6 +259,8 @@ impl World {
                 let span = self.span();
                 self.later(span, Strike::Unstick(node));
             }
+            FaultKind::Drain => self.drain_one()?,
+            FaultKind::AddNode => self.add_node(),
             FaultKind::NodeGone => self.node_gone(),
             FaultKind::GreyNode => self.grey_node(),
             FaultKind::TakeOver => self.take_over()?,
@@ -293,7 +299,8 @@ impl World {
 
     /// The node that stays away or is slow: the same one for the whole run, so that the others are never at fault for that.
     pub(super) fn victim(&self) -> u8 {
-        (mix(self.options.seed) % u64::from(self.options.nodes)) as u8
+        let first = self.options.nodes - self.options.late_nodes;
+        (mix(self.options.seed) % u64::from(first)) as u8
     }
 
     fn node_gone(&mut self) {

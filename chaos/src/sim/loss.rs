@@ -11,6 +11,7 @@ use cairn_proto::time::Time;
 
 use super::faulting::Strike;
 use super::nemesis::FaultKind;
+use super::options::Options;
 use super::process::Process;
 use super::setup::REPLICAS;
 use super::world::{SessionPhase, World};
@@ -30,15 +31,27 @@ pub(super) struct Losses {
     pub(super) gone: BTreeSet<u8>,
     /// They come back when all is well without them.
     pub(super) away: BTreeSet<u8>,
+    /// They are added later, or never.
+    pub(super) to_come: BTreeSet<u8>,
     /// When the last loss is noticed by everybody.
     noticed_at: Time,
 }
 
 impl Losses {
+    /// Of a world that has not begun.
+    pub(super) fn new(options: &Options) -> Losses {
+        Losses {
+            to_come: (options.nodes.saturating_sub(options.late_nodes)..options.nodes).collect(),
+            ..Losses::default()
+        }
+    }
+
     /// Whether the process can't be started.
     pub(super) fn holds(&self, process: Process) -> bool {
         match process {
-            Process::Node(node) | Process::Caretaker(node) => self.gone.contains(&node) || self.away.contains(&node),
+            Process::Node(node) | Process::Caretaker(node) => [&self.gone, &self.away, &self.to_come]
+                .iter()
+                .any(|held| held.contains(&node)),
             _ => false,
         }
     }
@@ -164,7 +177,7 @@ impl World {
         use FaultKind as F;
         let spares_nodes = matches!(
             kind,
-            F::KillMeta | F::KillClient | F::TakeOver | F::HandOver | F::Release | F::Reset
+            F::Drain | F::AddNode | F::KillMeta | F::KillClient | F::TakeOver | F::HandOver | F::Release | F::Reset
         );
         self.options.loss && !self.options.race && self.now() < self.losses.noticed_at && !spares_nodes
     }
@@ -242,12 +255,5 @@ impl World {
         let mut members = groups.flat_map(|(_, group)| &group.in_sync);
         let is_lost = members.any(|member| self.setup.node_of(member).is_none_or(has_lied));
         usize::from(is_lost)
-    }
-
-    /// How many copies a group can have: in so many failure domains there is a node that runs.
-    pub(super) fn copies_possible(&self) -> usize {
-        let there = (0..self.options.nodes).filter(|node| !self.losses.holds(Process::Node(*node)));
-        let domains: BTreeSet<u8> = there.map(|node| self.setup.rack(node).unwrap_or(node)).collect();
-        domains.len().min(usize::from(REPLICAS))
     }
 }

@@ -40,6 +40,11 @@ impl FaultKind {
         matches!(self, F::BitRot | F::LostWrite | F::Misdirected | F::StaleSector) || self.is_loss()
     }
 
+    /// Whether it is what an operator does, in seeds with one who does something.
+    pub fn is_operation(self) -> bool {
+        matches!(self, FaultKind::Drain | FaultKind::AddNode)
+    }
+
     /// Whether what lies on a device is lost, or away for long.
     pub fn is_loss(self) -> bool {
         use FaultKind as F;
@@ -125,6 +130,10 @@ kinds! {
     NodeGone = ("node-gone", 2),
     /// One node, the same each time, is slow for long.
     GreyNode = ("grey-node", 2),
+    /// A node is to hold nothing, for good or for a while.
+    Drain = ("drain", 2),
+    /// A node with an empty device is added.
+    AddNode = ("add-node", 2),
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ use crate::rng::Rng;
 /// Seeds that run on the model of a store: they show what of a failure is the protocol's.
 const MODEL_STORE_PERMILLE: u32 = 150;
 
+/// Seeds in which an operator does something meanwhile.
+const OPERATIONS_PERMILLE: u32 = 250;
+
 /// One volume.
 #[derive(Clone, Debug)]
 pub struct VolumeOptions {
@@ -75,6 +78,8 @@ pub struct Options {
     pub metas: u8,
     /// Storage nodes, one device each.
     pub nodes: u8,
+    /// The last so many of them are not there from the start: an operator adds them.
+    pub late_nodes: u8,
     /// Clients.
     pub clients: u8,
     /// Volumes.
@@ -134,6 +139,7 @@ impl Options {
             seed,
             metas: *rng.pick(&[1, 3, 3, 5]),
             nodes: *rng.pick(&[3, 3, 4, 5]),
+            late_nodes: 0,
             clients: match (zombies, split) {
                 (true, _) => 2,
                 (_, true) => 3,
@@ -175,6 +181,9 @@ impl Options {
         if split || loss || rng.permille(800) {
             options.pace();
         }
+        if !calm {
+            options.operate();
+        }
         options
     }
 
@@ -186,6 +195,20 @@ impl Options {
         self.faulty = rng.span(Duration::from_secs(15), Duration::from_secs(50));
         for volume in &mut self.volumes {
             volume.min_copies_one = false;
+        }
+    }
+
+    /// In some seeds an operator empties nodes and adds some, whatever else goes wrong.
+    fn operate(&mut self) {
+        let rng = &mut Rng::stream(self.seed, "operations");
+        if !rng.permille(OPERATIONS_PERMILLE) {
+            return;
+        }
+        self.late_nodes = *rng.pick(&[0, 1, 1, 1]);
+        self.nodes += self.late_nodes;
+        let others: u32 = self.faults.weights.iter().sum();
+        for kind in FaultKind::ALL.into_iter().filter(|kind| kind.is_operation()) {
+            self.faults.weights[kind as usize] = (others * kind.weight() / 20).max(1);
         }
     }
 
@@ -266,10 +289,12 @@ fn disk(rng: &mut Rng) -> DiskOptions {
 fn faults(rng: &mut Rng, calm: bool) -> FaultOptions {
     // Swarm testing: each seed leaves out many kinds of fault, so that the others meet undisturbed.
     let keep = *rng.pick(&[200, 500, 1000]);
-    let mut weights = FaultKind::ALL.map(|kind| match rng.permille(keep) && !kind.is_harm() {
-        true => kind.weight(),
-        false => 0,
-    });
+    let mut weights = FaultKind::ALL.map(
+        |kind| match !kind.is_operation() && rng.permille(keep) && !kind.is_harm() {
+            true => kind.weight(),
+            false => 0,
+        },
+    );
     if calm || weights.iter().all(|weight| *weight == 0) {
         weights = [0; FaultKind::COUNT];
     }
@@ -375,11 +400,12 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}: {} metas, {} nodes in {} racks, {} clients, {} volumes, {} limits, {} store, {:?} of faults, {} operations at the \
+            "seed {}: {} metas, {} nodes ({} of them added later) in {} racks, {} clients, {} volumes, {} limits, {} store, {:?} of faults, {} operations at the \
              most, then {:?}; copies are made anew after {:?}",
             self.seed,
             self.metas,
             self.nodes,
+            self.late_nodes,
             self.racks,
             self.clients,
             self.volumes.len(),

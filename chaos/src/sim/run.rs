@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use cairn_proto::ids::{ChunkIndex, GroupId, VolumeId};
+use cairn_proto::ids::{ChunkIndex, VolumeId};
 use cairn_proto::limits::{BLOCKS_PER_CHUNK, FRAME_BLOCKS_MAX};
-use cairn_proto::replication::MemberRole;
 
 use super::actors::operator::Wish;
 use super::actors::{Actor, Input};
 use super::guest::Plan;
-use super::inspect::{Inspected, difference};
-use super::options::{Ending, Options};
+use super::options::Options;
 use super::process::Process;
 use super::trace::{Keep, Trace};
 use super::world::{Event, SessionPhase, Slot, World};
@@ -23,15 +21,6 @@ use crate::checker::history::{Broken, Checked, Op};
 const SET_UP_BOUND: Duration = Duration::from_secs(60);
 /// Virtual time in which, after everything has healed, all I/O must complete.
 const COMPLETE_BOUND: Duration = Duration::from_secs(60);
-/// Virtual time in which replicas must be equal then.
-const CONVERGE_BOUND: Duration = Duration::from_secs(120);
-/// The same where nobody holds the volumes: a holder that died is given a minute, and a caretaker that came too early may have
-/// to pause.
-const CONVERGE_UNHELD_BOUND: Duration = Duration::from_secs(420);
-/// It is looked again whether all is well after this time at the most.
-const PAUSE_MAX: Duration = Duration::from_secs(15);
-/// How long nodes that came back are there before it is looked again.
-const AFTER_RETURN: Duration = Duration::from_secs(12);
 /// Virtual time that an operation may take while only one node is at fault: a take-over waits for read grants and for
 /// the members that it will eject, and asks meta.
 const WAIT_BOUND: Duration = Duration::from_secs(5);
@@ -41,24 +30,6 @@ const EVENTS_MAX: u64 = 20_000_000;
 const LINK_BYTES_MAX: usize = 80 << 20;
 /// Entries of the schedule at the most.
 const SCHEDULE_MAX: usize = 200_000;
-
-/// What of the replicas is to be equal.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Equal {
-    /// Every group has all its members in sync, by meta. What each of them holds is known to who holds the volume.
-    Members,
-    /// And they hold the same blocks.
-    Blocks,
-}
-
-impl Equal {
-    fn promise(self) -> &'static str {
-        match self {
-            Equal::Members => "every group regains its copies",
-            Equal::Blocks => "replicas become equal once everything has healed",
-        }
-    }
-}
 
 /// What came of a seed.
 #[derive(Clone, Debug)]
@@ -210,7 +181,8 @@ impl World {
         self.read_everything()?;
         self.end_sessions()?;
         self.regain_copies()?;
-        self.converge(Equal::Blocks)?;
+        self.come_to_rest()?;
+        self.count_operations();
         self.check_survivors()?;
         self.check_bounds()?;
         self.check_waits()?;
@@ -243,7 +215,11 @@ impl World {
     }
 
     /// Lets things happen until a condition holds. `Ok(false)` when the span has passed without it.
-    fn run_until(&mut self, span: Duration, mut done: impl FnMut(&mut World) -> bool) -> Result<bool, Broken> {
+    pub(super) fn run_until(
+        &mut self,
+        span: Duration,
+        mut done: impl FnMut(&mut World) -> bool,
+    ) -> Result<bool, Broken> {
         let end = self.now() + span;
         loop {
             if done(self) {
@@ -290,7 +266,7 @@ impl World {
     }
 
     /// Every operation ends, and every volume that is being opened or closed is.
-    fn complete(&mut self) -> Result<(), Broken> {
+    pub(super) fn complete(&mut self) -> Result<(), Broken> {
         let unfinished = |world: &World| {
             let ended = |(process, slot): (&Process, &Slot)| slot.actor.is_none() && !world.losses.holds(*process);
             if world.slots.iter().any(ended) {
@@ -343,7 +319,7 @@ impl World {
     }
 
     /// Someone reads all that was ever touched: what was acknowledged is there.
-    fn read_everything(&mut self) -> Result<(), Broken> {
+    pub(super) fn read_everything(&mut self) -> Result<(), Broken> {
         for volume in 0..self.volumes.len() {
             let mut attempts = 0;
             loop {
@@ -412,202 +388,6 @@ impl World {
         Ok(self.sessions[session].phase == SessionPhase::Open)
     }
 
-    /// What becomes of the volumes now.
-    fn end_sessions(&mut self) -> Result<(), Broken> {
-        match self.options.ending {
-            Ending::Held => Ok(()),
-            Ending::Released => {
-                for session in 0..self.sessions.len() {
-                    self.close(session)?;
-                }
-                self.complete()
-            }
-            Ending::Abandoned => {
-                for client in 0..self.options.clients {
-                    self.kill(Process::Client(client), false);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Every group gets all the copies that it can have, whether anybody holds its volume or not. Who comes back when nobody waits
-    /// any more does no harm; nor does whoever uses the volumes next, and then all copies are equal.
-    fn regain_copies(&mut self) -> Result<(), Broken> {
-        let is_held = self.options.ending == Ending::Held;
-        let away = self.losses.away.clone();
-        if is_held && away.is_empty() {
-            return Ok(());
-        }
-        self.converge(Equal::Members)?;
-        for node in &away {
-            self.losses.away.remove(node);
-            self.start(Process::Node(*node))?;
-        }
-        if !away.is_empty() {
-            self.pass(AFTER_RETURN)?;
-            self.converge(Equal::Members)?;
-        }
-        for client in 0..self.options.clients {
-            self.start(Process::Client(client))?;
-        }
-        self.read_everything()
-    }
-
-    /// Lets time pass.
-    fn pass(&mut self, span: Duration) -> Result<(), Broken> {
-        let end = self.now() + span;
-        self.run_until(span, |_| false)?;
-        self.schedule.advance_to(end);
-        Ok(())
-    }
-
-    /// Replicas become equal byte for byte, and so do the metadata servers.
-    fn converge(&mut self, equal: Equal) -> Result<(), Broken> {
-        let bound = match self.options.ending {
-            _ if equal == Equal::Blocks => CONVERGE_BOUND,
-            Ending::Held => CONVERGE_BOUND,
-            Ending::Released | Ending::Abandoned => CONVERGE_UNHELD_BOUND,
-        };
-        let end = self.now() + bound;
-        let mut pause = Duration::from_millis(500);
-        while let Some(words) = self.differences(equal)? {
-            if self.now() >= end {
-                return Err(self.broken(equal.promise(), words));
-            }
-            self.pass(pause)?;
-            pause = (pause * 2).min(PAUSE_MAX);
-        }
-        Ok(())
-    }
-
-    fn differences(&mut self, equal: Equal) -> Result<Option<String>, Broken> {
-        if let Some(words) = self.metas_differ() {
-            return Ok(Some(words));
-        }
-        let mut groups: Vec<(GroupId, Vec<u8>)> = Vec::new();
-        let state = self.meta_states().next().map(|(_, state)| state.clone());
-        let Some(state) = state else { return Ok(None) };
-        let possible = self.copies_possible();
-        let beyond = self.beyond_help();
-        for (id, group) in state.groups().iter().filter(|(id, _)| !beyond.contains_key(id)) {
-            let (id, replicas) = (*id, state.volumes()[&id.volume].replicas);
-            let known = group.in_sync.iter().filter_map(|member| self.setup.node_of(member));
-            let there: Vec<u8> = known.filter(|node| !self.losses.holds(Process::Node(*node))).collect();
-            let is_whole =
-                there.len() >= possible && (possible < usize::from(replicas) || group.in_sync.len() == possible);
-            let runs = |node: u8| !self.losses.holds(Process::Node(node));
-            let mut joining = group.joining.iter().filter_map(|member| self.setup.node_of(member));
-            if !is_whole || joining.any(runs) {
-                return Ok(Some(format!(
-                    "group {id} has copies on nodes {there:?}, not {possible}: {group:?}{}",
-                    self.progress()
-                )));
-            }
-            groups.push((id, there));
-        }
-        if let Some(words) = self.known_damage() {
-            return Ok(Some(words));
-        }
-        if equal == Equal::Members {
-            return Ok(None);
-        }
-        self.blocks_differ(groups)
-    }
-
-    fn blocks_differ(&self, groups: Vec<(GroupId, Vec<u8>)>) -> Result<Option<String>, Broken> {
-        let mut opened: BTreeMap<u8, Inspected> = BTreeMap::new();
-        for (group, members) in groups {
-            let mut first: Option<(u8, super::inspect::Held)> = None;
-            for node in members {
-                let entry = match opened.entry(node) {
-                    std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                    std::collections::btree_map::Entry::Vacant(entry) => {
-                        let disk = &self.disks[usize::from(node)];
-                        let opened = self.setup.inspect(node, disk);
-                        if opened.is_err() && disk.has_lied() {
-                            // What it has lost may be a part of its log.
-                            continue;
-                        }
-                        let opened = opened.map_err(|words| {
-                            self.broken("a device can be opened again", format!("node-{node}: {words}"))
-                        })?;
-                        entry.insert(opened)
-                    }
-                };
-                let held = match entry.held(group) {
-                    Ok(held) => held,
-                    Err(words) => return Ok(Some(format!("group {group} on node-{node}: {words}"))),
-                };
-                match &first {
-                    None => first = Some((node, held)),
-                    Some((other, first)) => {
-                        let rotten = |node: u8| self.options.rot && node == self.victim();
-                        let is_open = |chunk, block| self.nobody_was_told_of(group.volume, chunk, block);
-                        if let Some(words) = difference((first, rotten(*other)), (&held, rotten(node)), is_open) {
-                            return Ok(Some(format!("group {group} on node-{other} and node-{node}: {words}")));
-                        }
-                    }
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// What nodes know to be damaged is repaired, but for what was lost.
-    fn known_damage(&self) -> Option<String> {
-        if self.errors.contains_key("Damaged") {
-            return None;
-        }
-        self.slots
-            .iter()
-            .find_map(|(process, slot)| match slot.actor.as_ref()? {
-                Actor::Node(actor) => {
-                    let damaged = actor.status()?.damaged_volumes;
-                    (!damaged.is_empty()).then(|| format!("{process} knows of damage in volumes {damaged:?}"))
-                }
-                _ => None,
-            })
-    }
-
-    /// What the newest holders say of groups without all their copies.
-    fn progress(&self) -> String {
-        let open = self
-            .sessions
-            .iter()
-            .filter(|session| session.phase == SessionPhase::Open);
-        let status = open.filter_map(|session| self.client(session.client)?.status(session.handle));
-        let groups = status.flat_map(|status| status.groups);
-        let groups = groups.filter(|group| {
-            group
-                .members
-                .iter()
-                .any(|m| m.role != MemberRole::InSync || !m.complete)
-        });
-        groups.map(|group| format!("; {group:?}")).collect()
-    }
-
-    pub(super) fn meta_states(&self) -> impl Iterator<Item = (u64, &cairn_meta::state::State)> + '_ {
-        self.slots.values().filter_map(|slot| match slot.actor.as_ref()? {
-            Actor::Meta(meta) => Some((meta.applied(), meta.state())),
-            _ => None,
-        })
-    }
-
-    fn metas_differ(&self) -> Option<String> {
-        let mut states = self.meta_states();
-        let (applied, state) = states.next()?;
-        for (other_applied, other) in states {
-            if applied != other_applied {
-                return Some(format!("metadata servers have applied {applied} and {other_applied}"));
-            }
-            if state != other {
-                return Some(format!("the states of metadata servers differ at {applied}"));
-            }
-        }
-        None
-    }
-
     /// What nodes still want of each other.
     fn fetching(&self) -> Option<String> {
         self.slots.iter().find_map(|(process, slot)| {
@@ -663,12 +443,13 @@ mod tests {
     use super::*;
     use crate::sim::nemesis::FaultKind;
     use crate::sim::network::NetworkOptions;
-    use crate::sim::options::FaultOptions;
+    use crate::sim::options::{Ending, FaultOptions};
 
     #[test]
     fn a_cluster_without_nodes_does_not_get_up_and_the_verdict_says_so() {
         let options = Options {
             nodes: 0,
+            late_nodes: 0,
             metas: 3,
             ..Options::of_seed(1)
         };
@@ -682,6 +463,7 @@ mod tests {
         let mut options = Options {
             metas: 1,
             nodes: 4,
+            late_nodes: 0,
             clients: 1,
             racks: 0,
             lonely: false,

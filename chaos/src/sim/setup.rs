@@ -219,6 +219,8 @@ impl Setup {
                 heal: self.heal,
                 log: self.logs.remove(&index).expect("its earlier run gave the log back"),
                 rng: Rng::stream(self.seed, &format!("meta-{index}-{run}")),
+                #[cfg(feature = "canary")]
+                neglected: self.planted.and_then(super::canary::Planted::meta),
             }))),
             Process::Node(index) => {
                 let setup = NodeSetup {

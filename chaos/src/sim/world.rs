@@ -158,7 +158,7 @@ impl World {
             handles: BTreeMap::new(),
             history: History::default(),
             faulting: super::faulting::Faulting::new(&options),
-            losses: super::loss::Losses::default(),
+            losses: super::loss::Losses::new(&options),
             rng: Rng::stream(seed, "world"),
             probe_rng: Rng::stream(seed, "probes"),
             probes: 0,
@@ -531,7 +531,7 @@ impl World {
 
     pub(super) fn unstick(&mut self, node: u8, tokens: Vec<DiskToken>) {
         let now = self.schedule.now();
-        let run = self.slots[&Process::Node(node)].run;
+        let run = self.slots.get(&Process::Node(node)).map_or(0, |slot| slot.run);
         for token in tokens {
             self.schedule.at(now, Event::Disk { node, run, token });
         }

@@ -282,6 +282,8 @@ impl ClientCore {
         };
         let generation = coordinator.generation();
         let settled = volume.is_settled();
+        #[cfg(feature = "canary")]
+        let settled = settled || self.config.limits.replication.canary.settled_unseen;
         let request = self.ask_meta(handle, MetaQuestion::Detach { generation, settled });
         let volume = self.volumes.get_mut(&handle).expect("the caller has it");
         volume.phase = Phase::Detaching { request };

@@ -8,4 +8,4 @@ mod tests;
 pub mod view;
 
 pub use decide::{HealSettings, decide};
-pub use view::{AttachmentReport, GroupReport, Phase, Progress, View};
+pub use view::{AttachmentReport, Duty, GroupReport, Phase, Progress, View};

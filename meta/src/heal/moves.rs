@@ -9,7 +9,7 @@ use cairn_proto::ids::{DeviceId, GroupId};
 use cairn_proto::time::Time;
 
 use super::decide::Standings;
-use super::view::View;
+use super::view::{Duty, View};
 use crate::limits::{DRAINS_MAX, REBUILDS_MAX, SPARE_LOOKS_MAX, SPREAD_LOOK_MS, SPREAD_SETTLED_MS, SPREADS_MAX};
 use crate::state::command::{Command, MoveMember, ReplaceMember};
 use crate::state::model::{FailureDomain, Group, Move, State, Volume};
@@ -63,12 +63,15 @@ impl Load {
 pub(super) fn moves(state: &State, view: &mut View, standings: &Standings, now: Time) -> Vec<Command> {
     let mut commands: Vec<Command> = ended(state).map(Command::from).collect();
     let mut load = Load::new(state);
-    if state.nodes().values().any(|node| node.draining.is_some()) {
+    if state.nodes().values().any(|node| node.draining.is_some()) && !view.neglects(Duty::Drain) {
         commands.extend(drains(state, view, standings, now, &mut load));
         // A node may stay empty, or wait for room, for as long as its operator likes.
         if load.moving > 0 {
             return commands;
         }
+    }
+    if view.neglects(Duty::Spread) {
+        return commands;
     }
     let pause = Duration::from_millis(SPREAD_LOOK_MS);
     let due = view.spread_looked.is_none_or(|at| now.saturating_since(at) >= pause);

@@ -106,6 +106,17 @@ struct Heard {
     since: Time,
 }
 
+/// What healing does, and a planted bug of it leaves undone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Duty {
+    /// A volume that was given back with unequal copies, or whose holder has died, gets a caretaker.
+    Settle,
+    /// Copies that stand too close to each other move.
+    Spread,
+    /// Copies of a node that is to hold nothing move.
+    Drain,
+}
+
 /// What the leader has heard.
 #[derive(Debug, Default)]
 pub struct View {
@@ -129,6 +140,9 @@ pub struct View {
     pub(crate) tasks: BTreeMap<VolumeId, Task>,
     /// Volumes whose caretaker got nowhere, when they may be tried again, and how long they had to wait.
     pub(crate) paused: BTreeMap<VolumeId, (Time, Duration)>,
+    /// A planted bug.
+    #[cfg(feature = "canary")]
+    pub neglected: Option<Duty>,
 }
 
 fn ms(ms: u64) -> Duration {
@@ -140,8 +154,21 @@ impl View {
     pub fn reset(&mut self, now: Time) {
         *self = View {
             leader_since: now,
+            #[cfg(feature = "canary")]
+            neglected: self.neglected,
             ..View::default()
         };
+    }
+
+    /// Whether the planted bug is that this is left undone.
+    #[cfg(feature = "canary")]
+    pub(crate) fn neglects(&self, duty: Duty) -> bool {
+        self.neglected == Some(duty)
+    }
+
+    #[cfg(not(feature = "canary"))]
+    pub(crate) const fn neglects(&self, _: Duty) -> bool {
+        false
     }
 
     /// A node was heard of.
@@ -370,6 +397,9 @@ impl View {
         let Some(known) = state.volumes().get(&volume).filter(|known| !known.settled) else {
             return false;
         };
+        if self.neglects(Duty::Settle) {
+            return false;
+        }
         match &known.holder {
             None => {
                 let since = self.loose.get(&volume).map(|(_, since)| *since);

@@ -158,6 +158,8 @@ pub struct Canary {
     pub answer_unverified: bool,
     /// A block that one member can't read counts as lost, whatever the others have.
     pub lost_too_early: bool,
+    /// Who holds a volume gives it back as settled, whether its copies are equal or not.
+    pub settled_unseen: bool,
 }
 
 #[cfg(feature = "canary")]
@@ -175,6 +177,7 @@ impl Canary {
         unvouched_read: false,
         answer_unverified: false,
         lost_too_early: false,
+        settled_unseen: false,
     };
 }
 

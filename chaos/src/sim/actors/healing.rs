@@ -42,6 +42,12 @@ impl Healing {
         }
     }
 
+    /// It leaves something undone.
+    #[cfg(feature = "canary")]
+    pub fn plant(&mut self, neglected: Option<heal::Duty>) {
+        self.view.neglected = neglected;
+    }
+
     /// The leader is known anew.
     pub fn reset(&mut self, now: Time) {
         self.view.reset(now);
@@ -163,6 +169,12 @@ impl Healing {
                     attach.displace = self.displaceable(state, id, now);
                 }
             }
+            Command::DrainNode(drain) => {
+                // Production refuses while it does not know yet; here no place counts then, and the operator is refused too.
+                let is_silent = |id: &&DeviceId| !self.view.is_served(id, now) || self.view.is_unknown(id, now);
+                let silent = state.devices().keys().filter(is_silent);
+                drain.silent = silent.copied().collect();
+            }
             Command::RegisterNode(register) => {
                 for device in &mut register.devices {
                     let uuid = device.id.uuid;
@@ -180,16 +192,16 @@ impl Healing {
     }
 
     /// An answer goes out: who has registered was heard of.
-    pub fn answered(&mut self, answer: &Answer, now: Time) {
+    pub fn answered(&mut self, state: &State, answer: &Answer, now: Time) {
         if let Answer::Done {
             outcome: Outcome::Registered { node, devices },
             ..
         } = answer
         {
             self.view.heard_node(*node, now);
-            for device in devices.iter().filter(|device| device.refusal.is_none()) {
-                self.view.heard_device(device.id, now);
-            }
+            let served = devices.iter().filter(|device| device.refusal.is_none());
+            let served: BTreeSet<DeviceId> = served.map(|device| device.id).collect();
+            self.view.heard_start(*node, &served, state, now);
         }
     }
 }

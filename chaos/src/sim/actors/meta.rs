@@ -41,6 +41,9 @@ pub struct MetaSetup {
     pub heal: HealSettings,
     /// For the time of flushes.
     pub rng: Rng,
+    /// A planted bug of healing.
+    #[cfg(feature = "canary")]
+    pub neglected: Option<cairn_meta::heal::Duty>,
 }
 
 /// Who asked, and what, to be answered under a ticket.
@@ -71,6 +74,10 @@ impl MetaActor {
         let mut config = NodeConfig::new(u64::from(setup.index) + 1, u64::from(setup.run) + 1);
         (config.snapshot_entries, config.kept_entries) = setup.snapshots;
         let node = MetaNode::new(config, setup.log).expect("a log that was only cut off is usable");
+        #[cfg_attr(not(feature = "canary"), allow(unused_mut))]
+        let mut healing = Healing::new(setup.heal);
+        #[cfg(feature = "canary")]
+        healing.plant(setup.neglected);
         MetaActor {
             node,
             cluster: setup.cluster,
@@ -81,7 +88,7 @@ impl MetaActor {
             asked: BTreeMap::new(),
             next_ticket: 0,
             founding: false,
-            healing: Healing::new(setup.heal),
+            healing,
         }
     }
 
@@ -258,7 +265,7 @@ impl MetaActor {
                     return;
                 };
                 let answer = self.answer(&asked.request, answer);
-                self.healing.answered(&answer, ctx.now);
+                self.healing.answered(self.node.state(), &answer, ctx.now);
                 let msg = Msg::Answer { id: asked.id, answer };
                 ctx.net.message(ctx.world, (ctx.me, asked.from), msg, false);
             }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cairn_meta::state::Outcome;
-use cairn_meta::state::command::{Command, CreateVolume, GrowVolume, Selector};
+use cairn_meta::state::command::{Command, CreateVolume, DrainNode, GrowVolume, Selector};
 use cairn_meta::state::model::{Spread, Volume};
 use cairn_proto::control::Code;
-use cairn_proto::ids::VolumeId;
+use cairn_proto::ids::{NodeId, VolumeId};
 use cairn_proto::time::Time;
 
 use super::{Ctx, Input, Output, earliest};
@@ -25,6 +25,8 @@ pub enum Wish {
     Create(Vec<(u64, bool)>),
     /// Let a volume have this size.
     Grow(VolumeId, u64),
+    /// Let a node hold nothing, or let it hold copies again.
+    Drain(NodeId, bool),
 }
 
 /// A volume that was created.
@@ -46,6 +48,9 @@ pub struct OperatorActor {
     created: Vec<Created>,
     retry_at: Option<Time>,
     growing: BTreeMap<u64, (VolumeId, u64)>,
+    /// What is wanted of nodes, until they have it.
+    drains: BTreeMap<NodeId, bool>,
+    draining: BTreeMap<u64, (NodeId, bool)>,
 }
 
 impl OperatorActor {
@@ -59,6 +64,8 @@ impl OperatorActor {
             created: Vec::new(),
             retry_at: None,
             growing: BTreeMap::new(),
+            drains: BTreeMap::new(),
+            draining: BTreeMap::new(),
         }
     }
 
@@ -71,6 +78,13 @@ impl OperatorActor {
             // One step after the other: volumes never become smaller.
             Input::Operator(Wish::Grow(id, _)) if self.growing.values().any(|(growing, _)| *growing == id) => {}
             Input::Operator(Wish::Grow(id, size_bytes)) => self.grow(ctx, id, size_bytes),
+            Input::Operator(Wish::Drain(node, drain)) => {
+                self.drains.insert(node, drain);
+                // Not two at once: which of them comes last would be left to chance.
+                if !self.draining.values().any(|(asked, _)| *asked == node) {
+                    self.drain(ctx, node, drain);
+                }
+            }
             Input::Net(Delivery::Message {
                 message: Msg::Answer { id, answer },
                 ..
@@ -131,7 +145,34 @@ impl OperatorActor {
         self.growing.insert(call, (id, size_bytes));
     }
 
+    fn drain(&mut self, ctx: &mut Ctx<'_>, node: NodeId, drain: bool) {
+        let silent = Vec::new();
+        let command = Command::DrainNode(DrainNode { node, drain, silent });
+        let mut calls = Vec::new();
+        let call = self.caller.call(ctx.now, Request::Command(command), &mut calls);
+        ctx.send_calls(calls);
+        self.draining.insert(call, (node, drain));
+    }
+
+    /// A node is to be empty, or not any more. Where its copies have no other place it is refused, which an operator bears.
+    fn drained(&mut self, ctx: &mut Ctx<'_>, (node, asked): (NodeId, bool), answer: Option<Answer>) {
+        let wanted = self.drains.get(&node).copied();
+        match answer {
+            Some(Answer::Refused(refusal)) if refusal.code != Code::NotEnoughDevices => {
+                let words = format!("node {node} can't be drained ({asked}): {refusal}");
+                ctx.out.push(Output::Broken(words));
+            }
+            Some(Answer::Done { .. } | Answer::Refused(_)) if wanted == Some(asked) => {
+                self.drains.remove(&node);
+            }
+            _ => self.drain(ctx, node, wanted.unwrap_or(asked)),
+        }
+    }
+
     fn ended(&mut self, ctx: &mut Ctx<'_>, (call, answer): Ended) {
+        if let Some(asked) = self.draining.remove(&call) {
+            return self.drained(ctx, asked, answer);
+        }
         if let Some((id, size_bytes)) = self.growing.remove(&call) {
             match answer {
                 Some(Answer::Done { .. }) => ctx.out.push(Output::Grown(id, size_bytes)),

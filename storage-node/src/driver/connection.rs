@@ -1,6 +1,7 @@
 //! The bytes of one connection: frames out of what comes in, and pieces of memory to be sent.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
@@ -225,6 +226,18 @@ impl Outbox {
         }
         self.in_flight = true;
         Some(self.pieces.iter().take(SEND_PIECES_MAX).cloned().collect())
+    }
+
+    /// The same, to be sent at once or not at all: as many pieces as there is room for in `slices`. Returns how many those are.
+    pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        if self.in_flight {
+            return 0;
+        }
+        let used = slices.len().min(self.pieces.len());
+        for (slot, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slot = IoSlice::new(piece);
+        }
+        used
     }
 
     /// So many bytes of it are sent. Returns how many of those were still waited for.

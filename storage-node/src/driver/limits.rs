@@ -17,6 +17,8 @@ pub(super) const STAGE_BYTES_STRANGER: usize = 4 << 10;
 /// Bytes that a connection receives into afterwards: a whole header with the longest control part, and then some, so
 /// that many small requests come with one completion.
 pub(super) const STAGE_BYTES_PEER: usize = 68 << 10;
+/// Pieces of memory that are offered to a socket before the ring gets what it does not take.
+pub(super) const SEND_PIECES_NOW: usize = 64;
 /// Pieces of memory in one send.
 pub(super) const SEND_PIECES_MAX: usize = 256;
 

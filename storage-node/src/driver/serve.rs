@@ -1,7 +1,7 @@
 //! The loop of a device's thread: completions in, the host, actions out, one submit.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use cairn_proto::frame::FrameError;
 use cairn_proto::ids::DeviceId;
 use cairn_proto::message::{Envelope, FailureKind, Message};
 use cairn_proto::time::Time;
-use rustix::net::{Shutdown, shutdown, sockopt};
+use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sendmsg, shutdown, sockopt};
 
 use super::budget::Budget;
 use super::clock;
@@ -20,7 +20,7 @@ use super::connection::{Connection, Parsed};
 use super::control::{Control, ControlQueue};
 use super::limits::{
     ACCEPT_PAUSE, DRAIN_TIMEOUT, DriverLimits, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, LINGER,
-    SWEEP_INTERVAL,
+    SEND_PIECES_NOW, SWEEP_INTERVAL,
 };
 use super::meters::Meters;
 use super::open::ring_error;
@@ -267,10 +267,7 @@ impl Serving {
             }
             return;
         }
-        if connection.congested && connection.outbox.bytes() < self.limits.send_bytes_low {
-            connection.congested = false;
-            self.host.set_congested(conn, false);
-        }
+        self.eased(conn);
     }
 
     /// The connection does not stand any more.
@@ -446,6 +443,7 @@ impl Serving {
     fn serve_dirty(&mut self) {
         let stopping = self.end_by.is_some();
         for conn in std::mem::take(&mut self.dirty) {
+            self.send_now(conn);
             let Some(connection) = self.connections.get_mut(&conn) else {
                 continue;
             };
@@ -474,6 +472,39 @@ impl Serving {
             if connection.shut && connection.inbox.is_idle() && connection.outbox.is_idle() {
                 self.connections.remove(&conn);
             }
+        }
+    }
+
+    /// Sends what the socket takes without waiting; the ring does the rest, and learns of errors. A send that ends in the ring at once
+    /// would wake the thread for nothing but its completion.
+    fn send_now(&mut self, conn: ConnId) {
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        if connection.shut {
+            return;
+        }
+        let mut slices = [IoSlice::new(&[]); SEND_PIECES_NOW];
+        let used = connection.outbox.slices(&mut slices);
+        if used == 0 {
+            return;
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let mut no_extras = SendAncillaryBuffer::default();
+        if let Ok(count) = sendmsg(&connection.socket, &slices[..used], &mut no_extras, flags) {
+            self.sending -= connection.outbox.sent(self.now, count);
+            self.eased(conn);
+        }
+    }
+
+    /// Less waits to be sent than before.
+    fn eased(&mut self, conn: ConnId) {
+        let connection = self.connections.get_mut(&conn).expect("the caller has looked");
+        if connection.congested && connection.outbox.bytes() < self.limits.send_bytes_low {
+            connection.congested = false;
+            self.host.set_congested(conn, false);
+            // What it may do now is done in a turn to come, not after the next wait.
+            self.dirty.insert(conn);
         }
     }
 

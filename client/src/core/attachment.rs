@@ -299,6 +299,7 @@ impl ClientCore {
         while self.step(handle) {}
         self.leave_devices(handle);
         self.volumes.remove(&handle);
+        self.timers.set(handle, None);
         self.actions.push_back(Action::Closed { volume: handle });
     }
 }

@@ -234,9 +234,11 @@ impl ClientCore {
 
     /// A device may have moved: ask meta, not too often.
     fn want_addresses(&mut self, id: DeviceId) {
-        for volume in self.volumes.values_mut() {
+        for (handle, volume) in &mut self.volumes {
             if volume.devices.contains(&id) {
                 volume.refresh_wanted = true;
+                // It has a time for that now.
+                self.touched.insert(*handle);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The client's core: volumes, their attachments and the connections to devices, without I/O.
 //!
 //! Reading order: [`api`] (the seam to the driver), this file (where events go), `attachment` (what is asked of meta),
-//! `link` (connections), `pace` (of copies), `volume` and `device` (state).
+//! `link` (connections), `pace` (of copies), `timers`, `volume` and `device` (state).
 
 pub mod api;
 mod attachment;
@@ -11,6 +11,7 @@ pub mod limits;
 mod link;
 pub mod pace;
 mod report;
+mod timers;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,6 +24,7 @@ use cairn_proto::time::Time;
 use self::api::{Action, ConnId, CoreConfig, Event, MetaRequestId, Notice, VolumeHandle, VolumeStatus};
 use self::device::{Device, Link, envelope};
 use self::pace::Pacing;
+use self::timers::Timers;
 use self::volume::{Phase, Volume};
 use crate::volume::Output;
 use crate::volume::api::{OpId, VolumeError, VolumeOp};
@@ -39,6 +41,8 @@ pub struct ClientCore {
     next_correlation: u64,
     /// Volumes that may have something to do.
     touched: BTreeSet<VolumeHandle>,
+    /// When each volume wants to be told of the passing of time.
+    timers: Timers,
     actions: VecDeque<Action>,
     pacing: Pacing,
 }
@@ -57,6 +61,7 @@ impl ClientCore {
             next_meta_request: 1,
             next_correlation: 1,
             touched: BTreeSet::new(),
+            timers: Timers::default(),
             actions: VecDeque::new(),
         }
     }
@@ -64,6 +69,8 @@ impl ClientCore {
     /// Takes an event.
     pub fn handle(&mut self, now: Time, event: Event) {
         self.advance(now);
+        // What I/O changes of a volume's times it changes of one that it touches. Everything else is rare enough to look at all.
+        let is_io = matches!(event, Event::Frame { .. } | Event::Submit { .. });
         match event {
             Event::Connected { conn } => self.greet(conn),
             Event::Disconnected { conn, refused } => self.conn_ended(conn, refused),
@@ -85,6 +92,9 @@ impl ClientCore {
             Event::Meta(answer) => self.meta_answered(answer),
         }
         self.settle();
+        if !is_io {
+            self.set_all_timers();
+        }
     }
 
     /// Does what was to be done by now.
@@ -94,13 +104,15 @@ impl ClientCore {
         for device in devices {
             self.device_timeout(device);
         }
-        let volumes: Vec<VolumeHandle> = self.volumes.keys().copied().collect();
-        for volume in volumes {
+        // Those that a device's end has just given something to do have their time from that on.
+        self.set_all_timers();
+        for volume in self.timers.due(now) {
             self.volume_timeout(volume);
         }
         self.report_due();
         self.pace_due();
         self.settle();
+        self.set_all_timers();
     }
 
     /// The next thing to do.
@@ -111,13 +123,18 @@ impl ClientCore {
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
     pub fn poll_timeout(&self) -> Option<Time> {
         let limits = &self.config.limits;
-        let volumes = self.volumes.values().filter_map(|volume| volume.timeout(limits));
+        let volumes = self.timers.first();
+        debug_assert_eq!(
+            volumes,
+            self.volumes.values().filter_map(|volume| volume.timeout(limits)).min(),
+            "a volume's time has changed and nobody has said so"
+        );
         let devices = self.devices.values().filter_map(|device| match device.link {
             Link::Down => Some(device.retry_at),
             Link::Connecting { until, .. } => Some(until),
             Link::Up { .. } => device.silence_timeout(limits),
         });
-        volumes.chain(devices).chain(self.pacing.tick_at).min()
+        devices.chain(volumes).chain(self.pacing.tick_at).min()
     }
 
     /// A volume as metrics and logs see it.
@@ -166,6 +183,19 @@ impl ClientCore {
         while let Some(handle) = self.touched.pop_first() {
             while self.step(handle) {}
             self.check_close(handle);
+            self.set_timer(handle);
+        }
+    }
+
+    fn set_timer(&mut self, handle: VolumeHandle) {
+        let volume = self.volumes.get(&handle);
+        let at = volume.and_then(|volume| volume.timeout(&self.config.limits));
+        self.timers.set(handle, at);
+    }
+
+    fn set_all_timers(&mut self) {
+        for (handle, volume) in &self.volumes {
+            self.timers.set(*handle, volume.timeout(&self.config.limits));
         }
     }
 

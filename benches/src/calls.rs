@@ -62,8 +62,19 @@ impl WakeUps {
 pub struct SystemCalls(BTreeMap<String, f64>);
 
 /// The calls that are counted: whose, which, and the name and label of the counter.
-const COUNTERS: [(&str, &str, &str, &str); 4] = [
-    ("node-", "nodes io_uring_enter", "cairn_node_ring_enter_total", ""),
+const COUNTERS: [(&str, &str, &str, &str); 5] = [
+    (
+        "node-",
+        "nodes io_uring_enter",
+        "cairn_node_system_calls_total",
+        "call=\"io_uring_enter\"",
+    ),
+    (
+        "node-",
+        "nodes sendmsg",
+        "cairn_node_system_calls_total",
+        "call=\"sendmsg\"",
+    ),
     (
         "export",
         "export epoll_wait",
@@ -162,7 +173,10 @@ mod tests {
     #[test]
     fn calls_of_all_nodes_are_added_up_and_kinds_told_apart() {
         let metrics = |n: u32| {
-            let node = format!("cairn_node_ring_enter_total{{device=\"a\"}} {}\n", 10 * n);
+            let on_node = |call: &str, count: u32| {
+                format!("cairn_node_system_calls_total{{device=\"a\",call=\"{call}\"}} {count}\n")
+            };
+            let node = on_node("io_uring_enter", 10 * n) + &on_node("sendmsg", 5 * n);
             let call = |call: &str, count| format!("cairn_client_system_calls_total{{call=\"{call}\"}} {count}\n");
             let export = call("epoll_wait", n) + &call("readv", 2 * n) + &call("writev", 3 * n);
             let named = |name: &str, text: &str| (name.to_string(), text.to_string());
@@ -179,6 +193,7 @@ mod tests {
             ("export readv", 2.0),
             ("export writev", 3.0),
             ("nodes io_uring_enter", 20.0),
+            ("nodes sendmsg", 10.0),
         ];
         assert_eq!(found, expected.map(|(call, count)| (call.to_string(), count)).into());
     }

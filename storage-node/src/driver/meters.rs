@@ -18,7 +18,7 @@ pub(super) struct Meters {
     bytes_read: [Counter; 3],
     bytes_written: [Counter; 3],
     fetched: Counter,
-    ring_enters: Counter,
+    calls: [Counter; 2],
     accepted: Counter,
     connections: Gauge,
     strangers: Gauge,
@@ -83,7 +83,8 @@ impl Meters {
             bytes_read: bytes("cairn_node_read_bytes_total"),
             bytes_written: bytes("cairn_node_write_bytes_total"),
             fetched: counter!("cairn_node_fetched_bytes_total", "device" => device.clone()),
-            ring_enters: counter!("cairn_node_ring_enter_total", "device" => device.clone()),
+            calls: ["io_uring_enter", "sendmsg"]
+                .map(|call| counter!("cairn_node_system_calls_total", "device" => device.clone(), "call" => call)),
             accepted: counter!("cairn_node_connections_accepted_total", "device" => device.clone()),
             connections: gauge("cairn_node_connections"),
             strangers: gauge("cairn_node_connections_without_hello"),
@@ -155,9 +156,11 @@ impl Meters {
         }
     }
 
-    /// How often the device's ring has called the kernel; told now and then, so that it costs an I/O nothing.
-    pub(super) fn ring_enters(&self, calls: u64) {
-        self.ring_enters.absolute(calls);
+    /// How often the device's thread has called the kernel; told now and then, so that it costs an I/O nothing.
+    pub(super) fn system_calls(&self, ring_enters: u64, sends: u64) {
+        let [enter, send] = &self.calls;
+        enter.absolute(ring_enters);
+        send.absolute(sends);
     }
 
     /// A connection was closed because of what its peer did.

@@ -56,6 +56,8 @@ pub(super) struct Serving {
     next_sweep: Time,
     /// Bytes that wait to be sent, on all connections.
     sending: usize,
+    /// Calls of `sendmsg`.
+    sends: u64,
     /// When to accept again, after there was no descriptor left.
     accept_at: Option<Time>,
     accepting: bool,
@@ -100,6 +102,7 @@ impl Serving {
             next_conn: 0,
             next_sweep: now,
             sending: 0,
+            sends: 0,
             accept_at: None,
             accepting: false,
             end_by: None,
@@ -320,7 +323,7 @@ impl Serving {
         }
         self.next_sweep = self.now + SWEEP_INTERVAL;
         self.meters.status(&self.host.status(), &self.budget);
-        self.meters.ring_enters(self.ring.enters());
+        self.meters.system_calls(self.ring.enters(), self.sends);
         let slow: Vec<_> = self
             .connections
             .iter()
@@ -489,6 +492,7 @@ impl Serving {
         if used == 0 {
             return;
         }
+        self.sends += 1;
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let mut no_extras = SendAncillaryBuffer::default();
         if let Ok(count) = sendmsg(&connection.socket, &slices[..used], &mut no_extras, flags) {

@@ -198,7 +198,11 @@ fn run(config: ThreadConfig, control: &Arc<ControlQueue>, opened: oneshot::Sende
     }
     // Before the store reads: a read grant that was given just before a restart runs from here at the latest.
     let started = clock::now();
-    let store = open::open(&mut ring, &file, expect, geometry, config.store, control)?;
+    let limits = match expect.device {
+        Some(device) => config.store.staggered(device),
+        None => config.store,
+    };
+    let store = open::open(&mut ring, &file, expect, geometry, limits, control)?;
     let identity = store.identity().expect("it is open");
     let recovered = store.recovered_seq();
     tracing::info!(device = %identity.device, commit = %recovered, "opened");

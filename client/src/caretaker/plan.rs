@@ -57,10 +57,12 @@ impl Plan {
         Some(*volume)
     }
 
-    /// A volume is not held any more. It was granted under this generation, or never.
+    /// A volume is not held any more. It was granted under this generation, or never. When meta has meanwhile told of a later one, that was
+    /// another task: a guest took the volume, and gave it back before this had ended here. Meta will not tell of it again.
     pub fn ended(&mut self, now: Time, volume: VolumeId, granted: Option<Generation>) {
-        if let Some((_, step)) = self.tasks.get_mut(&volume) {
+        if let Some((seen, step)) = self.tasks.get_mut(&volume) {
             *step = match granted {
+                Some(generation) if *seen >= generation => Step::Due(now),
                 Some(generation) => Step::Done(generation),
                 None => Step::Due(now + RETRY_PAUSE),
             };
@@ -112,6 +114,21 @@ mod tests {
         plan.ended(at(7), VolumeId(7), Some(generation(6)));
         plan.told(at(8), &[task(7, 9)]);
         assert_eq!(plan.begin(at(8)), Some(VolumeId(7)), "a guest had it in between");
+    }
+
+    #[test]
+    fn a_task_that_is_given_anew_before_the_one_before_has_ended_is_begun_then() {
+        let mut plan = Plan::default();
+        plan.told(at(0), &[task(7, 3)]);
+        plan.begin(at(0)).unwrap();
+        // It was granted generation 4; a guest took the volume with 5, and has given it back.
+        plan.told(at(1), &[task(7, 5)]);
+        plan.told(at(1), &[task(7, 5)]);
+        assert_eq!(plan.begin(at(1)), None, "it is under way");
+        plan.ended(at(2), VolumeId(7), Some(generation(4)));
+        assert_eq!(plan.begin(at(2)), Some(VolumeId(7)));
+        plan.ended(at(3), VolumeId(7), Some(generation(6)));
+        assert_eq!((plan.begin(at(3)), plan.wake()), (None, None));
     }
 
     #[test]

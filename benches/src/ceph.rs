@@ -113,7 +113,7 @@ impl Ceph {
              admin socket = {path}/$name.asok\nlog file = {path}/$name.log\npid file = {path}/$name.pid\n\
              keyring = {path}/keyring\npublic network = 127.0.0.0/8\n[osd]\nosd data = {path}/osd$id\n\
              osd objectstore = bluestore\nbluestore block size = {osd_bytes}\nbluestore block create = true\n\
-             osd memory target = 2147483648\n[mon]\nmon data = {path}/mon\nmon initial members = a\n\
+             osd memory target = 2147483648\n[client]\nrbd cache = false\n[mon]\nmon data = {path}/mon\nmon initial members = a\n\
              mgr data = {path}/mgr\n[mgr]\nmgr data = {path}/mgr\nmgr initial modules =\n"
         );
         fs::write(self.conf(), conf).map_err(words)?;

@@ -3,6 +3,8 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cairn_chaos::live::cluster::{Cluster, ClusterOptions, Part};
@@ -37,6 +39,8 @@ const AWAY: Duration = Duration::from_secs(4);
 const LATE_MAX: Duration = Duration::from_secs(60);
 /// Seconds of the run in which an OSD of Ceph is frozen, at the least: it is waited for some 50 of them.
 const CEPH_FROZEN_S: u32 = 75;
+/// How often what the shim keeps is written to the disk.
+const WRITE_BACK_EVERY: Duration = Duration::from_millis(500);
 /// How long the cluster may take to be well before the next fault.
 const WELL_BOUND: Duration = Duration::from_secs(120);
 
@@ -95,11 +99,45 @@ const FAULTS: [(&str, Act); 9] = [
 
 type Act = fn(&mut World) -> Result<(), String>;
 
+/// Has what a shim keeps written to the disk evenly. The shim does not flush it, so that the kernel would write all of it when it is 30 s
+/// old, hundreds of MiB at once: everybody on the same disk then waits for as long as 300 ms, which is not what is measured here.
+struct WrittenBack {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WrittenBack {
+    fn start(backing: &Path) -> Result<WrittenBack, String> {
+        let file = fs::File::open(backing).map_err(words)?;
+        let (stop, stopped) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            while stopped.recv_timeout(WRITE_BACK_EVERY) == Err(RecvTimeoutError::Timeout) {
+                if let Err(error) = file.sync_data() {
+                    eprintln!("the file behind the shim can't be written back: {error}");
+                    return;
+                }
+            }
+        });
+        Ok(WrittenBack {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for WrittenBack {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
 struct World {
     // In this order: the processes go before what stands between them and their devices.
     cluster: Cluster,
     proxy: Proxy,
     shim: Shim,
+    _written_back: WrittenBack,
     target: Target,
     /// Where fio logs.
     logs: PathBuf,
@@ -243,6 +281,7 @@ impl World {
             .map_err(words)?;
         fs::create_dir_all(&mount).map_err(words)?;
         let shim = Shim::start(&backing, &mount, 1).map_err(words)?;
+        let written_back = WrittenBack::start(&backing)?;
         cluster.use_device(DISK, shim.device());
         let parse = |address: String| address.parse::<SocketAddr>().map_err(words);
         let (before, behind) = (parse(cluster.address_before(HIT))?, parse(cluster.address(HIT))?);
@@ -257,6 +296,7 @@ impl World {
             cluster,
             proxy,
             shim,
+            _written_back: written_back,
             target,
             logs: path,
             _dir: dir,

@@ -36,13 +36,7 @@ fn is_about(planted: Planted, options: &Options) -> bool {
 }
 
 /// Bugs that no seed is known to show yet, so that they are only tried by name: see DESIGN.md.
-const HIDDEN: &[Planted] = &[
-    Planted::FetchIgnoresGeneration,
-    Planted::SettledUnseen,
-    Planted::LeftUnsettled,
-    Planted::LeftClose,
-    Planted::LeftOnDrained,
-];
+const HIDDEN: &[Planted] = &[Planted::FetchIgnoresGeneration];
 
 /// Runs seeds from 1 on with a bug, those that can bring it out, until one fails; so many of them at the most.
 pub fn hunt_one(planted: Planted, seeds_max: u64) -> Found {

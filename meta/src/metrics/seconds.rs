@@ -9,11 +9,11 @@ use metrics::{Counter, Gauge, Label, counter, gauge};
 use super::SECONDS_BUCKETS;
 
 /// Durations by size, published as the series of a Prometheus histogram: `NAME_bucket` by `le`, `NAME_sum` in seconds and `NAME_count`.
+/// Several of one name and with the same labels, of several threads or one after the other, are added up.
 pub struct Seconds {
-    /// Those of each bucket alone; the last one is without a bound.
+    /// Not published yet: those of each bucket alone; the last one is without a bound.
     counts: [u64; SECONDS_BUCKETS.len() + 1],
     sum: Duration,
-    changed: bool,
     buckets: [Counter; SECONDS_BUCKETS.len() + 1],
     published_sum: Gauge,
     published_count: Counter,
@@ -31,7 +31,6 @@ impl Seconds {
         Seconds {
             counts: [0; SECONDS_BUCKETS.len() + 1],
             sum: Duration::ZERO,
-            changed: true,
             buckets: std::array::from_fn(bucket),
             published_sum: gauge!(part("sum"), labels.clone()),
             published_count: counter!(part("count"), labels),
@@ -44,21 +43,22 @@ impl Seconds {
         let bucket = SECONDS_BUCKETS.partition_point(|bound| *bound < seconds);
         self.counts[bucket] += 1;
         self.sum = self.sum.saturating_add(took);
-        self.changed = true;
     }
 
     /// Makes what was counted visible to whoever asks for metrics.
     pub fn publish(&mut self) {
-        if !std::mem::replace(&mut self.changed, false) {
-            return;
-        }
         let mut so_far = 0;
-        for (count, published) in self.counts.iter().zip(&self.buckets) {
-            so_far += count;
-            published.absolute(so_far);
+        for (count, published) in self.counts.iter_mut().zip(&self.buckets) {
+            so_far += std::mem::take(count);
+            if so_far > 0 {
+                published.increment(so_far);
+            }
         }
-        self.published_count.absolute(so_far);
-        self.published_sum.set(self.sum.as_secs_f64());
+        if so_far > 0 {
+            self.published_count.increment(so_far);
+            self.published_sum
+                .increment(std::mem::take(&mut self.sum).as_secs_f64());
+        }
     }
 }
 
@@ -73,11 +73,18 @@ mod tests {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
-            let mut seconds = Seconds::new("cairn_test_seconds", vec![Label::new("op", "read")]);
-            for micros in [3, 10, 11, 90, 7_000_000] {
-                seconds.record(Duration::from_micros(micros));
+            // Two threads, and one of them again.
+            let of_thread = || Seconds::new("cairn_test_seconds", vec![Label::new("op", "read")]);
+            let (mut one, mut other) = (of_thread(), of_thread());
+            for micros in [3, 10, 11] {
+                one.record(Duration::from_micros(micros));
             }
-            seconds.publish();
+            other.record(Duration::from_micros(90));
+            one.publish();
+            other.publish();
+            one.record(Duration::from_secs(7));
+            one.publish();
+            other.publish();
         });
         let text = handle.render();
         for line in [

@@ -157,7 +157,7 @@ fn small_writes_meet_blocks_that_were_written_before() {
     rig.create();
     let (mut written, mut first_writes) = (BTreeSet::new(), 0);
     // Zeroed while the replica was made, before anybody looks here.
-    let zeroed = u64::from(rig.store.counters().zeroed_ahead as u32) + 2 * runs + 64;
+    let zeroed = rig.store.counters().zeroed_ahead + 2 * runs + 64;
     // Each write takes two blocks, its record's page and its data: in all as many as eight runs.
     for i in 0..runs * 4 {
         rig.submit(write_request(0, (i % 4096) as u32, 1, i + 1));
